@@ -1,0 +1,68 @@
+# make demo, make test: all they need is a Python 3.11 or later with venv; the rest goes to .venv.
+PYTHON ?=
+STORE ?= memory://
+
+.PHONY: demo serve test test-all check bench clean
+.DEFAULT_GOAL := test
+
+demo: .venv/.demo
+	@.venv/bin/python examples/demo.py
+
+serve: .venv/.demo
+	@.venv/bin/python examples/serve.py --store "$(STORE)"
+
+test: check
+	.venv/bin/python -m pytest
+
+test-all: check .venv/.bench
+	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
+
+check: .venv/.test
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy
+	@if command -v luacheck >/dev/null; then \
+	  set -x; luacheck --quiet lua ratelimit/stores/memory.lua; \
+	else \
+	  echo "luacheck: skipped: not installed"; \
+	fi
+
+bench: .venv/.bench
+	.venv/bin/python benchmarks/decisions.py
+
+clean:
+	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is made last, so that what was interrupted is done again; all are older than
+# pyproject.toml once that changes.
+.venv/.made:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' \
+	      2>/dev/null; then \
+	    echo "creating .venv with $$($$python --version) (once) ..."; \
+	    rm -rf .venv && "$$python" -m venv .venv \
+	      && .venv/bin/python -m pip install -qq --upgrade "pip>=25.1" \
+	      && touch $@; \
+	    exit; \
+	  fi; \
+	done; \
+	echo "no Python 3.11 or later with venv was found (tried: $(strip $(PYTHON) python3) and" \
+	  "python3.14 to python3.11); install one (Debian: apt install python3 python3-venv), or name it:" \
+	  "make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+.venv/.demo: pyproject.toml | .venv/.made
+	@echo "installing what the demo needs (once) ..."
+	@.venv/bin/python -m pip install -qq --group demo --editable ".[redis,fastapi]"
+	@touch $@
+
+.venv/.test: pyproject.toml .venv/.demo
+	@echo "installing what the tests need (once) ..."
+	@.venv/bin/python -m pip install -qq --group test --group lint
+	@touch $@
+
+.venv/.bench: pyproject.toml .venv/.test
+	@echo "installing what the benchmarks need (once) ..."
+	@.venv/bin/python -m pip install -qq --group bench
+	@touch $@

@@ -1,0 +1,348 @@
+"""What holds for the house as a whole: imports, public names, Lua sources, and the README."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from starlette.testclient import TestClient
+
+import ratelimit
+from ratelimit.decisions import FIELDS, Action
+from ratelimit.limits import Algorithm, Limit
+from ratelimit.scripts import SCRIPT
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PACKAGE: Final = ROOT / "ratelimit"
+SHIM: Final = PACKAGE / "stores" / "memory.lua"
+README: Final = ROOT / "README.md"
+
+# --- imports -------------------------------------------------------------------------------------
+
+ROOMS: Final = [
+    "limits",
+    "decisions",
+    "scripts",
+    "stores",
+    "failover",
+    "identity",
+    "rules",
+    "yamlfile",
+    "rulefile",
+    "headers",
+    "routing",
+    "limiter",
+    "middleware",
+    "routes",
+    "testing",
+]
+"""The modules of the package, each of which may import only those before it."""
+
+UPWARD: Final = {("rules", "rulefile"): "RuleSet.load is the public name for reading a file"}
+"""Imports against that order: inside a function, each with its reason."""
+
+DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+SOURCES: Final = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[str]:
+    """The rooms that are imported, anywhere in a module; "ratelimit" for the package itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield f"a relative one ({'.' * node.level}{node.module or ''})"
+                continue
+            modules = [node.module or ""]
+            if node.module == "ratelimit":
+                modules = [f"ratelimit.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            package, *rest = module.split(".")
+            if package == "ratelimit":
+                yield rest[0] if rest else package
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_imports_only_modules_above_its_own(path: Path) -> None:
+    room = room_of(path)
+    assert room in ROOMS, f"{room} has no place in ROOMS"
+    # Within a room that is a folder, its modules are free.
+    allowed = ROOMS[: ROOMS.index(room) + (path.parent != PACKAGE)]
+    source = path.read_text(encoding="utf-8")
+    against = {(room, other) for other in set(imported_rooms(ast.parse(source))) - set(allowed)}
+    assert against == {pair for pair in UPWARD if pair[0] == room}
+    at_once = [node for node in ast.parse(source).body if not isinstance(node, DEFINITIONS)]
+    assert set(imported_rooms(ast.Module(at_once, []))) <= set(allowed)
+
+
+# --- public names --------------------------------------------------------------------------------
+
+EXPORTED: Final[list[str]] = getattr(ratelimit, "__all__", [])
+
+
+def test_the_package_exports_the_names_that_it_imports() -> None:
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    bound = [
+        alias.asname or alias.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert EXPORTED
+    assert sorted(bound) == sorted(EXPORTED)
+    assert ratelimit.__doc__
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    doc = vars(getattr(ratelimit, name)).get("__doc__") or getattr(ratelimit, name).__doc__
+    assert doc, f"{name} has none"
+    # What named tuples and dataclasses are given is their signature.
+    assert not doc.startswith(f"{name}("), f"{name} has a generated one"
+
+
+# --- Lua -----------------------------------------------------------------------------------------
+
+LUA: Final = sorted((ROOT / "lua").glob("*.lua"))
+ALGORITHMS: Final = [path for path in LUA if path.stem != "decide"]
+
+TOKEN: Final = re.compile(
+    r"(?P<comment> --\[(?P<eq>=*)\[ .*? \](?P=eq)\] | --[^\n]* )"
+    r"|(?P<string> '(?:[^'\\\n]|\\.)*' | \"(?:[^\"\\\n]|\\.)*\" | \[(?P<q>=*)\[.*?\](?P=q)\] )"
+    r"|(?P<name> [A-Za-z_]\w* )"
+    r"|(?P<number> \.?[0-9](?:[eE][+-]|[\w.])* )"
+    r"|(?P<sign> \.\.\.|\.\.|[=~<>]=|\S )",
+    re.VERBOSE | re.DOTALL,
+)
+FORBIDDEN: Final = {
+    "..": "keeps 14 digits of a number",
+    "tostring": "keeps 14 digits of a number",
+    "cjson": "is not in process",
+    "cmsgpack": "is not in process",
+    "struct": "is not in process",
+    "bit": "is not in process",
+}
+
+
+def tokens(source: str) -> list[str]:
+    """The tokens of Lua source, without comments."""
+    return [match[0] for match in TOKEN.finditer(source) if match.lastgroup != "comment"]
+
+
+class Header(NamedTuple):
+    """The block comment that a Lua file opens with."""
+
+    name: str
+    sentence: str
+    text: str
+
+    @property
+    def numbers(self) -> set[int]:
+        """The indexes of `limit` that are described."""
+        return {int(n) for n in re.findall(r"^limit\[(\d)\] +\S+ +\S", self.text, re.MULTILINE)}
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The arguments of each function that is described."""
+        return dict(re.findall(r"^(\w+)\(([\w, ]*)\) \w", self.text, re.MULTILINE))
+
+
+def header_of(path: Path) -> Header:
+    match = re.match(
+        r"--\[\[\n(?P<name>\w+): (?P<sentence>[^\n]+\.)\n(?P<text>\n.*?)\n\]\]\n",
+        path.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert match, f"{path.name} does not open with a comment block of 'name: one sentence.'"
+    return Header(**match.groupdict())
+
+
+def lua(source: str, runtime: str = "lua51") -> Any:
+    """What a chunk returns."""
+    module = importlib.import_module(f"lupa.{runtime}")
+    return module.LuaRuntime(encoding="utf-8", register_eval=False).execute(source)
+
+
+def redis_commands(source: str) -> set[str]:
+    found = tokens(source)
+    calls = [found[i : i + 5] for i, token in enumerate(found) if token == "redis"]
+    assert all(call[:4] == ["redis", ".", "call", "("] for call in calls), calls
+    return {call[4].strip("'\"") for call in calls}
+
+
+def test_lua_holds_one_file_per_algorithm_and_the_driver() -> None:
+    assert {path.stem for path in LUA} == {*Algorithm, "decide"}
+
+
+@pytest.mark.parametrize("path", LUA, ids=name_of)
+def test_a_script_opens_with_its_name_and_one_sentence(path: Path) -> None:
+    header = header_of(path)
+    assert header.name == path.stem
+    assert not re.search(r"[.!?] [A-Z]", header.sentence), "more than one sentence"
+
+
+@pytest.mark.parametrize("path", LUA, ids=name_of)
+def test_a_script_is_part_of_what_the_stores_run(path: Path) -> None:
+    assert SCRIPT.count(path.read_text(encoding="ascii")) == 1
+
+
+@pytest.mark.parametrize("path", [*LUA, SHIM], ids=name_of)
+def test_lua_source_is_ascii_in_at_most_100_columns(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert text.isascii()
+    assert text.endswith("\n")
+    assert [n for n, line in enumerate(lines, 1) if len(line) > 100] == []
+    assert [n for n, line in enumerate(lines, 1) if line != line.rstrip() or "\t" in line] == []
+
+
+@pytest.mark.parametrize("path", LUA, ids=name_of)
+def test_a_script_uses_nothing_that_loses_digits_or_is_not_in_process(path: Path) -> None:
+    used = set(tokens(path.read_text(encoding="ascii"))) & FORBIDDEN.keys()
+    assert {name: FORBIDDEN[name] for name in used} == {}
+
+
+def test_the_shim_has_the_redis_commands_that_the_scripts_use_and_no_others() -> None:
+    used = set().union(*(redis_commands(path.read_text(encoding="ascii")) for path in LUA))
+    assert used == set(re.findall(r"^  function commands\.(\w+)", SHIM.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path) -> None:
+    source, header = path.read_text(encoding="ascii"), header_of(path)
+    assert re.search(r"^key +(hash|list) \{.+", header.text, re.MULTILINE)
+    assert re.search(r"absence\s+(means|=) ", header.text)
+    assert re.search(r"^Exact because ", header.text, re.MULTILINE)
+    found = tokens(source)
+    used = {
+        int(found[i + 2])
+        for i, token in enumerate(found)
+        if token == "limit" and found[i + 1] == "[" and found[i + 3] == "]"
+    }
+    assert header.numbers == used
+    # `limit` is passed on whole or read by a number, so that the numbers above are all of them.
+    assert not [i for i, token in enumerate(found[:-2]) if token == "limit" and found[i + 1] == "."]
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
+    numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
+    given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
+    described = header_of(path).numbers
+    # A sliding counter's `up` is 0 where it rounds down.
+    assert given == described - ({5} if path.stem == Algorithm.SLIDING_COUNTER else set())
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_returns_the_functions_that_it_describes(path: Path) -> None:
+    source, header = path.read_text(encoding="ascii"), header_of(path)
+    assert {"look", "wait", "reset", "charge", "give_back"} <= header.functions.keys()
+    assert set(lua(source)) == header.functions.keys()
+    defined = dict(re.findall(r"^local function (\w+)\(([\w, ]*)\)$", source, re.MULTILINE))
+    assert {name: defined[name] for name in header.functions} == header.functions
+
+
+def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_them() -> None:
+    source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
+    text = " ".join(header_of(ROOT / "lua" / "decide.lua").text.split())
+    places = ", ".join(f"{place} {name}" for place, name in enumerate(Algorithm, 1))
+    assert f"({places})" in text
+    actions = ", ".join(f"{a.value} {a.name.lower().replace('_', ' ')}" for a in Action)
+    assert f"({actions})" in text
+    names, values = ", ".join(a.name for a in Action), ", ".join(str(a.value) for a in Action)
+    assert f"local {names} = {values}" in source
+    written = {int(n) for n in re.findall(r"reply\[at \+ (\d)\] =", source)}
+    assert written == set(range(1, FIELDS + 1))
+
+
+@pytest.mark.parametrize("runtime", ["lua51", "luajit21"])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("made = 1", "must not create 'made'"),
+        ("return missing", "nonexistent global variable 'missing'"),
+        ("return tostring(1)", "nonexistent global variable 'tostring'"),
+        ("return redis.call('GET', 'key')", "unknown command 'GET'"),
+    ],
+)
+def test_the_sandbox_raises_where_redis_would(runtime: str, source: str, message: str) -> None:
+    if runtime == "luajit21":
+        pytest.importorskip("lupa.luajit21", reason="lupa has no LuaJIT on this platform")
+    build = lua(SHIM.read_text(encoding="ascii"), runtime)
+    with pytest.raises(Exception, match=re.escape(message)):
+        build(source, 1, 1)
+
+
+def test_the_linter_knows_the_names_of_the_sandbox() -> None:
+    sandbox = re.search(r"setmetatable\(\{\n(.*?)\n  \}, \{", SHIM.read_text(), re.DOTALL)
+    assert sandbox
+    names = set(re.findall(r"^    (\w+) =", sandbox[1], re.MULTILINE))
+    config = (ROOT / ".luacheckrc").read_text(encoding="ascii")
+    known = lua(f"files = {{}} {config} return read_globals")
+    # ARGV is Redis's alone: in process the driver's function is called instead.
+    assert set(known.values()) == names | {"ARGV"}
+
+
+# --- README --------------------------------------------------------------------------------------
+
+
+def readme_blocks(language: str) -> list[str]:
+    if not README.exists():
+        pytest.skip("README.md IS MISSING: its examples are not tested")
+    text = README.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_example_of_the_readme_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = readme_blocks("python")[0]
+    # A rule file that the example reads is the README's first.
+    for rules in readme_blocks("yaml")[:1]:
+        (tmp_path / "rules.yaml").write_text(rules, encoding="utf-8")
+    (tmp_path / "readme_example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("readme_example", "readme_example.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "readme_example", module)
+    spec.loader.exec_module(module)
+    paths = re.findall(r"\"(/[\w/-]*)\"", example)
+    with TestClient(module.app) as client:
+        statuses = {path: [client.get(path).status_code for _ in range(300)] for path in paths}
+    limited = [found for found in statuses.values() if found[0] == 200 and 429 in found]
+    assert limited, f"no path of the example passes first and is refused later: {statuses}"
+
+
+def test_every_make_command_of_the_readme_is_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    assert set(phony[1].split()) == targets
+    named = {
+        word
+        for block in readme_blocks("console")
+        for arguments in re.findall(r"^(?:\$ )?make\b([^#\n]*)", block, re.MULTILINE)
+        for word in arguments.split()
+        if "=" not in word
+    }
+    assert named, "the README names no make command"
+    assert named <= targets

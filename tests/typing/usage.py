@@ -1,0 +1,126 @@
+"""What users write, as a type checker sees it; never run, only checked (`make check`)."""
+
+from collections.abc import Sequence
+from typing import assert_type
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ratelimit import (
+    Algorithm,
+    Check,
+    Decision,
+    Limit,
+    MemoryStore,
+    RateLimiter,
+    RateLimitMiddleware,
+    Rule,
+    RuleSet,
+    Store,
+    exempt,
+    limit,
+    open_store,
+)
+
+
+def limits() -> None:
+    one = Limit("10/minute")
+    assert_type(one.quota, int)
+    assert_type(one.window, float)
+    assert_type(one.algorithm, Algorithm)
+    assert_type(one.burst, int | None)
+    assert_type(one.max_delay, float | None)
+    assert_type(one.worst_case, int)
+    assert_type(Limit.parse_all("5/second; 100/minute"), tuple[Limit, ...])
+    Limit("10/s", algorithm="token_bucket", burst=20)
+    Limit("10/s", algorithm=Algorithm.LEAKING_BUCKET, max_delay=1.5)
+    Limit("10/s", rounding="up")
+    Limit("10/s", rounding="sideways")  # type: ignore[arg-type]
+    Limit(10)  # type: ignore[arg-type]
+    Limit("10/s", "token_bucket")  # type: ignore[call-arg]  # options have names
+
+
+def checks(one: Limit) -> None:
+    check = Check(one, "203.0.113.7")
+    Check(one, key="203.0.113.7", cost=3, rule="login", shadow=True)
+    assert_type(check.cost, int)
+    assert_type(check.shadow, bool)
+    assert_type(check.forced(), Check)
+    Check("10/minute", "203.0.113.7")  # type: ignore[arg-type]
+    Check(one, "203.0.113.7", cost=0.5)  # type: ignore[arg-type]
+    check.cost = 2  # type: ignore[misc]  # immutable
+
+
+async def decisions(store: Store, check: Check) -> None:
+    answers = await store.decide([check])
+    assert_type(answers, tuple[Decision, ...])
+    decision = answers[0]
+    assert_type(decision.limit, Limit)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.remaining, int)
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.retry_after_us, int | None)
+    assert_type(decision.reset_after, float)
+    assert_type(decision.reset_after_us, int)
+    assert_type(decision.delay, float)
+    assert_type(decision.delay_us, int)
+    assert_type(decision.degraded, bool)
+    assert_type(check.given_back(decision), Check)
+    await store.reset((check,))
+
+
+async def stores(check: Check) -> None:
+    async with MemoryStore(max_keys=10_000, clock=lambda: 1_000_000) as store:
+        assert_type(store, MemoryStore)
+        assert_type(await store.decide((check,)), tuple[Decision, ...])
+        assert_type(store.statistics().keys, int)
+    assert_type(open_store("memory://"), Store)
+    MemoryStore(clock=lambda: 0.5)  # type: ignore[arg-type,return-value]  # whole microseconds
+
+
+class Mine:
+    """Another store is one class with three methods."""
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        return tuple(Decision(check.limit, True, 1, 0, 0, 0) for check in checks)
+
+    async def reset(self, checks: Sequence[Check]) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Half:
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        return ()
+
+
+mine: Store = Mine()
+half: Store = Half()  # type: ignore[assignment]
+
+
+@limit("5/minute", by="client")
+async def limited(request: Request, number: int) -> Response:
+    return Response(str(number))
+
+
+@exempt
+async def free(request: Request) -> Response:
+    return Response()
+
+
+async def endpoints(request: Request) -> None:
+    assert_type(await limited(request, number=1), Response)
+    await limited(request, number="one")  # type: ignore[arg-type]
+    assert_type(await free(request), Response)
+
+
+def applications() -> None:
+    rule = Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"])
+    assert_type(rule.limits, tuple[Limit, ...])
+    Rule("login", "5/minute", mode="strict")  # type: ignore[arg-type]
+    assert_type(RuleSet.load("rules.yaml"), RuleSet)
+    limiter = RateLimiter([rule], store=MemoryStore())
+    assert_type(RateLimiter.from_file("rules.yaml", store="memory://"), RateLimiter)
+    Starlette().add_middleware(RateLimitMiddleware, limiter=limiter)
+    Starlette().add_middleware(RateLimitMiddleware)  # type: ignore[call-arg]
