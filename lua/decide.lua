@@ -1,0 +1,168 @@
+--[[
+decide: reads every check of a request, decides, and charges all of them or none.
+
+KEYS[i]   the key of check i
+ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
+ARGV[2]   how many different limits follow, six numbers each: the algorithm's place (1 token_bucket,
+          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter) and its five numbers
+          (limit[2] .. limit[6] in that file's header)
+then      how many different kinds of check follow, five numbers each: its limit's place, the cost,
+          the action (0 charge, 1 shadow, 2 force, 3 give back), and for a give-back the charge's
+          time (microseconds) and level; for the others 0 and 0
+then      for check i, its kind's place; negative where it is the last of its request
+Returns   for check i, seven whole numbers: allowed (0 or 1), remaining, retry (microseconds; 0 if
+          allowed, -1 for never), reset, delay, at (when it was decided) and level (a bucket's,
+          after the charge; else 0). Of a request whose keys could not be read or written, the
+          first number is the error's text instead, and its others are 0.
+
+One request's checks pass or fail together; requests are decided in the order they came. Within one,
+checks that name the same counter see each other's charges through state.taken, the units that
+earlier checks of this request would take. Shadow checks come after the enforced ones and have no
+say. A refusal writes nothing, with one exception: a key whose clock is broken (its time lies more
+than a window ahead) is set to the present, since otherwise its refusals would never end.
+
+In process, KEYS is false and the function itself is returned: see ratelimit/stores/memory.lua.
+]]
+local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
+local max = math.max
+
+local algorithms = {}
+
+local function algorithm_at(place)
+  local algorithm = algorithms[place]
+  if not algorithm then
+    algorithm = chunks[place]()
+    algorithms[place] = algorithm
+  end
+  return algorithm
+end
+
+-- One check's own answer: whether its cost fits beside what earlier ones of the request take.
+local function ask(now_us, i, checks, named)
+  local key, limit, cost = checks.keys[i], checks.limits[i], checks.costs[i]
+  local state = named and named[key]
+  if not state then
+    state = algorithm_at(limit[1]).look(key, now_us, limit)
+    state.taken = 0
+    if named then
+      named[key] = state
+    end
+  end
+  local taken = state.taken
+  local fits = cost == 0 or checks.actions[i] == FORCE or taken + cost <= state.room
+  checks.states[i], checks.before[i], checks.own[i] = state, taken, fits
+  if fits then
+    state.taken = taken + cost
+  end
+  return fits
+end
+
+-- Decides the checks first .. last of one request; `checks` are arrays of equal length.
+local function decide(now_us, first, last, checks, reply)
+  local keys, limits, costs, actions = checks.keys, checks.limits, checks.costs, checks.actions
+  local states, before, own = checks.states, checks.before, checks.own
+  local named = last > first and {} or nil
+  local passed = true
+
+  local shadows = false
+  for i = first, last do
+    local action = actions[i]
+    if action == SHADOW then
+      shadows = true
+    elseif action ~= GIVE_BACK then
+      passed = ask(now_us, i, checks, named) and passed
+    end
+  end
+  if shadows then
+    for i = first, last do
+      if actions[i] == SHADOW then
+        ask(now_us, i, checks, named)
+      end
+    end
+  end
+
+  for i = first, last do
+    local algorithm, at = algorithm_at(limits[i][1]), (i - 1) * 7
+    if actions[i] == GIVE_BACK then
+      if passed then
+        local state = algorithm.look(keys[i], now_us, limits[i])
+        algorithm.give_back(keys[i], state, costs[i], checks.at_us[i], checks.levels[i])
+      end
+      states[i], before[i], own[i] = algorithm.look(keys[i], now_us, limits[i]), 0, true
+    end
+    local state, cost, fits = states[i], costs[i], own[i]
+    if actions[i] == GIVE_BACK then
+      cost = 0
+    end
+    local taken = passed and (before[i] + (fits and cost or 0)) or 0
+    reply[at + 1] = fits and 1 or 0
+    reply[at + 2] = max(0, state.room - taken)
+    reply[at + 3] = fits and 0 or algorithm.wait(state, before[i] + cost)
+    reply[at + 4] = algorithm.reset(state, taken)
+    reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
+      and algorithm.delay(state, before[i]) or 0
+    reply[at + 6] = state.at_us
+    reply[at + 7] = state.level + taken * state.unit
+  end
+
+  for i = first, last do
+    local state = states[i]
+    if actions[i] ~= GIVE_BACK and not state.written then
+      local charged = passed and state.taken or 0
+      if charged > 0 or (state.broken and not own[i]) then
+        local algorithm = algorithm_at(limits[i][1])
+        state.written = true
+        algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged))
+      end
+    end
+  end
+end
+
+if not KEYS then
+  return decide
+end
+
+local at = 1
+local function next_number()
+  at = at + 1
+  return tonumber(ARGV[at])
+end
+
+local now_us = tonumber(ARGV[1])
+if not now_us then
+  local time = redis.call('TIME')
+  now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+local limits, kinds = {}, {}
+for i = 1, next_number() do
+  limits[i] = {
+    next_number(), next_number(), next_number(), next_number(), next_number(), next_number(),
+  }
+end
+for i = 1, next_number() do
+  kinds[i] = {
+    limits[next_number()], next_number(), next_number(), next_number(), next_number(),
+  }
+end
+local checks = {
+  keys = KEYS, limits = {}, costs = {}, actions = {}, at_us = {}, levels = {},
+  states = {}, before = {}, own = {},
+}
+local reply, first = {}, 1
+for i = 1, #KEYS do
+  local place = next_number()
+  local kind = kinds[place < 0 and -place or place]
+  checks.limits[i], checks.costs[i], checks.actions[i] = kind[1], kind[2], kind[3]
+  checks.at_us[i], checks.levels[i] = kind[4], kind[5]
+  if place < 0 then
+    local fine, problem = pcall(decide, now_us, first, i, checks, reply)
+    if not fine then
+      for j = (first - 1) * 7 + 1, i * 7 do
+        reply[j] = 0
+      end
+      reply[(first - 1) * 7 + 1] = type(problem) == 'table' and problem.err or problem
+    end
+    first = i + 1
+  end
+end
+return reply

@@ -1,0 +1,165 @@
+--[[
+sliding_log: keeps the time of every unit accepted in the last W; at most Q are kept.
+
+key       list {t, n, t, n, ..., total}: n units at microsecond t, oldest first, the last n not 0;
+          total = the sum of n; absence = none
+limit[2]  quota   units in any window (t - W, t]                        1 .. 2^53-1
+limit[3]  window  W in microseconds                                     1 .. 2^51
+
+look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = units left
+wait(state, units) returns microseconds until units pass, -1 if they never can
+reset(state, units) returns microseconds until the last entry leaves
+charge(key, state, units, reset_us) logs units without asking, drops what is outdated, sets expiry
+give_back(key, state, units, at_us) takes units off the entry of that microsecond, if it is kept
+
+Exact because it only compares and adds whole numbers below 2^53.
+A list, since Redis packs its numbers: about 12 bytes an entry, where a sorted set takes 90; units
+of one microsecond share an entry. Outdated entries at the head are walked in growing steps; a
+charge drops them, so a walk is paid for by the charges that made them.
+Expiry only collects garbage: outdated entries and no entries are the same.
+]]
+local ceil, max, min = math.ceil, math.max, math.min
+local MOST = 9007199254740991 -- 2^53 - 1
+
+-- Walks entries from the index `first` (0 = oldest) to the first one later than `after` with which
+-- at least `leaving` units have been walked; returns its index, its time, and the units before it.
+-- There has to be one.
+local function walk(key, first, after, leaving)
+  local sum, step = 0, 2
+  while true do
+    local entries = redis.call('LRANGE', key, 2 * first, 2 * (first + step) - 1)
+    for i = 1, #entries - 1, 2 do
+      local t, n = tonumber(entries[i]), tonumber(entries[i + 1])
+      if t > after and sum + n >= leaving then
+        return first, t, sum
+      end
+      first, sum = first + 1, sum + n
+    end
+    step = min(step * 4, 512)
+  end
+end
+
+local function look(key, now_us, limit)
+  local window = limit[3]
+  local state = {
+    room = limit[2],
+    at_us = now_us,
+    level = 0,
+    unit = 0,
+    broken = false,
+    kept = 0, -- units that count
+    first = 0, -- index of the oldest entry that counts
+    last = false, -- time of the newest entry that counts
+    key = key,
+    now_us = now_us,
+    limit = limit,
+  }
+  local tail = redis.call('LRANGE', key, -3, -1)
+  if not tail[1] then
+    return state
+  end
+  local last, total = tonumber(tail[1]), tonumber(tail[3])
+  local broken = last - now_us > window
+  local at = max(last, now_us)
+  local outdated = at - window
+  if last <= outdated then
+    state.stale = true
+    return state
+  end
+  local gone, _ = 0, nil
+  if tonumber(redis.call('LINDEX', key, 0)) <= outdated then
+    state.first, _, gone = walk(key, 0, outdated, 0)
+  end
+  state.kept = total - gone
+  state.room = limit[2] - state.kept
+  state.last = last
+  state.last_units = tonumber(tail[2])
+  state.at_us = at
+  if broken then
+    state.broken, state.at_us, state.last = true, now_us, now_us
+  end
+  return state
+end
+
+local function wait(state, units)
+  local quota, window = state.limit[2], state.limit[3]
+  if units > quota then
+    return -1
+  end
+  if state.broken then
+    return window
+  end
+  local leaving = state.kept + units - quota
+  local _, t = walk(state.key, state.first, -1, leaving)
+  return t + window - state.now_us
+end
+
+local function reset(state, units)
+  local last = units > 0 and state.at_us or state.last
+  return last and last + state.limit[3] - state.now_us or 0
+end
+
+local function charge(key, state, units, reset_us)
+  local total = min(MOST, state.kept + units)
+  if state.broken or state.stale then
+    redis.call('DEL', key)
+    redis.call('RPUSH', key, state.at_us, total, total)
+  elseif not state.last then
+    redis.call('RPUSH', key, state.at_us, units, units)
+  else
+    if state.first > 0 then
+      redis.call('LTRIM', key, 2 * state.first, -1)
+    end
+    if state.last == state.at_us then
+      redis.call('LSET', key, -2, min(MOST, state.last_units + units))
+      redis.call('LSET', key, -1, total)
+    elseif units > 0 then
+      redis.call('LSET', key, -1, state.at_us)
+      redis.call('RPUSH', key, units, total)
+    end
+  end
+  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+end
+
+-- Looks for the entry from the newest backwards, since what is given back was taken a moment ago.
+local function give_back(key, state, units, at_us)
+  if not state.last or state.broken then
+    return
+  end
+  local index, step = -3, 2
+  while true do
+    local entries = redis.call('LRANGE', key, index - 2 * (step - 1), index + 1)
+    for i = #entries - 1, 1, -2 do
+      local t, n = tonumber(entries[i]), tonumber(entries[i + 1])
+      if t < at_us or t <= state.at_us - state.limit[3] then
+        return
+      end
+      if t == at_us then
+        local back = min(units, n)
+        local total = tonumber(redis.call('LINDEX', key, -1)) - back
+        if total == 0 then
+          redis.call('DEL', key)
+          return
+        end
+        redis.call('LSET', key, index + 1, n - back)
+        redis.call('LSET', key, -1, total)
+        -- The newest entry is the time of the last charge: it must not be an empty one.
+        while tonumber(redis.call('LINDEX', key, -2)) == 0 do
+          redis.call('LTRIM', key, 0, -4)
+          redis.call('RPUSH', key, total)
+        end
+        local newest = tonumber(redis.call('LINDEX', key, -3))
+        local reset_us = newest + state.limit[3] - state.now_us
+        redis.call('PEXPIRE', key, ceil(max(0, reset_us) / 1000) + 1000)
+        return
+      end
+      index = index - 2
+    end
+    if #entries < 2 then
+      return
+    end
+    step = min(step * 4, 512)
+  end
+end
+
+return {look = look, wait = wait, reset = reset, charge = charge, give_back = give_back}

@@ -1,0 +1,181 @@
+"""What is asked of a store, and what it answers: `Check` in, `Decision` out.
+
+Both are tuples, because one of each is made per limit and request, and a tuple costs a fifth of
+a frozen dataclass. Python never judges here: every number is read from the Lua's reply as it is.
+"""
+
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Final, NamedTuple, Self
+
+from ratelimit.limits import Limit
+
+__all__ = ["Action", "Check", "Decision", "identity_digest", "read_reply"]
+
+MOST_COST: Final = 2**42
+"""Over 4 * 10^12 units at once: beyond any use, and a thousand forced ones stay below 2^53."""
+
+FIELDS: Final = 7
+"""Numbers per check in the Lua's reply; lua/decide.lua's header gives their order."""
+
+
+class Action(IntEnum):
+    """What a check does to its counter; the numbers are those of lua/decide.lua."""
+
+    CHARGE = 0
+    """Take the cost if it fits."""
+    SHADOW = 1
+    """The same, without a say in the outcome of the request."""
+    FORCE = 2
+    """Take the cost without asking, into debt if need be."""
+    GIVE_BACK = 3
+    """Return what a charge took."""
+
+
+_CHARGE, _SHADOW = Action.CHARGE, Action.SHADOW  # an enum's attribute is slow to look up
+
+
+class _Check(NamedTuple):
+    limit: Limit
+    key: str
+    cost: int
+    rule: str
+    action: Action
+    at_us: int
+    level: int
+
+
+class Check(_Check):
+    """One limit applied to one key at one cost.
+
+    ``key`` is the identity (any text); ``cost`` is a whole number from 0 (look, write nothing)
+    to 2^42; ``rule`` is the name under which the counter is kept, so that two rules never share
+    one; ``shadow=True`` decides and counts without a say in the outcome.
+
+    Raises TypeError or ValueError, in one sentence, for anything else.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        limit: Limit,
+        key: str,
+        cost: int = 1,
+        rule: str = "",
+        shadow: bool = False,
+        *,
+        action: Action | None = None,
+        at_us: int = 0,
+        level: int = 0,
+    ) -> Self:
+        if type(limit) is not Limit or type(key) is not str or type(rule) is not str:
+            _require_types(limit, key, rule)
+        if type(cost) is not int:
+            raise TypeError(f"cost is a whole number, not {type(cost).__name__}")
+        if not 0 <= cost <= MOST_COST:
+            raise ValueError(f"cost is {cost}; it is at least 0 and at most 2^42")
+        if action is None:
+            action = _SHADOW if shadow else _CHARGE
+        return tuple.__new__(cls, (limit, key, cost, rule, action, at_us, level))
+
+    @property
+    def shadow(self) -> bool:
+        """Whether this check has no say in the outcome of its request."""
+        return self.action is Action.SHADOW
+
+    def forced(self) -> Self:
+        """This check as a charge that does not ask, and may go into debt."""
+        limit, key, cost, rule, *_ = self
+        return type(self)(limit, key, cost, rule, action=Action.FORCE)
+
+    def given_back(self, decision: "Decision") -> Self:
+        """The check that returns what this one took, as ``decision`` reported it.
+
+        It carries the charge's time (and a bucket's level after it), so that what has left its
+        window since is not given back twice.
+        """
+        limit, key, cost, rule, *_ = self
+        return type(self)(
+            limit, key, cost, rule,
+            action=Action.GIVE_BACK, at_us=decision.at_us, level=decision.level,
+        )  # fmt: skip
+
+
+class Decision(NamedTuple):
+    """What one check came to. Times in whole microseconds, and in seconds beside them.
+
+    With 10 per minute, a fixed window and 6 units used in a window that ends in 20 s, a check
+    of cost 1 gives: ``allowed`` True, ``remaining`` 3, ``retry_after`` 0.0, ``reset_after`` 20.0,
+    ``delay`` 0.0; one of cost 5: ``allowed`` False, ``remaining`` 4, ``retry_after`` 20.0.
+    """
+
+    limit: Limit
+    allowed: bool
+    """This check's own answer; the request passes if every enforced one does."""
+    remaining: int
+    """The largest cost that would pass now; never negative."""
+    retry_after_us: int | None
+    """Until the same cost passes if nothing else comes: 0 if it passed, None if it never can."""
+    reset_after_us: int
+    """Until the key is as if it had never been used."""
+    delay_us: int
+    """Until an accepted leaking-bucket request's turn; 0 everywhere else."""
+    at_us: int = 0
+    """When it was decided, by the store's clock (epoch); what a give-back carries."""
+    level: int = 0
+    """A bucket's level after the charge, in the limit's own units; 0 elsewhere."""
+    degraded: bool = False
+    """Whether a fallback answered, because the store could not."""
+
+    @property
+    def retry_after(self) -> float | None:
+        """``retry_after_us`` in seconds."""
+        return None if self.retry_after_us is None else self.retry_after_us / 1_000_000
+
+    @property
+    def reset_after(self) -> float:
+        """``reset_after_us`` in seconds."""
+        return self.reset_after_us / 1_000_000
+
+    @property
+    def delay(self) -> float:
+        """``delay_us`` in seconds."""
+        return self.delay_us / 1_000_000
+
+
+def read_reply(checks: Sequence[Check], reply: Sequence[int]) -> tuple[Decision, ...]:
+    """The decisions in the Lua's flat reply: seven numbers per check, in their order."""
+    decisions = []
+    start = 0
+    for check in checks:
+        allowed, remaining, retry, reset, delay, at, level = reply[start : start + FIELDS]
+        decisions.append(
+            tuple.__new__(
+                Decision,
+                (
+                    check[0], allowed == 1, remaining, None if retry < 0 else retry, reset, delay,
+                    at, level, False,
+                ),
+            )
+        )  # fmt: skip
+        start += FIELDS
+    return tuple(decisions)
+
+
+def identity_digest(key: str) -> str:
+    """16 URL-safe characters (96 bits) that stand for an identity wherever it would be stored.
+
+    96 bits: to share a counter with one given stranger takes 2^96 tries (second preimage).
+    """
+    raw = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+    return urlsafe_b64encode(raw).decode()
+
+
+def _require_types(limit: object, key: object, rule: object) -> None:
+    for name, value, kind in (("limit", limit, Limit), ("key", key, str), ("rule", rule, str)):
+        if not isinstance(value, kind):
+            what = 'a Limit("10/minute")' if kind is Limit else "text"
+            raise TypeError(f"{name} is {what}, not {type(value).__name__}")

@@ -1,0 +1,60 @@
+"""Where the counters live: the `Store` protocol, and `open_store` from a URI to a store."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from ratelimit.decisions import Check, Decision
+from ratelimit.stores.failures import StoreUnavailable
+from ratelimit.stores.memory import MemoryStore
+
+__all__ = ["MemoryStore", "Store", "StoreUnavailable", "open_store"]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What a store is: three methods. Ours are async context managers as well, which close it.
+
+    `ratelimit.testing` holds the suite that every store passes.
+    """
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """One decision per check of one request, in their order; all are charged, or none.
+
+        Raises StoreUnavailable where the store cannot answer.
+        """
+        ...
+
+    async def reset(self, checks: Sequence[Check]) -> None:
+        """Makes the counters that these checks name as if they had never been used."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of what the store holds; it opens again when it is next asked."""
+        ...
+
+
+def open_store(uri: str, *, deadline: float = 0.05) -> Store:
+    """The store at a URI; nothing is opened until it is first asked.
+
+    ``memory://``; ``redis://``, ``rediss://`` and ``unix://`` with redis-py's options in the query.
+    ``deadline``, in seconds, is how long a decision in Redis may take.
+
+    Raises ValueError, in one sentence that shows no password, for a URI that names no store, and
+    ImportError where redis-py is not installed.
+    """
+    if not isinstance(uri, str):
+        raise TypeError(f"a store's URI is text, not {type(uri).__name__}")
+    scheme, found, rest = uri.partition("://")
+    if uri == "memory://":
+        return MemoryStore()
+    if found and scheme in ("redis", "rediss", "unix") and rest:
+        from ratelimit.stores.redis import RedisStore  # redis-py is an extra
+
+        return RedisStore(uri, deadline=deadline)
+    if found and scheme in ("redis+cluster", "redis+sentinel"):
+        raise ValueError(f"{scheme}:// comes with a later version; redis:// names one server")
+    shown = f"{scheme}://" if found else "the text"
+    raise ValueError(
+        f"{shown} names no store; there are memory://, redis://host:port/db, rediss://host:port/db "
+        "and unix:///path"
+    )

@@ -1,0 +1,327 @@
+--[[
+The commands that lua/ uses, on Lua tables: what Redis is to the scripts when there is no Redis.
+
+Returns a function (source, max_keys, seed) that compiles the script in a sandbox which holds only
+names that Redis offers, and returns the functions at the end of this file; `seed` is for sampling.
+
+A key is one record, an array (so that a million of them stay small):
+  [1] key  [2] place in `records`  [3] expiry, microseconds  [4] spent: nothing was left at its last
+  decision  [5] first and [6] last index of a list's elements, or [5] .. the fields of a hash
+`records` holds all of them without gaps, for two walks: a hand that goes round and collects what
+has expired, a few per decision, and sampling when the store is full.
+]]
+local KEY, PLACE, EXPIRY, SPENT, FIRST, LAST = 1, 2, 3, 4, 5, 6
+local LOOKS = 16 -- expired keys looked at per decision, and keys sampled per eviction
+
+return function(source, max_keys, seed)
+  math.randomseed(seed)
+  local random = math.random
+  local db, records, size, hand = {}, {}, 0, 1
+  local now_us, evicted, told = 0, 0, 0
+  local field_index, field_count = {}, 4
+
+  local function remove(record)
+    local last, place = records[size], record[PLACE]
+    records[place] = last
+    last[PLACE] = place
+    records[size] = nil
+    size = size - 1
+    db[record[KEY]] = nil
+  end
+
+  -- Looks at one live record, or at up to LOOKS while they prove to be expired.
+  local function collect()
+    for _ = 1, LOOKS do
+      if hand > size then
+        hand = 1
+        if size == 0 then
+          return
+        end
+      end
+      local record = records[hand]
+      if record[EXPIRY] > now_us then
+        hand = hand + 1
+        return
+      end
+      remove(record)
+    end
+  end
+
+  -- Gives up one of a few keys taken by chance: an expired one, else the one that is soonest as if
+  -- never used; one that is spent only if all of them are.
+  local function evict()
+    local worst
+    for _ = 1, LOOKS do
+      local record = records[random(size)]
+      if record[EXPIRY] <= now_us then
+        remove(record)
+        return
+      end
+      if not worst or (worst[SPENT] and not record[SPENT])
+        or (worst[SPENT] == record[SPENT] and record[EXPIRY] < worst[EXPIRY]) then
+        worst = record
+      end
+    end
+    remove(worst)
+    evicted = evicted + 1
+  end
+
+  local function create(key)
+    if size >= max_keys then
+      evict()
+    end
+    size = size + 1
+    local record = {key, size, 1 / 0, false, false, false, false}
+    records[size] = record
+    db[key] = record
+    return record
+  end
+
+  local function index_of(field)
+    local index = field_index[field]
+    if not index then
+      field_count = field_count + 1
+      index = field_count
+      field_index[field] = index
+    end
+    return index
+  end
+
+  -- Redis's own reading of a list's range: negative from the end, cut to what is there.
+  local function range(record, from, to)
+    local first, last = record[FIRST], record[LAST]
+    from = from < 0 and last + 1 + from or first + from
+    to = to < 0 and last + 1 + to or first + to
+    return from < first and first or from, to > last and last or to
+  end
+
+  local commands = {}
+
+  function commands.HMGET(key, a, b, c)
+    local record = db[key]
+    if not record then
+      return {false, false, c and false}
+    end
+    return {
+      record[index_of(a)] or false,
+      record[index_of(b)] or false,
+      c and record[index_of(c)] or false,
+    }
+  end
+
+  function commands.HSET(key, a, x, b, y, c, z)
+    local record = db[key] or create(key)
+    record[index_of(a)] = x
+    record[index_of(b)] = y
+    if c then
+      record[index_of(c)] = z
+    end
+    record[SPENT] = false
+    return 0
+  end
+
+  function commands.DEL(key)
+    local record = db[key]
+    if record then
+      remove(record)
+      return 1
+    end
+    return 0
+  end
+
+  function commands.PEXPIRE(key, ttl_ms)
+    local record = db[key]
+    if not record then
+      return 0
+    end
+    record[EXPIRY] = now_us + ttl_ms * 1000
+    return 1
+  end
+
+  function commands.RPUSH(key, ...)
+    local record = db[key]
+    if not record then
+      record = create(key)
+      record[FIRST], record[LAST] = 7, 6
+    end
+    local last = record[LAST]
+    for i = 1, select('#', ...) do
+      record[last + i] = (select(i, ...))
+    end
+    record[LAST] = last + select('#', ...)
+    record[SPENT] = false
+    return record[LAST] - record[FIRST] + 1
+  end
+
+  function commands.LRANGE(key, from, to)
+    local record, elements = db[key], {}
+    if record then
+      from, to = range(record, from, to)
+      for i = from, to do
+        elements[i - from + 1] = record[i]
+      end
+    end
+    return elements
+  end
+
+  function commands.LINDEX(key, index)
+    local record = db[key]
+    if not record then
+      return false
+    end
+    local at = index < 0 and record[LAST] + 1 + index or record[FIRST] + index
+    return at >= record[FIRST] and record[at] or false
+  end
+
+  function commands.LSET(key, index, element)
+    local record = db[key]
+    local at = index < 0 and record[LAST] + 1 + index or record[FIRST] + index
+    record[at] = element
+    record[SPENT] = false
+    return {ok = 'OK'}
+  end
+
+  function commands.LTRIM(key, from, to)
+    local record = db[key]
+    if record then
+      from, to = range(record, from, to)
+      if from > to then
+        remove(record)
+        return {ok = 'OK'}
+      end
+      for i = to + 1, record[LAST] do
+        record[i] = nil
+      end
+      -- What is dropped at the head leaves a gap; elements move down once it is the larger part.
+      local first, kept = from, to - from + 1
+      if from - 7 > kept then
+        for i = 0, kept - 1 do
+          record[7 + i] = record[from + i]
+        end
+        for i = 7 + kept, to do
+          record[i] = nil
+        end
+        first, to = 7, 6 + kept
+      else
+        for i = record[FIRST], from - 1 do
+          record[i] = false
+        end
+      end
+      record[FIRST], record[LAST] = first, to
+    end
+    return {ok = 'OK'}
+  end
+
+  function commands.TIME()
+    local seconds = math.floor(now_us / 1000000)
+    return {seconds, now_us - seconds * 1000000}
+  end
+
+  -- Redis looks commands up as data; so do we, and anything else is an error there and here.
+  local function call(name, ...)
+    local command = commands[name]
+    if not command then
+      error("unknown command '" .. tostring(name) .. "'", 2)
+    end
+    return command(...)
+  end
+
+  local sandbox = setmetatable({
+    KEYS = false,
+    math = math,
+    string = string,
+    tonumber = tonumber,
+    type = type,
+    pcall = pcall,
+    redis = {call = call},
+  }, {
+    __index = function(_, name)
+      error("Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 2)
+    end,
+    __newindex = function(_, name)
+      error("scripts must not create the global variable '" .. tostring(name) .. "'", 2)
+    end,
+  })
+  local chunk, problem = loadstring(source, '=lua')
+  if not chunk then
+    error(problem, 0)
+  end
+  local decide = setfenv(chunk, sandbox)()
+
+  local limits = {}
+  local keys, costs, actions, at_us, levels = {}, {}, {}, {}, {}
+  local chosen, reply = {}, {}
+  local checks = {
+    keys = keys, limits = chosen, costs = costs, actions = actions, at_us = at_us, levels = levels,
+    states = {}, before = {}, own = {},
+  }
+
+  local function mark_spent(count)
+    for i = 1, count do
+      if reply[7 * i - 5] == 0 then
+        local record = db[keys[i]]
+        if record then
+          record[SPENT] = true
+        end
+      end
+    end
+  end
+
+  return {
+    -- Makes a limit's six numbers known as number `place`.
+    limit = function(place, ...)
+      limits[place] = {...}
+    end,
+    -- Forgets them all, so that limits built without end do not stay.
+    no_limits = function()
+      limits = {}
+    end,
+    -- One check of the commonest kinds (charge, shadow, force): seven numbers, and where keys were
+    -- evicted since the last call, how many have been so far.
+    -- Nothing where the limit is not known (any more).
+    one = function(now, key, place, cost, action)
+      local limit = limits[place]
+      if not limit then
+        return nil
+      end
+      now_us = now
+      collect()
+      keys[1], chosen[1], costs[1], actions[1] = key, limit, cost, action
+      decide(now, 1, 1, checks, reply)
+      if reply[2] == 0 then
+        mark_spent(1)
+      end
+      if evicted > told then
+        told = evicted
+        return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7], evicted
+      end
+      return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7]
+    end,
+    -- Any checks of one request, six arguments each: key, place, cost, action, at_us, level.
+    several = function(now, count, ...)
+      now_us = now
+      collect()
+      local arguments = {...}
+      for i = 1, count do
+        local at = 6 * i - 5
+        keys[i], chosen[i], costs[i] = arguments[at], limits[arguments[at + 1]], arguments[at + 2]
+        actions[i], at_us[i], levels[i] = arguments[at + 3], arguments[at + 4], arguments[at + 5]
+      end
+      decide(now, 1, count, checks, reply)
+      mark_spent(count)
+      reply[7 * count + 1] = nil
+      if evicted > told then
+        told = evicted
+        reply[7 * count + 1] = evicted
+        return unpack(reply, 1, 7 * count + 1)
+      end
+      return unpack(reply, 1, 7 * count)
+    end,
+    forget = function(key)
+      return commands.DEL(key)
+    end,
+    statistics = function()
+      return size, evicted, collectgarbage('count') * 1024
+    end,
+  }
+end

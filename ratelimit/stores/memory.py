@@ -1,0 +1,293 @@
+"""The in-process store: the Lua that Redis runs, in a sandbox of its own, on Lua tables."""
+
+import importlib
+import logging
+import multiprocessing
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, Final, Literal, NamedTuple, Self
+
+from ratelimit.decisions import FIELDS, Action, Check, Decision, identity_digest, read_reply
+from ratelimit.limits import Limit
+from ratelimit.scripts import SCRIPT
+
+__all__ = ["MemoryStatistics", "MemoryStore"]
+
+Runtime = Literal["luajit21", "lua51"]
+Clock = Callable[[], int]
+
+_GIVE_BACK: Final = Action.GIVE_BACK
+_LOG: Final = logging.getLogger("ratelimit")
+_LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
+_LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
+_MOST_CHECKS: Final = 500  # per request; seven numbers each have to fit Lua's stack
+_MOST_LIMITS: Final = 10_000  # known to the Lua at once; dynamic limits may come without end
+
+
+class MemoryStatistics(NamedTuple):
+    """What a `MemoryStore` holds now."""
+
+    keys: int
+    """Live counters, and expired ones not collected yet."""
+    evictions: int
+    """Counters given up while they were live, because the store was full."""
+    lua_bytes: int
+    """Memory that the Lua runtime counts as its own."""
+
+
+class MemoryStore:
+    """Counters in this process: nothing to install, nothing shared with other processes.
+
+    ``max_keys`` (at least 1) bounds the counters held; about 250 bytes each. When it is reached,
+    expired ones go first, then, of a few taken by chance, the one soonest to be as if never used,
+    and an exhausted one only if all of those are. ``clock`` gives microseconds since the epoch as
+    a whole number; without one it is the epoch at the start plus the monotonic clock. ``runtime``
+    chooses the Lua; without one LuaJIT where lupa has it (not on macOS), else Lua 5.1.
+
+    The Lua is built at the first decision, in the process that makes it. Safe to call from several
+    threads; any event loop will do.
+    """
+
+    def __init__(
+        self,
+        max_keys: int = 1_000_000,
+        clock: Clock | None = None,
+        *,
+        runtime: Runtime | None = None,
+    ) -> None:
+        if type(max_keys) is not int:
+            raise TypeError(f"max_keys is a whole number, not {type(max_keys).__name__}")
+        if max_keys < 1:
+            raise ValueError(f"max_keys is {max_keys}; it is at least 1")
+        self._max_keys = max_keys
+        self._clock = clock
+        self._start_ns = time.time_ns() - monotonic_ns()
+        self._runtime = runtime
+        self._warned_full = False
+        self._next_place = 0  # never used twice, whatever Lua a place was given in
+        self._forget_lua()
+        _STORES.add(self)
+
+    def _forget_lua(self) -> None:
+        """Back to before the first decision; also what a forked child starts with."""
+        self._lua: Any = None
+        self._one: Any = None
+        self._several: Any = None
+        self._places: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """One decision per check, all charged or none; see `Store.decide`."""
+        clock = self._clock
+        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        if len(checks) == 1:
+            # The commonest case by far, without a lock: lupa runs one call at a time.
+            one = self._one  # read before the places, which are of the same Lua or of a later one
+            limit, key, cost, rule, action, _, _ = checks[0]
+            place = self._places.get(limit.digest)
+            if place is not None and one is not None and action is not _GIVE_BACK:
+                reply = one(now_us, _stored_key(limit, rule, key), place, cost, action)
+                if reply is not None and len(reply) == FIELDS:
+                    allowed, remaining, retry, reset, delay, at, level = reply
+                    return (
+                        tuple.__new__(
+                            Decision,
+                            (
+                                limit,
+                                allowed == 1,
+                                remaining,
+                                None if retry < 0 else retry,
+                                reset,
+                                delay,
+                                at,
+                                level,
+                                False,
+                            ),
+                        ),
+                    )
+                if reply is not None:
+                    self._warn_full()
+                    return read_reply(checks, reply)
+        elif not checks:
+            return ()
+        reply = self._decide_several(now_us, checks)
+        if len(reply) > FIELDS * len(checks):
+            self._warn_full()
+        return read_reply(checks, reply)
+
+    def _decide_several(self, now_us: int, checks: Sequence[Check]) -> tuple[int, ...]:
+        if len(checks) > _MOST_CHECKS:
+            raise ValueError(f"{len(checks)} checks in one request; at most {_MOST_CHECKS}")
+        with self._lock:
+            if self._lua is None:
+                self._build()
+            if len(self._places) + len(checks) > _MOST_LIMITS:
+                self._places.clear()
+                self._lua.no_limits()
+            arguments: list[int | bytes] = []
+            for limit, key, cost, rule, action, at_us, level in checks:
+                place = self._places.get(limit.digest) or self._place(limit)
+                arguments += (_stored_key(limit, rule, key), place, cost, action, at_us, level)
+            reply: tuple[int, ...] = self._several(now_us, len(checks), *arguments)
+        return reply
+
+    async def reset(self, checks: Sequence[Check]) -> None:
+        """Forgets the counters that these checks name; costs and actions play no part."""
+        with self._lock:
+            if self._lua is not None:
+                for limit, key, _, rule, *_ in checks:
+                    self._lua.forget(_stored_key(limit, rule, key))
+
+    async def aclose(self) -> None:
+        """Gives the memory back; a later decision starts afresh."""
+        self._forget_lua()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def statistics(self) -> MemoryStatistics:
+        """Keys held, keys evicted, and the Lua's memory in bytes."""
+        with self._lock:
+            if self._lua is None:
+                return MemoryStatistics(0, 0, 0)
+            keys, evictions, lua_bytes = self._lua.statistics()
+        return MemoryStatistics(keys, evictions, int(lua_bytes))
+
+    @property
+    def lua(self) -> str:
+        """The Lua that decides, as it names itself: "LuaJIT 2.1…" or "Lua 5.1"."""
+        implementation: bytes = (
+            _runtime_module(self._runtime)
+            .LuaRuntime(encoding=None, register_eval=False, register_builtins=False)
+            .lua_implementation
+        )
+        return implementation.decode()
+
+    def _build(self) -> None:
+        lua = _runtime_module(self._runtime).LuaRuntime(
+            encoding=None,
+            register_eval=False,
+            register_builtins=False,
+            unpack_returned_tuples=True,
+        )
+        shim = files("ratelimit.stores").joinpath("memory.lua").read_bytes()
+        build = lua.execute(shim)
+        api = build(SCRIPT.encode(), self._max_keys, int.from_bytes(os.urandom(4)))
+        self._one, self._several = api[b"one"], api[b"several"]
+        self._lua = _Lua(lua, api[b"limit"], api[b"no_limits"], api[b"forget"], api[b"statistics"])
+        if several_workers():
+            _LOG.warning(
+                "memory-in-workers: this process looks like one of several workers, and each "
+                "counts alone with memory://, so clients get each quota once per worker; use "
+                "redis://, or one worker"
+            )
+
+    def _place(self, limit: Limit) -> int:
+        """Makes a limit known to the Lua; its place is never used for another."""
+        self._next_place += 1
+        place = self._next_place
+        self._lua.limit(place, *limit.numbers)
+        self._places[limit.digest] = place
+        return place
+
+    def _warn_full(self) -> None:
+        if not self._warned_full:
+            self._warned_full = True
+            _LOG.warning(
+                "memory-full: the in-process store holds max_keys=%d counters and now gives up "
+                "live ones, those soonest to be as if never used first; raise max_keys, or use "
+                "redis:// (said once; MemoryStore.statistics() counts them)",
+                self._max_keys,
+            )
+
+
+def _read(clock: Clock) -> int:
+    now_us = clock()
+    if type(now_us) is not int:
+        raise TypeError(f"the clock gives whole microseconds, not {type(now_us).__name__}")
+    if not 0 <= now_us < _LATEST_US:
+        raise ValueError(f"the clock gives {now_us}; microseconds since the epoch, below 2^52")
+    return now_us
+
+
+class _Lua(NamedTuple):
+    """The runtime, and the functions of memory.lua that are called now and then."""
+
+    runtime: Any
+    limit: Any
+    no_limits: Any
+    forget: Any
+    statistics: Any
+
+
+def _stored_key(limit: Limit, rule: str, key: str) -> bytes:
+    """Limit, rule and identity without ambiguity: of fixed length, ended by NUL, and the rest."""
+    if len(key) > _LONGEST_KEY:
+        key = "\x01" + identity_digest(key)
+    return f"{limit.digest}{rule}\x00{key}".encode("utf-8", "surrogatepass")
+
+
+_STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    for store in _STORES:
+        store._forget_lua()  # noqa: SLF001  # this module's own
+
+
+if hasattr(os, "register_at_fork"):  # where there is no fork, there is no such function
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def _runtime_module(runtime: Runtime | None) -> Any:
+    """The lupa module of a Lua; Lua 5.1 where LuaJIT is missing or has been taken over.
+
+    Another package may have loaded a Lua with global symbols (fakeredis does); ``luajit21`` then
+    runs that one, and says so.
+    """
+    if runtime is None or runtime == "luajit21":
+        try:
+            module = importlib.import_module("lupa.luajit21")
+        except ImportError:
+            if runtime:
+                raise
+        else:
+            if b"LuaJIT" in module.LuaRuntime(encoding=None).lua_implementation:
+                return module
+            if runtime:
+                raise ImportError("lupa.luajit21 is shadowed by another Lua in this process")
+    elif runtime != "lua51":
+        raise ValueError(f"runtime is {runtime!r}; it is 'luajit21' or 'lua51'")
+    return importlib.import_module("lupa.lua51")
+
+
+def several_workers() -> bool:
+    """Whether this process looks like one of several workers of one server.
+
+    On Linux it is asked of /proc: sibling processes started by the same command, whatever the
+    server. Elsewhere only an environment that says so (WEB_CONCURRENCY) is believed.
+    """
+    try:
+        parent = os.getppid()
+        mine = _command(os.getpid())
+        siblings = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return sum(_command(int(pid)) == mine for pid in siblings) > 1 and (
+            multiprocessing.parent_process() is not None or "SERVER_SOFTWARE" in os.environ
+        )
+    except OSError:
+        return os.environ.get("WEB_CONCURRENCY", "1") not in ("", "0", "1")
+
+
+def _command(pid: int) -> bytes:
+    """A process's command line, without the digits that tell spawned workers apart."""
+    return re.sub(rb"[0-9]+", b"", Path(f"/proc/{pid}/cmdline").read_bytes())
