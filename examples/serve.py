@@ -1,0 +1,28 @@
+"""Serves the example application until it is stopped: ``make serve STORE=redis://localhost``."""
+
+import argparse
+import os
+from pathlib import Path
+
+import uvicorn
+
+
+def main() -> None:
+    """Reads the options and hands over to uvicorn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", default="memory://", help="where the counters live")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, help="1 for memory://, else 2")
+    options = parser.parse_args()
+    os.environ["STORE"] = options.store
+    in_process = options.store.startswith("memory:")
+    uvicorn.run(
+        "app:app",
+        app_dir=str(Path(__file__).parent),
+        port=options.port,
+        workers=options.workers or (1 if in_process else 2),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""A request to its decisions: which rules apply, who asks, what the store says, what comes of it.
+
+The law of this module: a fault of the limiter never becomes a fault of the application. Whatever
+goes wrong in here ends as the policy of the rule says, allow or 503, and in the log.
+"""
+
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self
+
+from ratelimit.decisions import Action, Check, Decision
+from ratelimit.failover import unanswered
+from ratelimit.headers import Dialect, Refusal, Told, fields, forbid, refuse, unavailable
+from ratelimit.identity import Identify, Networks, client_address, identity
+from ratelimit.limits import Limit
+from ratelimit.routing import EXEMPT, innermost, resolve, route_path
+from ratelimit.rules import Rule, RuleSet, policy_names
+from ratelimit.stores import Store, StoreUnavailable, open_store
+
+__all__ = ["Admission", "RateLimiter"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+
+class _Charge(NamedTuple):
+    """What was taken for a request, to be returned if something further in refuses it."""
+
+    limiter: "RateLimiter"
+    check: Check
+    decision: Decision
+
+
+class Admission:
+    """What the limiters around one request have decided about it so far.
+
+    The outermost middleware makes it and leaves it in the scope; limits further in add to it, so
+    that no rule is decided twice and the client is told of all of them at once.
+    """
+
+    __slots__ = (
+        "_decided",
+        "app",
+        "charges",
+        "degraded",
+        "delay_us",
+        "dialects",
+        "limiter",
+        "refusal",
+        "told",
+    )
+
+    def __init__(self, limiter: "RateLimiter", app: Any) -> None:
+        self.limiter = limiter
+        self.app = app
+        self.told: list[Told] = []
+        """Every enforced check that a store decided, with its policy's name."""
+        self.refusal: Refusal | None = None
+        """The answer to give instead of the application's; None while the request may go on."""
+        self.degraded: tuple[Decision, ...] = ()
+        """What was assumed of checks that the store could not decide."""
+        self.delay_us = 0
+        """How long the request has to wait for its turn before it goes on."""
+        self.dialects: Sequence[Dialect] = limiter.rules.headers
+        self.charges: list[_Charge] = []
+        self._decided: dict[str, list[tuple[Store, tuple[Limit, ...]]]] = {}
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The fields that an allowed response carries."""
+        return fields(self.told, self.dialects)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The enforced decisions in the order they were made, then the assumed ones."""
+        return (*(decision for _, decision in self.told), *self.degraded)
+
+    def knows(self, store: Store, rule: Rule) -> bool:
+        """Whether a rule has been decided for this request by this store; remembers it if not."""
+        before = self._decided.setdefault(rule.name, [])
+        if any(each is store and limits == rule.limits for each, limits in before):
+            return True
+        before.append((store, rule.limits))
+        return False
+
+    async def give_back(self) -> None:
+        """Returns what was charged: something further in has refused the request."""
+        charges, self.charges = self.charges, []
+        for limiter in {id(each.limiter): each.limiter for each in charges}.values():
+            returned = [
+                check.given_back(decision) for owner, check, decision in charges if owner is limiter
+            ]
+            try:
+                await limiter.store.decide(returned)
+            except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
+                _LOG.exception("give-back-failed: a refused request keeps its charge")
+
+
+class RateLimiter:
+    """Rules and the store that counts for them.
+
+    ``rules`` are a `RuleSet` or any rules; ``store`` is a `Store` or its URI, and without one the
+    rule set's own (``memory://`` where that has none). ``identities`` gives the names that rules
+    may use in ``by``: callables, sync or async, over the connection, giving text or None.
+
+    Raises ValueError where a rule names an identity that nobody registered.
+    """
+
+    def __init__(
+        self,
+        rules: RuleSet | Iterable[Rule] = (),
+        *,
+        store: Store | str | None = None,
+        identities: Mapping[str, Identify] | None = None,
+    ) -> None:
+        self.rules = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
+        self.identities = dict(identities or {})
+        self.check_identities(self.rules.rules)
+        if store is None:
+            store = self.rules.store
+        if isinstance(store, str):
+            store = open_store(store, deadline=self.rules.deadline_us / 1_000_000)
+        self.store: Store = store
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
+        "shadow-denied", "shadow-allowed", "store-failed"; and ("denylist", "denied")."""
+        self._trusted = Networks(self.rules.trusted_proxies)
+        self._allowlist = Networks(self.rules.allowlist)
+        self._denylist = Networks(self.rules.denylist)
+        self._warned_unidentified = False
+        self._failing = ""  # what kind of failure the store is in; empty while it answers
+        self._reported: dict[object, float] = {}
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        store: Store | str | None = None,
+        *,
+        identities: Mapping[str, Identify] | None = None,
+    ) -> Self:
+        """A limiter with the rules of a file. Raises RuleFileError with every mistake in it."""
+        return cls(RuleSet.load(path), store=store, identities=identities)
+
+    def check_identities(self, rules: Iterable[Rule]) -> None:
+        """Raises ValueError where a rule uses an identity that is not registered."""
+        for rule in rules:
+            unknown = rule.registered_names - self.identities.keys()
+            if unknown:
+                raise ValueError(
+                    f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
+                    "registered; pass RateLimiter(..., identities={name: callable})"
+                )
+
+    async def aclose(self) -> None:
+        """Closes the store; it opens again when it is next asked."""
+        await self.store.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def admit(self, scope: Mapping[str, Any], app: Any = None) -> Admission:
+        """Decides every rule of this limiter that matches a request; never raises.
+
+        ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``app`` the
+        application whose routes tell the template for ``by: route``.
+        """
+        admission = scope.get("ratelimit")
+        if admission is None:
+            admission = Admission(self, app if app is not None else scope.get("app"))
+        try:
+            method = scope["method"] if scope["type"] == "http" else "GET"
+            matching = self.rules.matching(method, route_path(scope))
+            if EXEMPT and matching and self._exempt(admission, scope):
+                return admission
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            self._fault(admission, (), problem)
+            return admission
+        await self.decide(admission, scope, matching)
+        return admission
+
+    async def decide(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        matching: Iterable[tuple[Rule, Mapping[str, object]]],
+        *,
+        template: str | None = None,
+    ) -> None:
+        """Decides these rules in one go and adds what came of it to ``admission``; never raises."""
+        matching = [each for each in matching if not admission.knows(self.store, each[0])]
+        if not matching:
+            return
+        rules = [rule for rule, _ in matching]
+        checks: list[Check] = []
+        try:
+            client = client_address(scope, self._trusted)
+            if client is None:
+                self._warn_unidentified(scope)
+            elif self._denylist and client in self._denylist:
+                self.counts["denylist", "denied"] += 1
+                admission.told.clear()
+                admission.refusal = forbid()
+                return
+            elif self._allowlist and client in self._allowlist:
+                return
+            policies: list[str] = []
+            for rule, path_params in matching:
+                by = rule.by
+                if by == ("client",) and client is not None:
+                    text = first = client.key
+                else:
+                    text, first = await identity(
+                        by,
+                        scope,
+                        client,
+                        route=lambda: template or self._template(admission, scope),
+                        path_params=path_params,
+                        registered=self.identities,
+                    )
+                limits = rule.overrides.get(first, rule.limits) if rule.overrides else rule.limits
+                action = Action.SHADOW if rule.mode == "shadow" else Action.CHARGE
+                names = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+                for limit, policy in zip(limits, names, strict=True):
+                    checks.append(Check(limit, text, rule.cost, rule.name, action=action))
+                    policies.append(policy)
+            if not checks:
+                return
+            decisions = await self.store.decide(checks)
+            self._conclude(admission, checks, policies, decisions)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            self._fault(admission, rules, problem, checks)
+
+    def _conclude(
+        self,
+        admission: Admission,
+        checks: list[Check],
+        policies: list[str],
+        decisions: Sequence[Decision],
+    ) -> None:
+        if self._failing:
+            self._failing = ""
+            _LOG.warning("store-answers: the store answers again, and limits are enforced")
+        counts = self.counts
+        told: list[Told] = []
+        passed = True
+        delay_us = 0
+        for check, policy, decision in zip(checks, policies, decisions, strict=True):
+            allowed = decision.allowed
+            if check.action is Action.SHADOW:
+                counts[check.rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
+                continue
+            told.append(Told(policy, decision))
+            delay_us = max(delay_us, decision.delay_us)
+            if not allowed:
+                passed = False
+                counts[check.rule, "never" if decision.retry_after_us is None else "denied"] += 1
+            else:
+                counts[check.rule, "allowed"] += 1
+        if not passed:
+            admission.told = told
+            admission.refusal = refuse(told, admission.dialects)
+            return
+        admission.told += told
+        admission.delay_us = delay_us
+        admission.charges += [
+            _Charge(self, check, decision)
+            for check, decision in zip(checks, decisions, strict=True)
+            if decision.allowed and check.cost
+        ]
+
+    def _fault(
+        self,
+        admission: Admission,
+        rules: Sequence[Rule],
+        problem: Exception,
+        checks: Sequence[Check] = (),
+    ) -> None:
+        """Allows, or refuses with 503, as the rules at hand say; the application never notices."""
+        deny = any(
+            (rule.on_store_failure or self.rules.on_store_failure) == "deny"
+            for rule in rules
+            if rule.mode == "enforce"
+        )
+        if not rules:  # it failed before they were known
+            deny = self.rules.on_store_failure == "deny"
+        for rule in rules:
+            self.counts[rule.name, "store-failed"] += 1
+        self._report(problem)
+        admission.degraded += unanswered(checks, allowed=not deny)
+        if deny:
+            admission.told.clear()
+            admission.refusal = unavailable()
+
+    def _report(self, problem: Exception) -> None:
+        """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
+        if isinstance(problem, StoreUnavailable):
+            if self._failing != problem.kind:
+                self._failing = problem.kind
+                _LOG.error(
+                    "store-failed: %s; until it answers, requests are %s",
+                    problem,
+                    self._policies(),
+                )
+            return
+        where = problem.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = (type(problem).__name__, where and (where.tb_frame.f_code, where.tb_lineno))
+        now = time.monotonic()
+        if now - self._reported.get(place, -math.inf) >= 60:
+            if len(self._reported) >= 100:  # places are lines of code, so this is never the case
+                self._reported.clear()
+            self._reported[place] = now
+            _LOG.error(
+                "limiter-failed: %s: %s; the request is treated as if the store had failed, so "
+                "requests are %s (said once a minute)",
+                type(problem).__name__,
+                problem,
+                self._policies(),
+                exc_info=problem,
+            )
+
+    def _policies(self) -> str:
+        """What answers while the store does not, in words."""
+        default = self.rules.on_store_failure
+        other = [
+            rule.name
+            for rule in self.rules.rules
+            if rule.on_store_failure not in (None, default) and rule.mode == "enforce"
+        ]
+        words = {"allow": "allowed", "deny": "refused with 503"}
+        if not other:
+            return words[default]
+        exception = words["deny" if default == "allow" else "allow"]
+        return f"{words[default]}, but {exception} by {', '.join(other)}"
+
+    def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
+        found = resolve(admission.app, scope)
+        return found is not None and innermost(found.endpoint) in EXEMPT
+
+    def _template(self, admission: Admission, scope: Mapping[str, Any]) -> str | None:
+        found = resolve(admission.app, scope)
+        return found.template if found else None
+
+    def _warn_unidentified(self, scope: Mapping[str, Any]) -> None:
+        if not self._warned_unidentified:
+            self._warned_unidentified = True
+            _LOG.warning(
+                "client-unknown: a request came whose peer is no IP address (%.60r); all such "
+                "requests share one bucket per rule. Behind a unix socket or a test client, limit "
+                "by something else, such as a header or a registered identity (said once)",
+                scope.get("client"),
+            )
