@@ -12,8 +12,9 @@ then      how many different kinds of check follow, five numbers each: its limit
 then      for check i, its kind's place; negative where it is the last of its request
 Returns   for check i, seven whole numbers: allowed (0 or 1), remaining, retry (microseconds; 0 if
           allowed, -1 for never), reset, delay, at (when it was decided) and level (a bucket's,
-          after the charge; else 0). Of a request whose keys could not be read or written, the
-          first number is the error's text instead, and its others are 0.
+          after the charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a
+          request whose keys could not be read or written, the first number is the error's text
+          instead, and its others are 0.
 
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
 checks that name the same counter see each other's charges through state.taken, the units that
@@ -24,6 +25,7 @@ than a window ahead) is set to the present, since otherwise its refusals would n
 In process, KEYS is false and the function itself is returned: see ratelimit/stores/memory.lua.
 ]]
 local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
+local CUT = -1
 local max = math.max
 
 local algorithms = {}
@@ -82,38 +84,49 @@ local function decide(now_us, first, last, checks, reply)
   end
 
   for i = first, last do
-    local algorithm, at = algorithm_at(limits[i][1]), (i - 1) * 7
-    if actions[i] == GIVE_BACK then
-      if passed then
-        local state = algorithm.look(keys[i], now_us, limits[i])
-        algorithm.give_back(keys[i], state, costs[i], checks.at_us[i], checks.levels[i])
-      end
-      states[i], before[i], own[i] = algorithm.look(keys[i], now_us, limits[i]), 0, true
+    if actions[i] ~= GIVE_BACK then
+      local algorithm, at, state = algorithm_at(limits[i][1]), (i - 1) * 7, states[i]
+      local cost, fits = costs[i], own[i]
+      local taken = passed and before[i] + (fits and cost or 0) or 0
+      reply[at + 1] = fits and 1 or 0
+      reply[at + 2] = max(0, state.room - taken)
+      reply[at + 3] = fits and 0 or algorithm.wait(state, before[i] + cost)
+      reply[at + 4] = algorithm.reset(state, taken)
+      reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
+        and algorithm.delay(state, before[i]) or 0
+      reply[at + 6] = state.at_us
+      reply[at + 7] = state.level + taken * state.unit
     end
-    local state, cost, fits = states[i], costs[i], own[i]
-    if actions[i] == GIVE_BACK then
-      cost = 0
-    end
-    local taken = passed and (before[i] + (fits and cost or 0)) or 0
-    reply[at + 1] = fits and 1 or 0
-    reply[at + 2] = max(0, state.room - taken)
-    reply[at + 3] = fits and 0 or algorithm.wait(state, before[i] + cost)
-    reply[at + 4] = algorithm.reset(state, taken)
-    reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
-      and algorithm.delay(state, before[i]) or 0
-    reply[at + 6] = state.at_us
-    reply[at + 7] = state.level + taken * state.unit
   end
 
   for i = first, last do
     local state = states[i]
-    if actions[i] ~= GIVE_BACK and not state.written then
+    if actions[i] ~= GIVE_BACK then
       local charged = passed and state.taken or 0
-      if charged > 0 or (state.broken and not own[i]) then
+      if not state.written and (charged > 0 or (state.broken and not own[i])) then
         local algorithm = algorithm_at(limits[i][1])
         state.written = true
-        algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged))
+        state.cut = algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged))
       end
+      if state.cut then
+        reply[i * 7] = CUT
+      end
+    end
+  end
+
+  -- Last, so that they add up with what this request has charged.
+  for i = first, last do
+    if actions[i] == GIVE_BACK then
+      local key, limit, level = keys[i], limits[i], checks.levels[i]
+      local algorithm = algorithm_at(limit[1])
+      if passed and level ~= CUT then
+        local found = algorithm.look(key, now_us, limit)
+        algorithm.give_back(key, found, costs[i], checks.at_us[i], level)
+      end
+      local at, state = (i - 1) * 7, algorithm.look(key, now_us, limit)
+      reply[at + 1], reply[at + 2], reply[at + 3] = 1, max(0, state.room), 0
+      reply[at + 4], reply[at + 5] = algorithm.reset(state, 0), 0
+      reply[at + 6], reply[at + 7] = state.at_us, state.level
     end
   end
 end

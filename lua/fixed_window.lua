@@ -8,7 +8,8 @@ limit[3]  window  W in microseconds                                     1 .. 2^5
 look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = units left
 wait(state, units) returns microseconds until units pass, -1 if they never can
 reset(state, units) returns microseconds until the window's end, 0 if nothing is counted in it
-charge(key, state, units, reset_us) counts units without asking and sets the expiry
+charge(key, state, units, reset_us) counts units without asking, sets the expiry, and returns
+whether a debt was cut
 give_back(key, state, units, at_us) takes units off the count, if their window is still the present
 
 Exact because it only adds whole numbers below 2^53 and finds windows by floor(a / b) of such.
@@ -56,6 +57,7 @@ end
 local function charge(key, state, units, reset_us)
   redis.call('HSET', key, 't', state.at_us, 'v', min(MOST, state.count + units))
   redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  return state.count + units > MOST
 end
 
 local function give_back(key, state, units, at_us)

@@ -12,7 +12,8 @@ look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room =
 wait(state, units) returns microseconds until units places are free, -1 if they never can be
 delay(state, taken) returns microseconds until the turn of what is queued next, behind taken more
 reset(state, units) returns microseconds until empty, once units more are queued
-charge(key, state, units, reset_us) queues units without asking and sets the expiry
+charge(key, state, units, reset_us) queues units without asking, sets the expiry, and returns
+whether a debt was cut
 give_back(key, state, units, at_us, level) returns to the key what of a charge has not leaked yet
 
 Exact because time is counted in ticks and places in units of which a tick leaks a whole number;
@@ -70,9 +71,9 @@ local function after(state, units)
   local limit = state.limit
   local most = min(MOST, floor(4503599627370496 / limit[5]) * limit[3])
   if units > floor((most - state.level) / limit[4]) then
-    return most
+    return most, true
   end
-  return state.level + units * limit[4]
+  return state.level + units * limit[4], false
 end
 
 -- The level found, divided by the rate, rounded up; the tick's own length is split off, so that no
@@ -95,8 +96,10 @@ local function reset(state, units)
 end
 
 local function charge(key, state, units, reset_us)
-  redis.call('HSET', key, 't', state.at, 'v', after(state, units))
+  local queued, cut = after(state, units)
+  redis.call('HSET', key, 't', state.at, 'v', queued)
   redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  return cut
 end
 
 -- A charge leaks last of all that was queued when it was made (level, its own units included),

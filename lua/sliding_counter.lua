@@ -11,7 +11,8 @@ limit[5]  up      1 to round the earlier window's part up, else down    0 .. 1
 look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = units left
 wait(state, units) returns microseconds until units pass, -1 if they never can
 reset(state, units) returns microseconds until both windows that hold a count have left
-charge(key, state, units, reset_us) counts units without asking and sets the expiry
+charge(key, state, units, reset_us) counts units without asking, sets the expiry, and returns
+whether a debt was cut
 give_back(key, state, units, at_us) takes units off the window they were counted in, if it is left
 
 Exact because previous * (part of W in ticks) stays below 2^53, and floor(a / b) and ceil(a / b) of
@@ -103,6 +104,7 @@ local function charge(key, state, units, reset_us)
   local current = min(most, state.current + units)
   redis.call('HSET', key, 't', state.at, 'v', current, 'p', state.previous)
   redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  return state.current + units > most
 end
 
 local function give_back(key, state, units, at_us)

@@ -9,7 +9,8 @@ limit[3]  window  W in microseconds                                     1 .. 2^5
 look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = units left
 wait(state, units) returns microseconds until units pass, -1 if they never can
 reset(state, units) returns microseconds until the last entry leaves
-charge(key, state, units, reset_us) logs units without asking, drops what is outdated, sets expiry
+charge(key, state, units, reset_us) logs units without asking, drops what is outdated, sets the
+expiry, and returns whether a debt was cut
 give_back(key, state, units, at_us) takes units off the entry of that microsecond, if it is kept
 
 Exact because it only compares and adds whole numbers below 2^53.
@@ -23,7 +24,7 @@ local MOST = 9007199254740991 -- 2^53 - 1
 
 -- Walks entries from the index `first` (0 = oldest) to the first one later than `after` with which
 -- at least `leaving` units have been walked; returns its index, its time, and the units before it.
--- There has to be one.
+-- There is one, unless somebody else has written to the key.
 local function walk(key, first, after, leaving)
   local sum, step = 0, 2
   while true do
@@ -34,6 +35,9 @@ local function walk(key, first, after, leaving)
         return first, t, sum
       end
       first, sum = first + 1, sum + n
+    end
+    if #entries < 2 then
+      error('the entries of this sliding log do not add up to its total: not the limiter\'s value')
     end
     step = min(step * 4, 512)
   end
@@ -119,6 +123,7 @@ local function charge(key, state, units, reset_us)
     end
   end
   redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  return state.kept + units > MOST
 end
 
 -- Looks for the entry from the newest backwards, since what is given back was taken a moment ago.

@@ -12,7 +12,8 @@ limit[6]  window    W in ticks                                          1 ..
 look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = whole tokens now
 wait(state, units) returns microseconds until units tokens are there, -1 if they never can be
 reset(state, units) returns microseconds until full, once units more are taken
-charge(key, state, units, reset_us) takes units without asking and sets the expiry
+charge(key, state, units, reset_us) takes units without asking, sets the expiry, and returns
+whether a debt was cut
 give_back(key, state, units, at_us, level) returns to the key what of a charge has not refilled
 
 Exact because time is counted in ticks and tokens in units of which a tick refills a whole number;
@@ -70,9 +71,9 @@ local function after(state, units)
   local limit = state.limit
   local most = min(MOST, floor(4503599627370496 / limit[5]) * limit[3])
   if units > floor((most - state.level) / limit[4]) then
-    return most
+    return most, true
   end
-  return state.level + units * limit[4]
+  return state.level + units * limit[4], false
 end
 
 local function reset(state, units)
@@ -81,8 +82,10 @@ local function reset(state, units)
 end
 
 local function charge(key, state, units, reset_us)
-  redis.call('HSET', key, 't', state.at, 'v', after(state, units))
+  local missing, cut = after(state, units)
+  redis.call('HSET', key, 't', state.at, 'v', missing)
   redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  return cut
 end
 
 -- A charge is refilled last of all that was missing when it was made (level, units of its own

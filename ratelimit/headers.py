@@ -185,7 +185,7 @@ def _problem(
     title: str,
     detail: str,
     extra: Sequence[Field] = (),
-    members: Mapping[str, Any] = {},  # noqa: B006  # only read
+    members: Mapping[str, Any] = {},  # only read
 ) -> Refusal:
     problem = {"type": type_uri, "title": title, "status": status, "detail": detail, **members}
     body = json.dumps(problem).encode()

@@ -17,14 +17,15 @@ from starlette.requests import HTTPConnection
 __all__ = ["Address", "Identify", "Networks", "client_address", "identity", "read_address"]
 
 Scope = Mapping[str, Any]
-Identify = Callable[[HTTPConnection], "str | None | Awaitable[str | None]"]
+Identify = Callable[[HTTPConnection], "str | Awaitable[str | None] | None"]
 """An identity that the application registers: text, or None where there is none."""
 
 UNIDENTIFIED: Final = "unidentified"
 """The one bucket per rule that everybody shares who has no address."""
 
 IPV6_PREFIX: Final = 64  # one customer's network at the least (RFC 6177); addresses in it are free
-_NAT64: Final = int(IPv6Address("64:ff9b::")) >> 32  # RFC 6052: the last 32 bits are an IPv4 address
+# RFC 6052: the last 32 bits are an IPv4 address
+_NAT64: Final = int(IPv6Address("64:ff9b::")) >> 32
 _6TO4_PREFIX: Final = 48  # RFC 3056: 2002, then the IPv4 address of the site
 _MOST_HOPS: Final = 32
 _LONGEST_FORWARDED: Final = 4096

@@ -15,8 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.failover import unanswered
 from ratelimit.headers import Dialect, Refusal, Told, fields, forbid, refuse, unavailable
-from ratelimit.identity import Identify, Networks, client_address, identity
-from ratelimit.limits import Limit
+from ratelimit.identity import Address, Identify, Networks, client_address, identity
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
 from ratelimit.rules import Rule, RuleSet, policy_names
 from ratelimit.stores import Store, StoreUnavailable, open_store
@@ -66,7 +65,7 @@ class Admission:
         """How long the request has to wait for its turn before it goes on."""
         self.dialects: Sequence[Dialect] = limiter.rules.headers
         self.charges: list[_Charge] = []
-        self._decided: dict[str, list[tuple[Store, tuple[Limit, ...]]]] = {}
+        self._decided: dict[str, list[tuple[Store, Rule]]] = {}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
@@ -80,9 +79,9 @@ class Admission:
     def knows(self, store: Store, rule: Rule) -> bool:
         """Whether a rule has been decided for this request by this store; remembers it if not."""
         before = self._decided.setdefault(rule.name, [])
-        if any(each is store and limits == rule.limits for each, limits in before):
+        if any(each is store and other == rule for each, other in before):
             return True
-        before.append((store, rule.limits))
+        before.append((store, rule))
         return False
 
     async def give_back(self) -> None:
@@ -174,6 +173,9 @@ class RateLimiter:
         if admission is None:
             admission = Admission(self, app if app is not None else scope.get("app"))
         try:
+            client = client_address(scope, self._trusted)
+            if self._listed(admission, client):
+                return admission
             method = scope["method"] if scope["type"] == "http" else "GET"
             matching = self.rules.matching(method, route_path(scope))
             if EXEMPT and matching and self._exempt(admission, scope):
@@ -181,34 +183,54 @@ class RateLimiter:
         except Exception as problem:  # noqa: BLE001  # the law of this module
             self._fault(admission, (), problem)
             return admission
-        await self.decide(admission, scope, matching)
+        await self._decide(admission, scope, client, matching)
         return admission
 
     async def decide(
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        matching: Iterable[tuple[Rule, Mapping[str, object]]],
+        matching: Sequence[tuple[Rule, Mapping[str, object]]],
         *,
         template: str | None = None,
     ) -> None:
-        """Decides these rules in one go and adds what came of it to ``admission``; never raises."""
+        """Decides a route's rules in one go and adds that to ``admission``; never raises."""
+        try:
+            client = client_address(scope, self._trusted)
+            if self._listed(admission, client):
+                return
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            self._fault(admission, [rule for rule, _ in matching], problem)
+            return
+        await self._decide(admission, scope, client, matching, template)
+
+    def _listed(self, admission: Admission, client: Address | None) -> bool:
+        """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
+        if client is None:
+            return False
+        if self._denylist and client in self._denylist:
+            self.counts["denylist", "denied"] += 1
+            admission.told.clear()
+            admission.refusal = forbid()
+            return True
+        return bool(self._allowlist) and client in self._allowlist
+
+    async def _decide(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        matching: Sequence[tuple[Rule, Mapping[str, object]]],
+        template: str | None = None,
+    ) -> None:
         matching = [each for each in matching if not admission.knows(self.store, each[0])]
         if not matching:
             return
         rules = [rule for rule, _ in matching]
         checks: list[Check] = []
         try:
-            client = client_address(scope, self._trusted)
             if client is None:
                 self._warn_unidentified(scope)
-            elif self._denylist and client in self._denylist:
-                self.counts["denylist", "denied"] += 1
-                admission.told.clear()
-                admission.refusal = forbid()
-                return
-            elif self._allowlist and client in self._allowlist:
-                return
             policies: list[str] = []
             for rule, path_params in matching:
                 by = rule.by
@@ -267,7 +289,7 @@ class RateLimiter:
             admission.refusal = refuse(told, admission.dialects)
             return
         admission.told += told
-        admission.delay_us = delay_us
+        admission.delay_us = max(admission.delay_us, delay_us)
         admission.charges += [
             _Charge(self, check, decision)
             for check, decision in zip(checks, decisions, strict=True)
@@ -342,7 +364,7 @@ class RateLimiter:
 
     def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
         found = resolve(admission.app, scope)
-        return found is not None and innermost(found.endpoint) in EXEMPT
+        return found is not None and id(innermost(found.endpoint)) in EXEMPT
 
     def _template(self, admission: Admission, scope: Mapping[str, Any]) -> str | None:
         found = resolve(admission.app, scope)

@@ -363,7 +363,9 @@ def _parse(text: str) -> tuple[int, int, int | None]:
 
 def _count(name: str, digits: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", digits, re.ASCII):
-        raise ValueError(f"the {name} in {_shown(text)} is {digits!r}; it is a whole number")
+        raise ValueError(
+            f"the {name} in {_shown(text)} is {digits!r}; it is a whole number of at most 18 digits"
+        )
     if int(digits) == 0:
         raise ValueError(f"the {name} in {_shown(text)} is 0; it is at least 1")
     return int(digits)

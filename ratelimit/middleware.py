@@ -4,14 +4,16 @@ import logging
 from typing import Any, Final
 
 import anyio
+from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from ratelimit.headers import RateLimitExceeded, Refusal
 from ratelimit.limiter import RateLimiter
-from ratelimit.routing import below
+from ratelimit.routing import below, router_below
 
 __all__ = ["RateLimitMiddleware", "send_refusal"]
 
@@ -30,6 +32,7 @@ class RateLimitMiddleware:
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self.app = app
         self.limiter = limiter
+        self._router = router_below(app)
         _answer_exceeded(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +44,7 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        admission = await self.limiter.admit(scope, below(self.app, scope))
+        admission = await self.limiter.admit(scope, below(self._router, scope))
         if admission.refusal is not None:
             await admission.give_back()
             await send_refusal(admission.refusal, scope, send)
@@ -72,7 +75,7 @@ class RateLimitMiddleware:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 try:
                     await self.limiter.aclose()
-                except Exception:
+                except Exception:  # noqa: BLE001  # the shutdown is the application's
                     _LOG.exception("close-failed: the store did not close; the shutdown goes on")
             await send(message)
 
@@ -83,7 +86,7 @@ async def send_refusal(refusal: Refusal, scope: Scope, send: Send) -> None:
     """Answers a request, or a WebSocket's handshake, with a refusal."""
     prefix = "http"
     if scope["type"] == "websocket":
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
+        if not _can_deny(scope):
             await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
             return
         prefix = "websocket.http"
@@ -98,10 +101,18 @@ async def send_refusal(refusal: Refusal, scope: Scope, send: Send) -> None:
     await send({"type": f"{prefix}.response.body", "body": body})
 
 
-async def exceeded(request: Request, error: Exception) -> Response:
+def _can_deny(websocket: Scope) -> bool:
+    """Whether the server can answer a WebSocket's handshake with a response."""
+    return "websocket.http.response" in (websocket.get("extensions") or {})
+
+
+async def exceeded(request: Request | WebSocket, error: Exception) -> Response | None:
     """The exception handler that answers a route's `RateLimitExceeded` as the middleware would."""
     if not isinstance(error, RateLimitExceeded):
         raise error
+    if isinstance(request, WebSocket) and not _can_deny(request.scope):
+        await request.close(1008, error.refusal.title)
+        return None
     response = error.refusal.response()
     if request.scope.get("method") == "HEAD":
         response.body = b""
@@ -117,13 +128,12 @@ def _answer_exceeded(app: Any) -> None:
     while app is not None and not isinstance(app, ExceptionMiddleware):
         app = getattr(app, "app", None)
     if app is not None:
-        register_exceeded(app._exception_handlers, app._status_handlers)
+        # Starlette has no public way in once it has put its middlewares together.
+        register_exceeded(app._exception_handlers, app._status_handlers)  # noqa: SLF001
 
 
 def register_exceeded(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:
     """Adds `exceeded` to an application's handlers, unless it handles the case itself."""
-    from starlette.exceptions import HTTPException
-
     general = handlers.get(HTTPException)
     default = getattr(general, "__module__", "").partition(".")[0] in ("starlette", "fastapi")
     if 429 not in status_handlers and default:

@@ -54,13 +54,13 @@ class RateLimit:
         algorithm: Algorithm | str | None = None,
         burst: int | None = None,
         rounding: Rounding | None = None,
-        max_delay: float | None | EllipsisType = ...,
+        max_delay: float | EllipsisType | None = ...,
         cost: int = 1,
         scope: str | None = None,
         limiter: RateLimiter | None = None,
         on_store_failure: OnStoreFailure | None = None,
     ) -> None:
-        self._limiter = limiter
+        self.limiter = limiter
         self._scope = scope
         self._rules: dict[str, Rule] = {}
         self._build = functools.partial(
@@ -89,7 +89,7 @@ class RateLimit:
     async def __call__(self, connection: HTTPConnection, response: Response) -> None:
         scope = connection.scope
         endpoint = scope.get("endpoint")
-        admission = await _admit(scope, [(self._limiter, self.rule_for(_scope_of(endpoint)))])
+        admission = await _admit(scope, [(self.limiter, self.rule_for(_scope_of(endpoint)))])
         if admission.refusal is not None:
             raise _error(scope, admission)
         if SCOPE_KEY not in scope:
@@ -103,7 +103,7 @@ def limit(
     algorithm: Algorithm | str | None = None,
     burst: int | None = None,
     rounding: Rounding | None = None,
-    max_delay: float | None | EllipsisType = ...,
+    max_delay: float | EllipsisType | None = ...,
     cost: int = 1,
     scope: str | None = None,
     limiter: RateLimiter | None = None,
@@ -113,9 +113,10 @@ def limit(
 
     ``limit`` is text (``"5/minute; 100/day"``) or ready-made limits; ``by`` says who is counted
     together; ``cost`` is what one request takes. ``max_delay`` bounds the wait in a leaking
-    bucket, in seconds (10 if left out, None for no bound). Routes that share a ``scope`` share their counters; without one an endpoint
-    counts by its module and qualified name. ``limiter`` decides, else the middleware around the
-    application, else an in-process one of the library's, with a warning.
+    bucket, in seconds (10 if left out, None for no bound). Routes that share a ``scope`` share
+    their counters; without one an endpoint counts by its module and qualified name. ``limiter``
+    decides, else the middleware around the application, else an in-process one of the library's,
+    with a warning.
 
     Works on async and sync functions and methods, which need no ``request`` parameter. Several may
     be stacked; all of them are decided together, all or nothing.
@@ -146,7 +147,8 @@ def limit(
 
 def exempt(endpoint: Callable[P, R]) -> Callable[P, R]:
     """Takes an endpoint out of every middleware's rules; limits of its own still apply."""
-    EXEMPT.add(innermost(endpoint))
+    function = innermost(endpoint)
+    EXEMPT[id(function)] = function  # by identity, since not every endpoint can be hashed
     return endpoint
 
 
@@ -161,7 +163,7 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
     for each in limits:
         name = each.rule_for(scope_name).name
         names[name] = names.get(name, 0) + 1
-        rules.append((each._limiter, each.rule_for(scope_name, names[name])))
+        rules.append((each.limiter, each.rule_for(scope_name, names[name])))
     is_async = _is_async(function)
     signature, connection_name, response_name = _with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
@@ -185,7 +187,7 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
         admission = await _admit(scope, rules)
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
-                await send_refusal(admission.refusal, scope, connection._send)
+                await send_refusal(admission.refusal, scope, connection._send)  # noqa: SLF001  # what its own send is built on
                 return None
             raise _error(scope, admission)
         result: Any
@@ -220,22 +222,24 @@ async def _admit(
     groups: dict[int, tuple[RateLimiter, list[tuple[Rule, Mapping[str, object]]]]] = {}
     for own, rule in rules:
         limiter = own or (outer.limiter if outer else _fallback())
-        groups.setdefault(id(limiter), (limiter, []))[1].append((rule, scope.get("path_params", {})))
+        groups.setdefault(id(limiter), (limiter, []))[1].append(
+            (rule, scope.get("path_params", {}))
+        )
     admission = outer
+    delay_us = 0
     for limiter, matching in groups.values():
         if admission is None:
             admission = Admission(limiter, scope.get("app"))
         limiter.check_identities(rule for rule, _ in matching)
-        await limiter.decide(
-            admission, scope, matching, template=_scope_of(scope.get("endpoint"))
-        )
+        await limiter.decide(admission, scope, matching, template=_scope_of(scope.get("endpoint")))
         if admission.refusal is not None:
             await admission.give_back()
             return admission
+        delay_us = max(delay_us, admission.delay_us)
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
-    if admission.delay_us:
-        delay_us, admission.delay_us = admission.delay_us, 0
+    admission.delay_us = 0
+    if delay_us:
         await anyio.sleep(delay_us / 1_000_000)
     return admission
 
@@ -285,10 +289,10 @@ def _is_async(function: Any) -> bool:
 
 
 def _with_injected(function: Callable[..., Any]) -> tuple[inspect.Signature, str, str]:
-    """The function's signature with what FastAPI is to inject, left out of OpenAPI; and the names
-    under which the connection and the response come.
+    """The function's signature and what FastAPI is to inject, with the names of the two.
 
-    FastAPI fills one parameter of a kind, so one that the function has itself serves us as well.
+    They are left out of OpenAPI. FastAPI fills one parameter of a kind, so one that the function
+    has itself serves us as well.
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())
@@ -367,7 +371,7 @@ def _count_new_references() -> int:
     @decorate
     def new() -> None: ...
 
-    return new  # type: ignore[return-value]
+    return new
 
 
 _NEW_REFERENCES: Final[int] = _count_new_references()

@@ -11,9 +11,18 @@ from typing import Any, Final, NamedTuple
 
 from starlette.routing import Host, Match, Mount
 
-__all__ = ["EXEMPT", "Below", "Resolved", "below", "innermost", "resolve", "route_path"]
+__all__ = [
+    "EXEMPT",
+    "Below",
+    "Resolved",
+    "below",
+    "innermost",
+    "resolve",
+    "route_path",
+    "router_below",
+]
 
-EXEMPT: Final[set[Any]] = set()
+EXEMPT: Final[dict[int, Any]] = {}
 """Innermost functions of the endpoints that no middleware limits; `@exempt` adds to it."""
 
 
@@ -37,20 +46,23 @@ class Below(NamedTuple):
     told from what a client has written."""
 
 
-def below(app: Any, scope: Mapping[str, Any]) -> Any:
-    """What `resolve` is to search for a request that a middleware around ``app`` has been given.
+def router_below(app: Any) -> Any:
+    """What has the routes, seen through the middlewares in front of it; None where one hides it."""
+    while app is not None and not hasattr(app, "routes"):
+        app = getattr(app, "app", None)
+    return app
 
-    The router is looked for through the middleware in between; without one it is the application
-    that the scope names.
+
+def below(router: Any, scope: Mapping[str, Any]) -> Any:
+    """What `resolve` is to search for a request, by the ``router`` further in, if there is one.
+
+    Without one it is the application that the scope names.
     """
-    found = app
-    while found is not None and not hasattr(found, "routes"):
-        found = getattr(found, "app", None)
-    if found is None:
+    if router is None:
         return scope.get("app")
     root = scope.get("root_path", "")
     mounted = "app_root_path" in scope and not scope.get("path_params")
-    return Below(found.routes, root, root[len(scope["app_root_path"]) :] if mounted else "")
+    return Below(router.routes, root, root[len(scope["app_root_path"]) :] if mounted else "")
 
 
 def route_path(scope: Mapping[str, Any]) -> str:

@@ -275,7 +275,7 @@ def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_th
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("made = 1", "must not create 'made'"),
+        ("made = 1", "must not create the global variable 'made'"),
         ("return missing", "nonexistent global variable 'missing'"),
         ("return tostring(1)", "nonexistent global variable 'tostring'"),
         ("return redis.call('GET', 'key')", "unknown command 'GET'"),

@@ -85,7 +85,7 @@ _SAID: Final = tuple(
         ),
         (
             "foreign-key",
-            "WRONGTYPE",
+            "WRONGTYPE|do not add up",
             "a key of this limit holds a value that is not the limiter's",
         ),
         ("script", "user_script|running script|Script attempted", "Redis could not run the script"),

@@ -47,10 +47,17 @@ return function(source, max_keys, seed)
     end
   end
 
-  -- Gives up one of a few keys taken by chance: an expired one, else the one that is soonest as if
-  -- never used; one that is spent only if all of them are.
+  -- Gives up one key: an expired one that the hand finds next, else, of a few taken by chance, the
+  -- one that is soonest as if never used; one that is spent only if all of them are.
   local function evict()
     local worst
+    for _ = 1, LOOKS do
+      hand = hand < size and hand + 1 or 1
+      if records[hand][EXPIRY] <= now_us then
+        remove(records[hand])
+        return
+      end
+    end
     for _ = 1, LOOKS do
       local record = records[random(size)]
       if record[EXPIRY] <= now_us then
@@ -232,6 +239,7 @@ return function(source, max_keys, seed)
     string = string,
     tonumber = tonumber,
     type = type,
+    error = error,
     pcall = pcall,
     redis = {call = call},
   }, {

@@ -45,7 +45,7 @@ class MemoryStatistics(NamedTuple):
 class MemoryStore:
     """Counters in this process: nothing to install, nothing shared with other processes.
 
-    ``max_keys`` (at least 1) bounds the counters held; about 250 bytes each. When it is reached,
+    ``max_keys`` (at least 1) bounds the counters held; about 300 bytes each. When it is reached,
     expired ones go first, then, of a few taken by chance, the one soonest to be as if never used,
     and an exhausted one only if all of those are. ``clock`` gives microseconds since the epoch as
     a whole number; without one it is the epoch at the start plus the monotonic clock. ``runtime``
@@ -231,10 +231,10 @@ class _Lua(NamedTuple):
 
 
 def _stored_key(limit: Limit, rule: str, key: str) -> bytes:
-    """Limit, rule and identity without ambiguity: of fixed length, ended by NUL, and the rest."""
-    if len(key) > _LONGEST_KEY:
-        key = "\x01" + identity_digest(key)
-    return f"{limit.digest}{rule}\x00{key}".encode("utf-8", "surrogatepass")
+    """Limit, rule and identity without ambiguity: of fixed length, of a told one, and the rest."""
+    # What a long identity is kept as must not be what a short one may spell.
+    told = f"={key}" if len(key) <= _LONGEST_KEY else f"#{identity_digest(key)}"
+    return f"{limit.digest}{len(rule)}:{rule}{told}".encode("utf-8", "surrogatepass")
 
 
 _STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()

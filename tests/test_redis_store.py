@@ -1,0 +1,371 @@
+"""What RedisStore promises beyond the suite that every store passes."""
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable, open_store
+from ratelimit.stores.failures import explain
+from tests.servers import Server, binaries, free_port, serving
+
+LIMIT = Limit("5/minute", algorithm="sliding_log")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of this test's own, which it may kill."""
+    with serving(binaries()[0].path) as started:
+        yield started
+
+
+@asynccontextmanager
+async def listening(reply: bytes | None) -> AsyncIterator[int]:
+    """Something that is no Redis: answers everything with `reply`, or (None) never answers."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(4096):
+                if reply is not None:
+                    writer.write(reply)
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        yield listener.sockets[0].getsockname()[1]
+
+
+async def refused(store: RedisStore) -> StoreUnavailable:
+    """How a store says that it cannot decide, which it must within a second of any deadline."""
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.decide([Check(LIMIT, "someone")])
+    assert time.monotonic() - started < 2
+    assert re.fullmatch(r"[^\n]{10,400}", str(caught.value))
+    await store.aclose()
+    return caught.value
+
+
+async def test_a_script_flush_goes_unnoticed(server: Server) -> None:
+    """A server that has forgotten the script is given it again, and the charge is made once."""
+    async with RedisStore(server.url) as store:
+        for left in (4, 3, 2):
+            server.command("SCRIPT", "FLUSH")
+            (decision,) = await store.decide([Check(LIMIT, "someone")])
+            assert decision.remaining == left
+
+
+async def test_a_restart_is_noticed_by_nobody_but_the_counters(server: Server) -> None:
+    """A connection that died while it was idle is replaced before it is used."""
+    async with RedisStore(server.url) as store:
+        await store.decide([Check(LIMIT, "someone")])
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        (decision,) = await store.decide([Check(LIMIT, "someone")])
+        assert decision.remaining == 4
+
+
+async def test_a_late_charge_is_never_sent_again(server: Server) -> None:
+    """What a frozen server had received when the deadline passed is charged once, not more."""
+    async with RedisStore(server.url, deadline=0.1) as store:
+        await store.decide([Check(LIMIT, "someone")])
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(StoreUnavailable, match="no answer within the deadline of 100 ms"):
+            await store.decide([Check(LIMIT, "someone")])
+        server.signal(signal.SIGCONT)
+        (decision,) = await store.decide([Check(LIMIT, "someone", cost=0)])
+        assert decision.remaining == 3
+
+
+async def test_a_cancelled_caller_loses_its_answer_and_nothing_else(server: Server) -> None:
+    """Its neighbours get theirs, over the same connections."""
+    async with RedisStore(server.url) as store:
+        limit = Limit("1000/minute", algorithm="fixed_window")
+        await store.decide([Check(limit, "warm")])
+        before = server.command("INFO", "stats")
+        tasks = [
+            asyncio.create_task(store.decide([Check(limit, f"k{number}")])) for number in range(100)
+        ]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in answers[::2])
+        for answer in answers[1::2]:
+            assert not isinstance(answer, BaseException)
+            assert answer[0].remaining == 999
+        after = server.command("INFO", "stats")
+        made = [int(re.search(r"total_connections_received:(\d+)", said)[1])  # type: ignore[index]
+                for said in (before, after)]  # fmt: skip
+        # One by each of these two questions, and one more for a second trip under way.
+        assert made[1] - made[0] <= 2
+
+
+async def test_a_foreign_value_fails_its_own_request_alone(server: Server) -> None:
+    """Its neighbours in the same trip are decided; nothing of its own request is charged."""
+    async with RedisStore(server.url) as store:
+        broken, whole = Check(LIMIT, "broken"), Check(LIMIT, "whole")
+        server.command("SET", store._key(broken), "not the limiter's")
+        answers = await asyncio.gather(
+            *(store.decide(checks) for checks in ([whole], [whole, broken], [whole])),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[1], StoreUnavailable)
+        assert answers[1].kind == "foreign-key"
+        for answer, left in ((answers[0], 4), (answers[2], 3)):
+            assert not isinstance(answer, BaseException)
+            assert answer[0].remaining == left
+
+
+async def test_keys_hold_no_identity_and_leave_in_time(server: Server) -> None:
+    """Every key carries an expiry near its reset, and no more than a digest of who asked."""
+    url = f"{server.url}?decode_responses=true"
+    async with RedisStore(server.url) as store, Redis.from_url(url) as client:
+        for algorithm in Algorithm:
+            limit = Limit("7/2s", algorithm=algorithm)
+            (decision,) = await store.decide([Check(limit, "secret@example.org", 3, "rule")])
+            key = store._key(Check(limit, "secret@example.org", 3, "rule"))
+            left_ms = await client.pttl(key)
+            assert 0 < left_ms <= decision.reset_after_us / 1000 + 3000
+        keys = await client.keys("*")
+        assert len(keys) == len(Algorithm)
+        for name in keys:
+            assert re.fullmatch(r"rl:\{[A-Za-z0-9_-]{16}\}:[A-Za-z0-9_-]{8}:rule", str(name))
+
+
+async def test_reset_forgets(server: Server) -> None:
+    """After a reset a key is as if it had never been used."""
+    async with RedisStore(server.url) as store:
+        check = Check(LIMIT, "someone", 5)
+        await store.decide([check])
+        await store.reset([check])
+        (decision,) = await store.decide([Check(LIMIT, "someone", 0)])
+        assert (decision.remaining, decision.reset_after_us) == (5, 0)
+
+
+async def test_a_client_of_the_applications_is_not_closed_and_not_retried(server: Server) -> None:
+    """Its settings are used for connections of the store's own, without its retries."""
+    client = Redis.from_url(server.url, client_name="the-app")
+    store = RedisStore(client)
+    await store.decide([Check(LIMIT, "someone")])
+    await store.aclose()
+    assert await client.ping()
+    await client.aclose()
+
+
+def test_each_event_loop_has_connections_of_its_own(server: Server) -> None:
+    """A store outlives a loop: the next one opens what it needs, and nothing is left open."""
+    store = RedisStore(server.url)
+
+    async def ask() -> int:
+        (decision,) = await store.decide([Check(LIMIT, "someone")])
+        await store.aclose()
+        return decision.remaining
+
+    assert [asyncio.run(ask()) for _ in range(3)] == [4, 3, 2]
+    gc.collect()  # an unclosed connection would warn now, and warnings are errors
+
+
+async def test_nobody_listens() -> None:
+    """An address without a server is one sentence, at once."""
+    error = await refused(RedisStore(f"redis://127.0.0.1:{free_port()}"))
+    assert error.kind == "refused"
+    assert "nothing listens" in str(error)
+
+
+async def test_a_name_that_does_not_resolve() -> None:
+    """A name without an address is one sentence, within the deadline or with the cause."""
+    error = await refused(RedisStore("redis://no-such-host.invalid:6379"))
+    assert error.kind in ("name", "late")
+
+
+async def test_a_listener_that_never_answers() -> None:
+    """The deadline holds while the handshake waits."""
+    async with listening(None) as port:
+        store = RedisStore(f"redis://127.0.0.1:{port}", deadline=0.05)
+        assert (await refused(store)).kind == "late"
+
+
+async def test_a_full_backlog() -> None:
+    """The deadline holds while the connection is being made."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        held = [socket.socket() for _ in range(4)]
+        for each in held:
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        store = RedisStore(f"redis://127.0.0.1:{listener.getsockname()[1]}", deadline=0.05)
+        assert (await refused(store)).kind == "late"
+        for each in held:
+            each.close()
+
+
+async def test_no_redis_at_all() -> None:
+    """A web server at the address is told as such."""
+    async with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        error = await refused(RedisStore(f"redis://127.0.0.1:{port}"))
+    assert error.kind == "not-redis"
+
+
+async def test_a_server_without_hello() -> None:
+    """A server or proxy that only speaks the older protocol is told, with what to write."""
+    async with listening(
+        b"-ERR unknown command 'HELLO', with args beginning with: '3' \r\n"
+    ) as port:
+        error = await refused(RedisStore(f"redis://127.0.0.1:{port}"))
+    assert error.kind == "old"
+    assert "protocol=2" in str(error)
+
+
+async def test_resp2_by_option(server: Server) -> None:
+    """``?protocol=2`` speaks the older protocol, to the same effect."""
+    async with RedisStore(f"{server.url}?protocol=2") as store:
+        (decision,) = await store.decide([Check(LIMIT, "someone")])
+        assert decision.remaining == 4
+
+
+async def test_a_server_without_scripts() -> None:
+    """A server that runs no scripts is told as too old."""
+    with serving(binaries()[0].path, "--rename-command", "EVALSHA", "") as bare:
+        error = await refused(RedisStore(bare.url))
+    assert error.kind == "old"
+
+
+async def test_a_password_is_demanded_or_wrong() -> None:
+    """Which of the two it is, is said; the password itself is not."""
+    with serving(binaries()[0].path, "--requirepass", "s3cret") as locked:
+        missing = await refused(RedisStore(locked.url))
+        wrong = await refused(RedisStore(f"redis://:wr0ng@127.0.0.1:{locked.port}"))
+        async with RedisStore(f"redis://:s3cret@127.0.0.1:{locked.port}") as store:
+            assert (await store.decide([Check(LIMIT, "someone")]))[0].allowed
+    assert (missing.kind, wrong.kind) == ("password", "password")
+    assert "demands a password" in str(missing)
+    assert "refuses" in str(wrong)
+    assert "wr0ng" not in str(wrong)
+
+
+async def test_a_read_only_replica(server: Server) -> None:
+    """A replica is told as such; so is a master that was demoted."""
+    with serving(binaries()[0].path, "--replicaof", f"127.0.0.1 {server.port}") as replica:
+        error = await refused(RedisStore(replica.url, deadline=1))
+    assert error.kind in ("read-only", "loading")
+
+
+async def test_a_full_server() -> None:
+    """Being at maxmemory with nothing to evict is told as such, and charges nothing."""
+    with serving(
+        binaries()[0].path, "--maxmemory", "1", "--maxmemory-policy", "noeviction"
+    ) as full:
+        error = await refused(RedisStore(full.url))
+        assert error.kind == "full"
+        full.command("CONFIG", "SET", "maxmemory", "0")
+        async with RedisStore(full.url) as store:
+            assert (await store.decide([Check(LIMIT, "someone", 0)]))[0].remaining == 5
+
+
+async def test_too_many_clients() -> None:
+    """A server that takes no more clients is told as such."""
+    with (
+        serving(binaries()[0].path, "--maxclients", "1") as small,
+        socket.create_connection(("127.0.0.1", small.port)) as held,
+    ):
+        held.sendall(b"PING\r\n")
+        held.recv(16)
+        error = await refused(RedisStore(small.url))
+    assert error.kind in ("clients", "closed")
+
+
+async def test_ping_tells_the_same(server: Server) -> None:
+    """`ping` returns where a decision would be answered, and raises what it would raise."""
+    async with RedisStore(server.url) as store:
+        await store.ping()
+    silent = RedisStore(f"redis://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreUnavailable, match="nothing listens"):
+        await silent.ping()
+    await silent.aclose()
+
+
+def test_loading_and_other_rare_words_are_understood() -> None:
+    """Errors that cannot be provoked in milliseconds are read from what servers say."""
+    said = {
+        "LOADING Redis is loading the dataset in memory": "loading",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL": "busy",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": (
+            "read-only"
+        ),
+        "MISCONF Redis is configured to save RDB snapshots": "read-only",
+        "NOPERM this user has no permissions to run the 'evalsha' command": "permission",
+        "MOVED 3999 127.0.0.1:6381": "cluster",
+        "something that nobody has ever seen": "failed",
+    }
+    assert {words: explain(words).kind for words in said} == said
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("redis+cluster://localhost", "redis+cluster:// comes with a later version"),
+        ("redis+sentinel://h:1/s", "redis+sentinel:// comes with a later version"),
+        ("http://:s3cret@localhost", "http:// names no store"),
+        ("redis", "the text names no store"),
+        ("", "the text names no store"),
+        ("redis://", "redis:// names no store"),
+        ("memory://x", "memory:// names no store"),
+    ],
+)
+def test_open_store_says_what_a_uri_lacks(uri: str, message: str) -> None:
+    """A URI that names no store is refused in one sentence that shows no password."""
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        open_store(uri)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_eight_processes_pass_exactly_the_quota(server: Server) -> None:
+    """Eight processes on one key of one server let through the quota, not one more or less."""
+    rounds = 20 if os.environ.get("RATELIMIT_TEST_ALL") == "1" else 2
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(8), context.Queue()
+    arguments = (server.url, rounds, barrier, results)
+    workers = [context.Process(target=_ask_often, args=arguments) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    passed = Counter[tuple[int, str]]()
+    for _ in workers:
+        passed.update(results.get(timeout=120))
+    for worker in workers:
+        worker.join(30)
+    assert passed == {(turn, each): 200 for turn in range(rounds) for each in Algorithm}
+
+
+def _ask_often(url: str, rounds: int, barrier: Any, results: Any) -> None:
+    async def ask() -> dict[tuple[int, str], int]:
+        passed = {}
+        async with RedisStore(url, deadline=10) as store:
+            await store.ping()
+            for turn in range(rounds):
+                for algorithm in Algorithm:
+                    limit = Limit("200/day", algorithm=algorithm)
+                    barrier.wait(60)
+                    answers = await asyncio.gather(
+                        *(store.decide([Check(limit, f"key {turn}")]) for _ in range(100))
+                    )
+                    passed[turn, algorithm.value] = sum(each.allowed for (each,) in answers)
+        return passed
+
+    logging.disable()
+    results.put(asyncio.run(ask()))

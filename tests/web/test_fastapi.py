@@ -1,0 +1,446 @@
+"""@limit, @exempt and Depends(RateLimit) in FastAPI, where nothing else may change."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, Body, Depends, FastAPI, WebSocket
+from fastapi.params import Depends as DependsParameter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from ratelimit import (
+    RateLimit,
+    RateLimiter,
+    RateLimitExceeded,
+    RateLimitMiddleware,
+    Rule,
+    exempt,
+    limit,
+)
+from ratelimit.routes import _fallback
+from tests.web import postponed
+from tests.web.asgi import (
+    QUOTA_EXCEEDED,
+    ask,
+    call,
+    http_scope,
+    limiter,
+    statuses,
+    websocket_scope,
+)
+from tests.web.test_routes import remaining
+
+ABOVE = r"^@limit stands above the route decorator of [^ ]+endpoint,"
+
+Endpoint = Callable[..., Any]
+Wrap = Callable[[Endpoint], Endpoint]
+
+
+def fastapi(limits: RateLimiter | None = None, **options: Any) -> FastAPI:
+    app = FastAPI(**options)
+    app.add_middleware(RateLimitMiddleware, limiter=limits or limiter())
+    return app
+
+
+class Item(BaseModel):
+    name: str
+
+
+def user(request: Request) -> str:
+    return request.headers.get("x-user", "nobody")
+
+
+def build(wrap: Wrap) -> FastAPI:
+    """An application with every kind of parameter, each endpoint wrapped."""
+    app = fastapi()
+
+    @app.get("/items/{item_id}")
+    @wrap
+    async def read(item_id: int, q: str | None = None) -> dict[str, Any]:
+        return {"item_id": item_id, "q": q}
+
+    @app.post("/items", status_code=201)
+    @wrap
+    def create(item: Item, who: Annotated[str, Depends(user)]) -> dict[str, str]:
+        """Makes one."""
+        return {"name": item.name, "who": who}
+
+    @app.get("/keyword")
+    @wrap
+    async def keyword(*, page: int = 1, who: str = Depends(user)) -> dict[str, Any]:
+        return {"page": page, "who": who}
+
+    @app.get("/request")
+    @wrap
+    async def request_first(request: Request, response: Response) -> dict[str, str]:
+        response.headers["x-own"] = "yes"
+        return {"path": request.url.path}
+
+    @app.get("/connection")
+    @wrap
+    def connection(conn: HTTPConnection, response: JSONResponse) -> dict[str, str]:
+        response.headers["x-own"] = "yes"
+        return {"path": conn.url.path}
+
+    @app.get("/depends")
+    @wrap
+    def depends(
+        response: Annotated[Response, Depends(lambda: PlainTextResponse("given"))],
+    ) -> dict[str, str]:
+        return {"body": bytes(response.body).decode()}
+
+    @app.get("/response")
+    @wrap
+    async def response_itself() -> Response:
+        return PlainTextResponse("plain")
+
+    @app.get("/none", status_code=204)
+    @wrap
+    async def none() -> None:
+        return None
+
+    @app.put("/body")
+    @wrap
+    def body(first: Annotated[int, Body()], second: Annotated[int, Body()]) -> int:
+        return first + second
+
+    endpoint, sync_endpoint = postponed.endpoints()
+    app.get("/postponed/{name}")(wrap(endpoint))
+    app.get("/postponed-sync")(wrap(sync_endpoint))
+    return app
+
+
+REQUESTS: list[tuple[str, str, bytes]] = [
+    ("GET", "/items/7", b""),
+    ("GET", "/items/x", b""),
+    ("POST", "/items", b'{"name": "a"}'),
+    ("POST", "/items", b"{}"),
+    ("GET", "/keyword", b""),
+    ("GET", "/request", b""),
+    ("GET", "/connection", b""),
+    ("GET", "/depends", b""),
+    ("GET", "/response", b""),
+    ("GET", "/none", b""),
+    ("PUT", "/body", b'{"first": 1, "second": 2}'),
+    ("GET", "/postponed/ann", b""),
+    ("GET", "/postponed-sync", b""),
+]
+
+
+def test_a_limit_leaves_the_openapi_schema_as_it_is() -> None:
+    plain, limited = build(lambda endpoint: endpoint), build(limit("9/minute"))
+    assert limited.openapi() == plain.openapi()
+    assert build(exempt).openapi() == plain.openapi()
+    assert len(plain.openapi()["paths"]) == 11
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
+async def test_a_limit_leaves_parameters_and_answers_as_they_are(
+    method: str, path: str, body: bytes
+) -> None:
+    answers = []
+    for wrap in (lambda endpoint: endpoint, limit("9/minute")):
+        scope = http_scope(path, method, [("content-type", "application/json"), ("x-user", "ann")])
+        incoming = [{"type": "http.request", "body": body}]
+        answers.append(await call(build(wrap), scope, incoming))
+    plain, limited = answers
+    assert plain.status < 500
+    assert (limited.status, limited.body) == (plain.status, plain.body)
+    own = [field for field in limited.fields if not field[0].startswith("ratelimit")]
+    assert own == plain.fields
+    # What fails validation never ran, and is not counted by the route.
+    assert ("ratelimit" in limited.headers) is (plain.status < 400)
+
+
+@pytest.mark.parametrize(
+    "path", ["/keyword", "/request", "/connection", "/depends", "/response", "/none"]
+)
+async def test_without_a_middleware_the_endpoint_itself_tells_of_its_limit(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _fallback.cache_clear()
+    app = FastAPI()
+    app.router.routes.extend(build(limit("9/minute")).routes)
+    answer = await ask(app, path)
+    assert answer.status < 300
+    assert answer.headers["ratelimit"].endswith(";r=8")
+    assert "no-limiter" in caplog.text
+
+
+async def test_a_limit_on_a_route_of_a_websocket_is_refused_at_the_handshake() -> None:
+    app = fastapi()
+
+    @app.websocket("/ws")
+    @limit("1/minute")
+    async def endpoint(websocket: WebSocket, q: str = "x") -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    scope = websocket_scope("/ws", extensions={"websocket.http.response": {}})
+    connect = [{"type": "websocket.connect"}]
+    assert (await call(app, dict(scope), connect)).messages[0]["type"] == "websocket.accept"
+    assert (await call(app, dict(scope), connect)).status == 429
+
+
+async def test_a_dependency_of_a_websocket_refuses_at_the_handshake() -> None:
+    app = fastapi()
+
+    @app.websocket("/ws", dependencies=[Depends(RateLimit("1/minute"))])
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    scope = websocket_scope("/ws", extensions={"websocket.http.response": {}})
+    connect = [{"type": "websocket.connect"}]
+    assert (await call(app, dict(scope), connect)).messages[0]["type"] == "websocket.accept"
+    assert (await call(app, dict(scope), connect)).status == 429
+    closed = await call(app, websocket_scope("/ws"), connect)
+    assert closed.messages == [
+        {"type": "websocket.close", "code": 1008, "reason": "Too Many Requests"}
+    ]
+
+
+# --- routers, mounts, sub-applications -----------------------------------------------------------
+
+
+def make_router(wrap: Wrap, **options: Any) -> APIRouter:
+    router = APIRouter(**options)
+
+    @router.get("/items/{item_id}")
+    @wrap
+    async def read(item_id: int) -> int:
+        return item_id
+
+    return router
+
+
+async def test_limits_work_in_routers_that_are_included_and_nested() -> None:
+    """Which fails open elsewhere since FastAPI 0.137."""
+    outer = APIRouter(prefix="/outer")
+    outer.include_router(make_router(limit("1/minute", scope="nested"), prefix="/inner"))
+    app = fastapi()
+    app.include_router(outer, prefix="/api")
+    app.include_router(make_router(limit("1/minute", scope="plain")), prefix="/v1")
+    assert await statuses(app, "/api/outer/inner/items/1", "/api/outer/inner/items/2") == [200, 429]
+    assert await statuses(app, "/v1/items/1", "/v1/items/2") == [200, 429]
+
+
+async def test_limits_work_in_mounts_and_sub_applications() -> None:
+    sub = FastAPI()
+    sub.include_router(make_router(limit("1/minute", scope="sub")), prefix="/in")
+    app = fastapi()
+    app.mount("/sub", sub)
+    app.router.routes.append(
+        Mount("/mount", routes=[Route("/x", limit("1/minute", scope="mount")(plain_endpoint))])
+    )
+    assert await statuses(app, "/sub/in/items/1", "/sub/in/items/2") == [200, 429]
+    assert await statuses(app, "/mount/x", "/mount/x") == [200, 429]
+
+
+async def plain_endpoint(request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def included(app: FastAPI, wrap: Wrap) -> None:
+    app.include_router(make_router(wrap), prefix="/v1")
+    app.include_router(make_router(wrap), prefix="/v2")
+
+
+def included_router_of_routers(app: FastAPI, wrap: Wrap) -> None:
+    for version in ("/v1", "/v2"):
+        outer = APIRouter()
+        outer.include_router(make_router(wrap), prefix=version)
+        app.include_router(outer)
+
+
+def mounted(app: FastAPI, wrap: Wrap) -> None:
+    for version in ("/v1", "/v2"):
+        sub = FastAPI()
+        sub.include_router(make_router(wrap))
+        app.mount(version, sub)
+
+
+def mounted_with_their_own_middleware(app: FastAPI, wrap: Wrap) -> None:
+    limits = limiter(Rule("api", "2/minute", by="route"))
+    for version in ("/v1", "/v2"):
+        sub = fastapi(limits)
+        sub.include_router(make_router(wrap))
+        app.mount(version, sub)
+
+
+@pytest.mark.parametrize(
+    "arrange", [included, included_router_of_routers, mounted, mounted_with_their_own_middleware]
+)
+async def test_a_route_is_its_template_with_all_its_prefixes(
+    arrange: Callable[[FastAPI, Wrap], None],
+) -> None:
+    """/v1/items/{id} and /v2/items/{id} count apart, /v1/items/1 and /v1/items/2 together."""
+    own = arrange is mounted_with_their_own_middleware
+    app = FastAPI() if own else fastapi(limiter(Rule("api", "2/minute", by="route")))
+    arrange(app, lambda endpoint: endpoint)
+    assert await statuses(app, "/v1/items/1", "/v1/items/2", "/v1/items/3") == [200, 200, 429]
+    assert await statuses(app, "/v2/items/1", "/v2/items/2", "/v2/items/3") == [200, 200, 429]
+    assert await statuses(app, "/v2/items/1", client=("198.51.100.1", 1)) == [429]
+
+
+async def test_a_mount_whose_path_has_a_parameter_gives_nobody_a_fresh_quota() -> None:
+    sub = fastapi(limiter(Rule("api", "1/minute", by="route")))
+    sub.include_router(make_router(lambda endpoint: endpoint))
+    app = FastAPI()
+    app.mount("/{tenant}", sub)
+    assert await statuses(app, "/a/items/1", "/b/items/1", "/c/items/2") == [200, 429, 429]
+
+
+@pytest.mark.parametrize("arrange", [included, included_router_of_routers, mounted])
+async def test_an_exempt_endpoint_is_exempt_wherever_it_is_included(
+    arrange: Callable[[FastAPI, Wrap], None],
+) -> None:
+    app = fastapi(limiter(Rule("api", "1/minute")))
+    arrange(app, exempt)
+    assert await statuses(app, "/v1/items/1", "/v2/items/1", "/v1/items/1") == [200] * 3
+    assert await statuses(app, "/v1/other", "/v1/other") == [404, 429]
+
+
+# --- Depends -------------------------------------------------------------------------------------
+
+
+def test_a_dependency_leaves_the_openapi_schema_as_it_is() -> None:
+    schemas = []
+    for dependencies in ([], [Depends(RateLimit("9/minute"))]):
+        app = FastAPI(dependencies=dependencies)
+        app.include_router(make_router(lambda endpoint: endpoint, dependencies=dependencies))
+        schemas.append(app.openapi())
+    assert schemas[0] == schemas[1]
+
+
+@pytest.mark.parametrize("place", ["route", "router", "include", "app"])
+async def test_a_dependency_limits_a_route_a_router_or_the_application(place: str) -> None:
+    once: list[DependsParameter] = [Depends(RateLimit("1/minute"))]
+    where: dict[str, Any] = {
+        each: {"dependencies": once} if each == place else {}
+        for each in ("route", "router", "include", "app")
+    }
+    app = fastapi(**where["app"])
+    router = APIRouter(**where["router"])
+
+    @router.get("/a", **where["route"])
+    async def a() -> str:
+        return "a"
+
+    @router.get("/b", **where["route"])
+    def b() -> str:
+        return "b"
+
+    app.include_router(router, **where["include"])
+    answer = await ask(app, "/a")
+    assert answer.status == 200
+    assert answer.headers["ratelimit"].endswith(";r=0")
+    answer = await ask(app, "/a")
+    assert answer.status == 429
+    assert answer.problem["type"] == QUOTA_EXCEEDED
+    assert await statuses(app, "/b", "/b") == [200, 429]
+
+
+async def test_dependencies_with_one_scope_share_it() -> None:
+    shared = RateLimit("2/minute", scope="shared")
+    app = fastapi(dependencies=[Depends(shared)])
+    for path in ("/a", "/b"):
+        app.get(path)(lambda: "ok")
+    assert await statuses(app, "/a", "/b", "/a") == [200, 200, 429]
+
+
+async def test_two_dependencies_that_count_by_different_things_both_count() -> None:
+    app = fastapi()
+
+    @app.get(
+        "/",
+        dependencies=[
+            Depends(RateLimit("1/minute", by="header:x-user")),
+            Depends(RateLimit("1/minute", by="global")),
+        ],
+    )
+    async def endpoint() -> str:
+        return "ok"
+
+    assert (await ask(app, headers=[("x-user", "ann")])).status == 200
+    assert (await ask(app, headers=[("x-user", "bob")])).status == 429
+
+
+async def test_a_refusal_by_a_dependency_gives_back_what_the_middleware_charged() -> None:
+    limits = limiter(Rule("api", "9/minute"))
+    app = fastapi(limits, dependencies=[Depends(RateLimit("1/minute"))])
+    app.get("/")(lambda: "ok")
+    assert await statuses(app, "/", "/", "/") == [200, 429, 429]
+    assert await remaining(limits, "api", "9/minute") == 8
+
+
+async def test_without_a_middleware_a_dependency_limits_and_tells_by_itself() -> None:
+    app = FastAPI(dependencies=[Depends(RateLimit("1/minute", limiter=limiter()))])
+    app.get("/")(lambda: "ok")
+    answer = await ask(app)
+    assert answer.status == 200
+    assert answer.headers["ratelimit"].endswith(";r=0")
+    answer = await ask(app)
+    assert answer.status == 429
+    assert answer.problem["type"] == QUOTA_EXCEEDED
+    assert "retry-after" in answer.headers
+
+
+async def test_the_applications_own_handler_answers_for_a_dependency() -> None:
+    app = fastapi(dependencies=[Depends(RateLimit("1/minute"))])
+    app.get("/")(lambda: "ok")
+
+    @app.exception_handler(RateLimitExceeded)
+    async def handler(request: Request, error: RateLimitExceeded) -> Response:
+        assert error.decisions
+        return PlainTextResponse("mine", 420, headers=error.headers)
+
+    await ask(app)
+    answer = await ask(app)
+    assert (answer.status, answer.body) == (420, b"mine")
+    assert answer.headers["retry-after"]
+    assert answer.headers["ratelimit"].endswith(";t=" + answer.headers["retry-after"])
+
+
+# --- misplaced -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["app", "router", "included", "add_api_route", "websocket"])
+@pytest.mark.parametrize("between", [None, exempt, limit("2/minute")])
+def test_a_limit_above_the_route_decorator_is_refused_at_once(
+    kind: str, between: Wrap | None
+) -> None:
+    app, router = FastAPI(), APIRouter()
+    registers: dict[str, Any] = {
+        "app": app.get("/"),
+        "router": router.get("/"),
+        "included": router.get("/"),
+        "websocket": app.websocket("/"),
+    }
+
+    async def endpoint(q: str = "") -> str:
+        return q
+
+    function: Endpoint = endpoint
+    if kind == "add_api_route":
+        function = between(function) if between else function
+        app.add_api_route("/", function)
+    else:
+        function = registers[kind](function)
+        function = between(function) if between is exempt else function
+    if kind == "included":
+        app.include_router(router, prefix="/v1")
+    with pytest.raises(RuntimeError, match=ABOVE):
+        limit("1/minute")(function)
+
+
+def test_a_generator_endpoint_is_refused_with_the_way_out() -> None:
+    async def stream() -> AsyncIterator[str]:
+        yield "data"
+
+    with pytest.raises(TypeError, match=r"use Depends\(RateLimit\(\.\.\.\)\) on its route$"):
+        limit("1/minute")(stream)
