@@ -156,8 +156,10 @@ def shape(text: str) -> tuple[str, str]:
         ("10r/s", "the quota in '10r/s' is '10r'; it is a whole number of at most 18 digits"),
         (
             "\uff11\uff10/minute",
-            "the quota in '\uff11\uff10/minute' is '\uff11\uff10'; "
-            "it is a whole number of at most 18 digits",
+            (
+                "the quota in '\uff11\uff10/minute' is '\uff11\uff10'; "
+                "it is a whole number of at most 18 digits"
+            ),
         ),
         (
             "10\x00/minute",
