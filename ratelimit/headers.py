@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
 
-__all__ = ["Dialect", "RateLimitExceeded", "Refusal", "Told", "fields", "refuse"]
+__all__ = ["Dialect", "RateLimitExceeded", "Refusal", "Refused", "Told", "fields", "refuse"]
 
 Dialect = Literal["draft", "legacy"]
 Field = tuple[bytes, bytes]
@@ -51,27 +51,36 @@ class Refusal(NamedTuple):
         return response
 
 
-class RateLimitExceeded(HTTPException):
-    """A route's limit refused the request: status 429, with its ``headers`` and ``decisions``.
+class Refused(HTTPException):
+    """A route's limit did not let the request pass; carries the whole answer as ``refusal``.
 
     Where the application does not handle it, the client gets the answer that the middleware gives.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(
+            refusal.status,
+            refusal.title,
+            {
+                name.decode("latin-1"): value.decode("latin-1")
+                for name, value in refusal.headers
+                if name not in (b"content-type", b"content-length")
+            },
+        )
+
+
+class RateLimitExceeded(Refused):
+    """A route's limit refused the request: status 429, with its ``headers`` and ``decisions``.
+
     ``told`` pairs each enforced decision with the name of its policy; ``dialects`` are the header
-    dialects to write.
+    dialects to write. A store that failed is not this: it gives a 503 of another class.
     """
 
     def __init__(self, told: Iterable[Told] = (), dialects: Sequence[Dialect] = ("draft",)) -> None:
         self.told = tuple(told)
         self.decisions = tuple(decision for _, decision in self.told)
-        self.refusal = refuse(self.told, dialects)
-        super().__init__(
-            429,
-            self.refusal.title,
-            {
-                name.decode("latin-1"): value.decode("latin-1")
-                for name, value in self.refusal.headers
-                if name not in (b"content-type", b"content-length")
-            },
-        )
+        super().__init__(refuse(self.told, dialects))
 
 
 def fields(told: Sequence[Told], dialects: Sequence[Dialect]) -> list[Field]:

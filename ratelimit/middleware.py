@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from ratelimit.headers import RateLimitExceeded, Refusal
+from ratelimit.headers import Refusal, Refused
 from ratelimit.limiter import RateLimiter
 from ratelimit.routing import below, router_below
 
@@ -33,7 +33,7 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self._router = router_below(app)
-        _answer_exceeded(app)
+        _answer_refused(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -106,9 +106,9 @@ def _can_deny(websocket: Scope) -> bool:
     return "websocket.http.response" in (websocket.get("extensions") or {})
 
 
-async def exceeded(request: Request | WebSocket, error: Exception) -> Response | None:
-    """The exception handler that answers a route's `RateLimitExceeded` as the middleware would."""
-    if not isinstance(error, RateLimitExceeded):
+async def refused(request: Request | WebSocket, error: Exception) -> Response | None:
+    """The exception handler that answers what a route's limit raises as the middleware would."""
+    if not isinstance(error, Refused):
         raise error
     if isinstance(request, WebSocket) and not _can_deny(request.scope):
         await request.close(1008, error.refusal.title)
@@ -119,8 +119,8 @@ async def exceeded(request: Request | WebSocket, error: Exception) -> Response |
     return response
 
 
-def _answer_exceeded(app: Any) -> None:
-    """Registers `exceeded` with the application around which this middleware is being put.
+def _answer_refused(app: Any) -> None:
+    """Registers `refused` with the application around which this middleware is being put.
 
     Only Starlette's own exception middleware can catch what a route raises, and it stands further
     in; an application that has a handler of its own for it keeps that one.
@@ -129,12 +129,12 @@ def _answer_exceeded(app: Any) -> None:
         app = getattr(app, "app", None)
     if app is not None:
         # Starlette has no public way in once it has put its middlewares together.
-        register_exceeded(app._exception_handlers, app._status_handlers)  # noqa: SLF001
+        register_refused(app._exception_handlers, app._status_handlers)  # noqa: SLF001
 
 
-def register_exceeded(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:
-    """Adds `exceeded` to an application's handlers, unless it handles the case itself."""
+def register_refused(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:
+    """Adds `refused` to an application's handlers, unless it handles the case itself."""
     general = handlers.get(HTTPException)
     default = getattr(general, "__module__", "").partition(".")[0] in ("starlette", "fastapi")
     if 429 not in status_handlers and default:
-        handlers.setdefault(RateLimitExceeded, exceeded)
+        handlers.setdefault(Refused, refused)

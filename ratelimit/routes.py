@@ -20,10 +20,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket
 
-from ratelimit.headers import RateLimitExceeded
+from ratelimit.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit, Rounding
-from ratelimit.middleware import SCOPE_KEY, register_exceeded, send_refusal
+from ratelimit.middleware import SCOPE_KEY, register_refused, send_refusal
 from ratelimit.routing import EXEMPT, innermost
 from ratelimit.rules import OnStoreFailure, Rule
 
@@ -91,7 +91,7 @@ class RateLimit:
         endpoint = scope.get("endpoint")
         admission = await _admit(scope, [(self.limiter, self.rule_for(_scope_of(endpoint)))])
         if admission.refusal is not None:
-            raise _error(scope, admission)
+            raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
 
@@ -189,7 +189,7 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
             if isinstance(connection, WebSocket):
                 await send_refusal(admission.refusal, scope, connection._send)  # noqa: SLF001  # what its own send is built on
                 return None
-            raise _error(scope, admission)
+            raise _error(scope, admission, admission.refusal)
         result: Any
         if is_async:
             result = function(*args, **kwargs)
@@ -244,17 +244,14 @@ async def _admit(
     return admission
 
 
-def _error(scope: Mapping[str, Any], admission: Admission) -> Exception:
+def _error(scope: Mapping[str, Any], admission: Admission, refusal: Refusal) -> Refused:
     """What to raise for a refusal; makes sure that somebody will answer it."""
-    error = RateLimitExceeded(admission.told, admission.dialects)
-    if admission.refusal is not None:
-        error.refusal = admission.refusal
-        error.status_code = admission.refusal.status
-        error.detail = admission.refusal.title
     handlers = scope.get("starlette.exception_handlers")
     if handlers is not None:
-        register_exceeded(*handlers)
-    return error
+        register_refused(*handlers)
+    if refusal.status == 429:
+        return RateLimitExceeded(admission.told, admission.dialects)
+    return Refused(refusal)
 
 
 @functools.cache

@@ -1,0 +1,182 @@
+"""What clients and operators see while the store cannot answer."""
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from ratelimit import (
+    Check,
+    Decision,
+    MemoryStore,
+    RateLimit,
+    RateLimiter,
+    RateLimitExceeded,
+    RateLimitMiddleware,
+    Rule,
+    RuleSet,
+    StoreUnavailable,
+    limit,
+)
+from ratelimit.limiter import Admission
+from tests.web.asgi import Inner, ask, http_scope
+
+UNAVAILABLE = "urn:ratelimit-asgi:problem:store-unavailable"
+
+
+class Breakable(MemoryStore):
+    """A store that fails with whatever it is given, until that is taken away."""
+
+    problem: Exception | None = None
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        if self.problem is not None:
+            raise self.problem
+        return await super().decide(checks)
+
+
+def broken(kind: str = "refused") -> Breakable:
+    """A store that cannot be reached."""
+    store = Breakable()
+    store.problem = StoreUnavailable(f"nothing listens ({kind})", kind=kind)
+    return store
+
+
+def in_front(store: MemoryStore, *rules: Rule, default: str = "allow") -> RateLimitMiddleware:
+    """A middleware with these rules before the smallest application."""
+    rule_set = RuleSet(rules, on_store_failure=default)  # type: ignore[arg-type]
+    return RateLimitMiddleware(Inner(), RateLimiter(rule_set, store=store))
+
+
+async def test_requests_are_allowed_without_fields() -> None:
+    """By default nothing is refused, and nothing is claimed about quotas."""
+    answer = await ask(in_front(broken(), Rule("all", "1/minute")))
+    assert answer.status == 200
+    assert not [name for name, _ in answer.fields if "ratelimit" in name]
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "status"),
+    [("allow", None, 200), ("deny", None, 503), ("allow", "deny", 503), ("deny", "allow", 200)],
+)
+async def test_a_rule_has_the_word_over_the_files(
+    default: str, own: str | None, status: int
+) -> None:
+    """`on_store_failure` of the rule counts, and where it has none, that of the file."""
+    rule = Rule("all", "1/minute", on_store_failure=own)  # type: ignore[arg-type]
+    answer = await ask(in_front(broken(), rule, default=default))
+    assert answer.status == status
+
+
+async def test_a_503_is_a_problem_of_its_own_type() -> None:
+    """It is no 429, names no policy as violated, and tells no time to come back."""
+    strict = Rule("strict", "1/minute", on_store_failure="deny")
+    answer = await ask(in_front(broken(), Rule("lax", "1/minute"), strict))
+    assert (answer.status, answer.problem["type"]) == (503, UNAVAILABLE)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "retry-after" not in answer.headers
+    assert "violated-policies" not in answer.problem
+
+
+async def test_a_shadow_rule_refuses_nobody_even_then() -> None:
+    """A rule that has no say has none when the store fails."""
+    rule = Rule("new", "1/minute", mode="shadow", on_store_failure="deny")
+    assert (await ask(in_front(broken(), rule))).status == 200
+
+
+async def test_decisions_that_were_assumed_say_so() -> None:
+    """`degraded` tells them from what a store decided."""
+    limiter = RateLimiter([Rule("all", "7/minute")], store=broken())
+    admission = await limiter.admit(http_scope("/"))
+    assert isinstance(admission, Admission)
+    (decision,) = admission.decisions
+    assert (decision.degraded, decision.allowed, decision.remaining) == (True, True, 7)
+    limiter.store = MemoryStore()
+    (decision,) = (await limiter.admit(http_scope("/"))).decisions
+    assert (decision.degraded, decision.remaining) == (False, 6)
+
+
+@pytest.mark.parametrize("way", ["decorator", "dependency"])
+async def test_a_route_answers_503_and_not_as_if_a_quota_were_exceeded(way: str) -> None:
+    """The application's handler for RateLimitExceeded is not asked about a broken store."""
+    app = FastAPI()
+    own = RateLimiter([], store=broken())
+    if way == "decorator":
+
+        @app.get("/")
+        @limit("1/minute", limiter=own, on_store_failure="deny")
+        async def endpoint() -> str:
+            return "ok"
+
+    else:
+        needs = Depends(RateLimit("1/minute", limiter=own, on_store_failure="deny"))
+        app.get("/", dependencies=[needs])(lambda: "ok")
+
+    @app.exception_handler(RateLimitExceeded)
+    async def exceeded(request: Request, error: RateLimitExceeded) -> JSONResponse:
+        return JSONResponse({"mine": True}, 429)
+
+    answer = await ask(app)
+    assert (answer.status, answer.problem["type"]) == (503, UNAVAILABLE)
+
+
+async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line says what happened and what answers meanwhile, another that it is over."""
+    store = broken()
+    app = in_front(store, Rule("lax", "9/minute"), Rule("pay", "9/minute", on_store_failure="deny"))
+    for _ in range(3):
+        await ask(app)
+    store.problem = StoreUnavailable("gave no answer", kind="late")
+    for _ in range(3):
+        await ask(app)
+    store.problem = None
+    for _ in range(3):
+        await ask(app)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["client-unknown: " + said[0].removeprefix("client-unknown: ")] * said[
+        0
+    ].startswith("client-unknown") + [
+        "store-failed: nothing listens (refused); until it answers, requests are allowed, but "
+        "refused with 503 by pay",
+        "store-failed: gave no answer; until it answers, requests are allowed, but refused with "
+        "503 by pay",
+        "store-answers: the store answers again, and limits are enforced",
+    ]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_fault_of_ours_is_logged_with_its_traceback_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An exception that is no store's is treated as one, and told so that it can be mended."""
+    store = Breakable()
+    store.problem = ZeroDivisionError("a bug")
+    app = in_front(store, Rule("all", "1/minute"))
+    assert [(await ask(app)).status for _ in range(3)] == [200, 200, 200]
+    (record,) = caplog.records
+    assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, True)
+    assert "ZeroDivisionError: a bug" in record.getMessage()
+
+
+async def test_what_was_decided_before_the_store_failed_is_given_back_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A refusal stands where the give-back fails."""
+    store = Breakable()
+    app = FastAPI()
+
+    @app.get("/")
+    @limit("1/minute", limiter=RateLimiter())
+    async def endpoint() -> PlainTextResponse:
+        store.problem = StoreUnavailable("gone", kind="closed")
+        return PlainTextResponse("ok")
+
+    app.add_middleware(
+        RateLimitMiddleware, limiter=RateLimiter([Rule("all", "9/minute")], store=store)
+    )
+    assert (await ask(app)).status == 200
+    assert (await ask(app)).status == 429
+    assert "store-failed" in caplog.text
