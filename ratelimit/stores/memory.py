@@ -14,7 +14,15 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from ratelimit.decisions import FIELDS, Action, Check, Decision, identity_digest, read_reply
+from ratelimit.decisions import (
+    FIELDS,
+    Action,
+    Check,
+    Decision,
+    decision_of,
+    identity_digest,
+    read_reply,
+)
 from ratelimit.limits import Limit
 from ratelimit.scripts import SCRIPT
 
@@ -94,27 +102,10 @@ class MemoryStore:
             place = self._places.get(limit.digest)
             if place is not None and one is not None and action is not _GIVE_BACK:
                 reply = one(now_us, _stored_key(limit, rule, key), place, cost, action)
-                if reply is not None and len(reply) == FIELDS:
-                    allowed, remaining, retry, reset, delay, at, level = reply
-                    return (
-                        tuple.__new__(
-                            Decision,
-                            (
-                                limit,
-                                allowed == 1,
-                                remaining,
-                                None if retry < 0 else retry,
-                                reset,
-                                delay,
-                                at,
-                                level,
-                                False,
-                            ),
-                        ),
-                    )
                 if reply is not None:
-                    self._warn_full()
-                    return read_reply(checks, reply)
+                    if len(reply) != 7:
+                        self._warn_full()
+                    return (decision_of(limit, reply),)
         elif not checks:
             return ()
         reply = self._decide_several(now_us, checks)
@@ -233,8 +224,14 @@ class _Lua(NamedTuple):
 def _stored_key(limit: Limit, rule: str, key: str) -> bytes:
     """Limit, rule and identity without ambiguity: of fixed length, of a told one, and the rest."""
     # What a long identity is kept as must not be what a short one may spell.
-    told = f"={key}" if len(key) <= _LONGEST_KEY else f"#{identity_digest(key)}"
-    return f"{limit.digest}{len(rule)}:{rule}{told}".encode("utf-8", "surrogatepass")
+    if len(key) <= _LONGEST_KEY:
+        text = f"{limit.digest}{len(rule)}:{rule}={key}"
+    else:
+        text = f"{limit.digest}{len(rule)}:{rule}#{identity_digest(key)}"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # lone surrogates; asking for them at once takes twice as long
+        return text.encode("utf-8", "surrogatepass")
 
 
 _STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
