@@ -54,9 +54,12 @@ local function reset(state, units)
   return state.count + units > 0 and state.ends_in or 0
 end
 
+-- The expiry is the window's end, and so is set by the first charge in it.
 local function charge(key, state, units, reset_us)
   redis.call('HSET', key, 't', state.at_us, 'v', min(MOST, state.count + units))
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  if state.count == 0 or state.broken then
+    redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
+  end
   return state.count + units > MOST
 end
 

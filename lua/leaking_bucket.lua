@@ -98,7 +98,7 @@ end
 local function charge(key, state, units, reset_us)
   local queued, cut = after(state, units)
   redis.call('HSET', key, 't', state.at, 'v', queued)
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
   return cut
 end
 

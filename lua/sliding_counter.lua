@@ -98,12 +98,19 @@ local function reset(state, units)
   return (state.start + turns * state.limit[3]) * state.limit[4] - state.now_us
 end
 
--- Debt stops where the product of `weighted` would pass 2^53.
+local function expire(key, reset_us)
+  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
+end
+
+-- Debt stops where the product of `weighted` would pass 2^53. The expiry is the end of the window
+-- after this one, and so is set by the first charge in it.
 local function charge(key, state, units, reset_us)
   local most = floor(MOST / state.limit[3])
   local current = min(most, state.current + units)
   redis.call('HSET', key, 't', state.at, 'v', current, 'p', state.previous)
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  if state.current == 0 or state.broken then
+    expire(key, reset_us)
+  end
   return state.current + units > most
 end
 
@@ -121,6 +128,7 @@ local function give_back(key, state, units, at_us)
     redis.call('DEL', key)
   else
     charge(key, state, 0, reset(state, 0))
+    expire(key, reset(state, 0))
   end
 end
 

@@ -122,7 +122,7 @@ local function charge(key, state, units, reset_us)
       redis.call('RPUSH', key, units, total)
     end
   end
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
   return state.kept + units > MOST
 end
 
@@ -155,7 +155,7 @@ local function give_back(key, state, units, at_us)
         end
         local newest = tonumber(redis.call('LINDEX', key, -3))
         local reset_us = newest + state.limit[3] - state.now_us
-        redis.call('PEXPIRE', key, ceil(max(0, reset_us) / 1000) + 1000)
+        redis.call('PEXPIRE', key, ceil(max(0, reset_us) / 1000) + 2000)
         return
       end
       index = index - 2

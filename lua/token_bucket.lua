@@ -84,7 +84,7 @@ end
 local function charge(key, state, units, reset_us)
   local missing, cut = after(state, units)
   redis.call('HSET', key, 't', state.at, 'v', missing)
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 1000)
+  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
   return cut
 end
 

@@ -5,14 +5,14 @@ a frozen dataclass. Python never judges here: every number is read from the Lua'
 """
 
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from ratelimit.limits import Limit
 
-__all__ = ["Action", "Check", "Decision", "decision_of", "identity_digest", "read_reply"]
+__all__ = ["Action", "Check", "Decision", "assumed", "decision_of", "identity_digest", "read_reply"]
 
 MOST_COST: Final = 2**42
 """Over 4 * 10^12 units at once: beyond any use, and a thousand forced ones stay below 2^53."""
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 else:
     _new = tuple.__new__  # a NamedTuple's own takes twice as long
-_CHARGE, _SHADOW = Action.CHARGE, Action.SHADOW  # an enum's attribute is slow to look up
+_CHARGE, _SHADOW = int(Action.CHARGE), int(Action.SHADOW)  # an enum is slow to look up and hash
 
 
 class _Check(NamedTuple):
@@ -50,7 +50,7 @@ class _Check(NamedTuple):
     key: str
     cost: int
     rule: str
-    action: Action
+    action: int  # an Action's number
     at_us: int
     level: int
 
@@ -85,14 +85,13 @@ class Check(_Check):
             raise TypeError(f"cost is a whole number, not {type(cost).__name__}")
         if not 0 <= cost <= MOST_COST:
             raise ValueError(f"cost is {cost}; it is at least 0 and at most 2^42")
-        if action is None:
-            action = _SHADOW if shadow else _CHARGE
-        return _new(cls, (limit, key, cost, rule, action, at_us, level))
+        number = (_SHADOW if shadow else _CHARGE) if action is None else int(action)
+        return _new(cls, (limit, key, cost, rule, number, at_us, level))
 
     @property
     def shadow(self) -> bool:
         """Whether this check has no say in the outcome of its request."""
-        return self.action is Action.SHADOW
+        return self.action == _SHADOW
 
     def forced(self) -> Self:
         """This check as a charge that does not ask, and may go into debt."""
@@ -175,9 +174,31 @@ def decision_of(limit: Limit, reply: Sequence[int]) -> Decision:
 
 def read_reply(checks: Sequence[Check], reply: Sequence[int]) -> tuple[Decision, ...]:
     """The decisions in the Lua's flat reply: seven numbers per check, in their order."""
+    if len(checks) == 1:
+        return (decision_of(checks[0][0], reply),)
     return tuple(
         decision_of(check[0], reply[start : start + FIELDS])
         for check, start in zip(checks, range(0, FIELDS * len(checks), FIELDS), strict=True)
+    )
+
+
+def assumed(checks: Iterable[Check], *, allowed: bool) -> tuple[Decision, ...]:
+    """Decisions, marked as degraded, for checks that no store has decided.
+
+    Allowed ones claim that nothing was used, since nothing is known; refused ones that nothing is
+    left, and not when there will be.
+    """
+    return tuple(
+        Decision(
+            limit=check.limit,
+            allowed=allowed,
+            remaining=check.limit.capacity if allowed else 0,
+            retry_after_us=0 if allowed else None,
+            reset_after_us=0,
+            delay_us=0,
+            degraded=True,
+        )
+        for check in checks
     )
 
 

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
-from ratelimit.decisions import Action, Check, Decision
-from ratelimit.failover import unanswered
+from ratelimit.decisions import Action, Check, Decision, assumed
 from ratelimit.headers import Dialect, Refusal, Told, fields, forbid, refuse, unavailable
 from ratelimit.identity import Address, Identify, Networks, client_address, identity
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
@@ -274,7 +273,7 @@ class RateLimiter:
         delay_us = 0
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
             allowed = decision.allowed
-            if check.action is Action.SHADOW:
+            if check.action == Action.SHADOW:
                 counts[check.rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
                 continue
             told.append(Told(policy, decision))
@@ -314,7 +313,7 @@ class RateLimiter:
         for rule in rules:
             self.counts[rule.name, "store-failed"] += 1
         self._report(problem)
-        admission.degraded += unanswered(checks, allowed=not deny)
+        admission.degraded += assumed(checks, allowed=not deny)
         if deny:
             admission.told.clear()
             admission.refusal = unavailable()

@@ -29,7 +29,7 @@ STORES: dict[str, OpenStore] = {
 def open_redis(server: Server, clock: ManualClock) -> Store:
     """A store on an empty server, with a deadline that a busy machine keeps."""
     server.command("FLUSHALL")
-    return RedisStore(server.url, clock=clock, deadline=10)
+    return RedisStore(server.url, clock=clock, deadline=10, deny_cache=0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -319,8 +319,11 @@ def test_loading_and_other_rare_words_are_understood() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("redis+cluster://localhost", "redis+cluster:// comes with a later version"),
-        ("redis+sentinel://h:1/s", "redis+sentinel:// comes with a later version"),
+        ("redis+cluster://:s3cret@", "redis+cluster:// names no host:port,host:port"),
+        ("redis+cluster://h:1,,h:2", "redis+cluster:// names no host:port,host:port"),
+        ("redis+cluster://h:1/0", "redis+cluster:// takes no database; a cluster has one"),
+        ("redis+sentinel://u:s3cret@h:1", "redis+sentinel:// names no service"),
+        ("redis+sentinel://h:x/s", "redis+sentinel:// names no host:port,host:port"),
         ("http://:s3cret@localhost", "http:// names no store"),
         ("redis", "the text names no store"),
         ("", "the text names no store"),

@@ -1,11 +1,13 @@
 """Where the counters live: the `Store` protocol, and `open_store` from a URI to a store."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.decisions import Check, Decision
 from ratelimit.stores.failures import StoreUnavailable
 from ratelimit.stores.memory import MemoryStore
+
+SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 
 __all__ = ["MemoryStore", "Store", "StoreUnavailable", "open_store"]
 
@@ -36,7 +38,9 @@ class Store(Protocol):
 def open_store(uri: str, *, deadline: float = 0.05) -> Store:
     """The store at a URI; nothing is opened until it is first asked.
 
-    ``memory://``; ``redis://``, ``rediss://`` and ``unix://`` with redis-py's options in the query.
+    ``memory://``, and what `RedisStore` takes: ``redis://``, ``rediss://`` and ``unix://`` with
+    redis-py's options in the query, ``redis+sentinel://host:port,host:port/service`` and
+    ``redis+cluster://host:port,host:port``.
     ``deadline``, in seconds, is how long a decision in Redis may take.
 
     Raises ValueError, in one sentence that shows no password, for a URI that names no store, and
@@ -47,14 +51,12 @@ def open_store(uri: str, *, deadline: float = 0.05) -> Store:
     scheme, found, rest = uri.partition("://")
     if uri == "memory://":
         return MemoryStore()
-    if found and scheme in ("redis", "rediss", "unix") and rest:
+    if found and scheme in SCHEMES and rest:
         from ratelimit.stores.redis import RedisStore  # redis-py is an extra
 
         return RedisStore(uri, deadline=deadline)
-    if found and scheme in ("redis+cluster", "redis+sentinel"):
-        raise ValueError(f"{scheme}:// comes with a later version; redis:// names one server")
     shown = f"{scheme}://" if found else "the text"
     raise ValueError(
-        f"{shown} names no store; there are memory://, redis://host:port/db, rediss://host:port/db "
-        "and unix:///path"
+        f"{shown} names no store; there are memory://, redis://host:port/db, "
+        "rediss://host:port/db, unix:///path, redis+sentinel://host:port/service and redis+cluster://host:port"
     )

@@ -31,7 +31,7 @@ __all__ = ["MemoryStatistics", "MemoryStore"]
 Runtime = Literal["luajit21", "lua51"]
 Clock = Callable[[], int]
 
-_GIVE_BACK: Final = Action.GIVE_BACK
+_GIVE_BACK: Final = int(Action.GIVE_BACK)
 _LOG: Final = logging.getLogger("ratelimit")
 _LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
 _LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
@@ -100,7 +100,7 @@ class MemoryStore:
             one = self._one  # read before the places, which are of the same Lua or of a later one
             limit, key, cost, rule, action, _, _ = checks[0]
             place = self._places.get(limit.digest)
-            if place is not None and one is not None and action is not _GIVE_BACK:
+            if place is not None and one is not None and action != _GIVE_BACK:
                 reply = one(now_us, _stored_key(limit, rule, key), place, cost, action)
                 if reply is not None:
                     if len(reply) != 7:

@@ -1,44 +1,38 @@
-"""The shared store: one script per round trip, run inside Redis by its own clock.
-
-The law of this module: a charge is sent once. Whatever goes wrong after a script has left may have
-charged; it is reported as `StoreUnavailable` and never tried again. Only an answer that proves that
-nothing ran (NOSCRIPT) is followed by a second sending.
-
-redis-py makes and authenticates the connections and reads the replies. Its client is not used for
-sending, because that retries by itself and takes a connection from a pool for every command.
-"""
+"""The shared store: one script per round trip, run inside Redis by its own clock."""
 
 import asyncio
+import re
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
+from urllib.parse import parse_qsl, urlencode
 
-from ratelimit.decisions import FIELDS, Action, Check, Decision, identity_digest, read_reply
-from ratelimit.limits import Limit
-from ratelimit.scripts import SCRIPT, SHA1
-from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
+from ratelimit.decisions import Action, Check, Decision, read_reply
+from ratelimit.scripts import SCRIPT
+from ratelimit.stores.deny_cache import DenyCache
+from ratelimit.stores.failures import explain
 
 __all__ = ["RedisStore"]
 
 Clock = Callable[[], int]
 
-MOST_CHECKS: Final = 128  # in one trip, so that no script holds the server for about a millisecond
-MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
-TRIP_TIMEOUT: Final = 1.0  # seconds; a connection that is silent for longer is given up
-
-_digest: Final = lru_cache(maxsize=65_536)(identity_digest)
+_GIVE_BACK: Final = int(Action.GIVE_BACK)
 
 
 class RedisStore:
     """Counters in Redis or Valkey, shared by all workers that name the same server.
 
-    ``target`` is a URI (``redis://``, ``rediss://``, ``unix://``) with redis-py's options in its
-    query, or a ``redis.asyncio.Redis`` client, whose connection settings are then used and which
-    stays its owner's to close. ``clock`` gives microseconds since the epoch; without one the
-    server's TIME counts, so that all workers share one clock. ``deadline`` (seconds, above 0) is
-    how long a decision may take; ``prefix`` begins every key.
+    ``target`` is a URI, or a ``redis.asyncio.Redis`` client, whose connection settings are then
+    used and which stays its owner's to close:
+
+    - ``redis://``, ``rediss://`` (TLS) and ``unix://``, with redis-py's options in the query;
+    - ``redis+sentinel://host:port,host:port/service``;
+    - ``redis+cluster://host:port,host:port``, any of its nodes.
+
+    ``clock`` gives microseconds since the epoch; without one the server's TIME counts, so that all
+    workers share one clock. ``deadline`` (seconds, above 0) is how long a decision may take;
+    ``prefix`` begins every key. ``deny_cache`` (seconds, 0 for off) is how long a denial is
+    repeated in process, at most until its `retry_after`; `remaining` is then that of the first.
 
     Opens at the first decision, in each event loop by itself. Raises StoreUnavailable from
     `decide`, `reset` and `ping`, and nothing of redis-py's.
@@ -51,42 +45,76 @@ class RedisStore:
         *,
         deadline: float = 0.05,
         prefix: str = "rl:",
+        deny_cache: float = 1.0,
     ) -> None:
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float):
-            raise TypeError(f"deadline is a number of seconds, not {type(deadline).__name__}")
-        if not 0 < deadline <= 3600:
+        self._deadline = _seconds("deadline", deadline)
+        if deadline <= 0:
             raise ValueError(f"deadline is {deadline}; it is above 0 s, and at most an hour")
         if type(prefix) is not str or set(prefix) & set("{}"):
             raise ValueError(f"prefix is {prefix!r}; it is text without braces")
-        self._pool_of = _pool_maker(target, deadline)
-        self._clock = clock
-        self._deadline = float(deadline)
-        self._prefix = prefix
-        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Link] = (
+        self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
+        self._caches = deny_cache > 0
+        self._make_way = _way_maker(target, self._deadline, prefix, clock)
+        self._ways: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
         )
+        self._last: tuple[Any, Any] = (None, None)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
-        """One decision per check, all charged or none, in one round trip; see `Store.decide`."""
+        """One decision per check, all charged or none, in one round trip; see `Store.decide`.
+
+        In a cluster, checks of several identities are charged in parallel, and given back where
+        one is denied.
+        """
         if not checks:
             return ()
-        reply = await self._link().ask(checks)
-        return read_reply(checks, reply)
+        asked = tuple(checks)
+        if self._caches:
+            found = self._denials.find(asked)
+            if found is not None:
+                return found
+            if asked[0][4] == _GIVE_BACK or _GIVE_BACK in [check[4] for check in asked[1:]]:
+                self._denials.returned(asked)
+        loop = asyncio.get_running_loop()
+        last, way = self._last
+        if last is not loop:
+            way = self._way()
+        if way.is_cluster:
+            decisions: tuple[Decision, ...] = await way.decide(asked)
+        else:
+            decisions = read_reply(asked, await way.ask(asked, 0))
+        if self._caches and False in [decision[1] for decision in decisions]:
+            # A denial by checks of several slots may be over as soon as one of them is.
+            if not way.is_cluster or len({way.slot(check) for check in asked}) == 1:
+                self._denials.keep(asked, decisions)
+        return decisions
 
     async def reset(self, checks: Sequence[Check]) -> None:
         """Forgets the counters that these checks name; costs and actions play no part."""
-        if checks:
-            await self._link().command("DEL", *{self._key(check) for check in checks})
+        self._denials.clear()
+        way = self._way()
+        for check in checks:
+            reply = await way.command(check, "DEL", way.key(check))
+            if isinstance(reply, Exception):
+                raise explain(reply) from None
 
     async def ping(self) -> None:
         """Returns if the server answers and can run the script; raises StoreUnavailable if not."""
-        await self._link().command("SCRIPT", "LOAD", SCRIPT)
+        reply = await self._way().command(None, "SCRIPT", "LOAD", SCRIPT)
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+
+    @property
+    def denials_repeated(self) -> int:
+        """Requests that were denied in process, without a round trip."""
+        return self._denials.hits
 
     async def aclose(self) -> None:
         """Closes the connections that this event loop has opened; they open again when needed."""
-        link = self._links.pop(asyncio.get_running_loop(), None)
-        if link is not None:
-            await link.close()
+        way = self._ways.pop(asyncio.get_running_loop(), None)
+        self._last = (None, None)
+        if way is not None:
+            await way.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,269 +122,158 @@ class RedisStore:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _link(self) -> "_Link":
+    def _way(self) -> Any:
         loop = asyncio.get_running_loop()
-        link = self._links.get(loop)
-        if link is None:
-            link = self._links[loop] = _Link(loop, self._pool_of(), self._deadline, self._command)
-        return link
+        way = self._ways.get(loop)
+        if way is None:
+            way = self._ways[loop] = self._make_way(loop)
+        self._last = (loop, way)
+        return way
 
     def _key(self, check: Check) -> str:
-        """The identity as a hash tag, so that all its limits share a slot; then limit and rule."""
-        limit, key, _, rule, *_ = check
-        return f"{self._prefix}{{{_digest(key)}}}:{limit.digest}:{rule}"
-
-    def _command(self, batch: Iterable[Sequence[Check]]) -> tuple[str | int, ...]:
-        """The arguments of EVALSHA after the digest, as lua/decide.lua's header lists them."""
-        keys: list[str] = []
-        limits: dict[str, tuple[int, Limit]] = {}
-        kinds: dict[tuple[str, int, Action, int, int], int] = {}
-        numbers: list[int] = []
-        places: list[int] = []
-        for checks in batch:
-            for check in checks:
-                limit, _, cost, _, action, at_us, level = check
-                keys.append(self._key(check))
-                kind = (limit.digest, cost, action, at_us, level)
-                place = kinds.get(kind)
-                if place is None:
-                    if limit.digest not in limits:
-                        limits[limit.digest] = (len(limits) + 1, limit)
-                    place = kinds[kind] = len(kinds) + 1
-                    numbers += (limits[limit.digest][0], cost, int(action), at_us, level)
-                places.append(place)
-            places[-1] = -places[-1]
-        known = [number for _, limit in limits.values() for number in limit.numbers]
-        now_us = "" if self._clock is None else self._clock()
-        return (
-            len(keys), *keys, now_us, len(limits), *known, len(kinds), *numbers, *places,
-        )  # fmt: skip
+        return str(self._way().key(check))
 
 
-class _Waiting:
-    """One request on its way: its checks, who waits for them, and until when."""
+class _Server:
+    """One event loop's way to one server, or to the master that Sentinel names."""
 
-    __slots__ = ("checks", "expires", "future")
+    is_cluster = False
 
-    def __init__(
-        self, checks: Sequence[Check], future: asyncio.Future[Sequence[int]], expires: float
-    ) -> None:
-        self.checks = checks
-        self.future = future
-        self.expires = expires
+    def __init__(self, deadlines: Any, link: Any, packer: Any, request: Any) -> None:
+        self._deadlines = deadlines
+        self._link = link
+        self._packer = packer
+        self._request = request
 
-
-class _Link:
-    """One event loop's way to the server: a queue, its trips, and the deadline of each member.
-
-    A request that finds no trip under way leaves at once; those that come meanwhile leave together
-    in the next. A trip is a task of its own: a caller that is cancelled, or whose time is up, loses
-    its answer, not the connection and not its neighbours' answers.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        pool: Any,
-        deadline: float,
-        command: Callable[[Iterable[Sequence[Check]]], tuple[str | int, ...]],
-    ) -> None:
-        self._loop = loop
-        self._pool = pool
-        self._deadline = deadline
-        self._command = command
-        self._queue: deque[_Waiting] = deque()
-        self._waiting: deque[_Waiting] = deque()  # in order of expiry, answered ones among them
-        self._timer: asyncio.TimerHandle | None = None
-        self._trips: set[asyncio.Task[None]] = set()
-        self._idle: list[Any] = []
-        self._why = ""  # what the trips last complained of, to tell those whose time is up
-
-    def ask(self, checks: Sequence[Check]) -> asyncio.Future[Sequence[int]]:
+    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Sequence[int]]:
         """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
-        future = self._loop.create_future()
-        waiting = _Waiting(checks, future, self._loop.time() + self._deadline)
-        self._queue.append(waiting)
-        self._waiting.append(waiting)
-        if self._timer is None:
-            self._timer = self._loop.call_at(waiting.expires, self._expire)
-        if len(self._trips) < MOST_TRIPS:
-            trip = self._loop.create_task(self._travel())
-            self._trips.add(trip)
-            trip.add_done_callback(self._trips.discard)
+        future: asyncio.Future[Sequence[int]] = self._deadlines.future()
+        self._link.send(self._request(checks, future, slot))
         return future
 
-    def _expire(self) -> None:
-        """Tells those whose time is up; the timer is then set for the next who still waits."""
-        now, waiting = self._loop.time(), self._waiting
-        while waiting and (waiting[0].expires <= now or waiting[0].future.done()):
-            late = waiting.popleft()
-            if not late.future.done():
-                late.future.set_exception(no_reply(self._deadline, self._why))
-        self._timer = self._loop.call_at(waiting[0].expires, self._expire) if waiting else None
+    def key(self, check: Check) -> str:
+        """The key that a check is counted under."""
+        return str(self._packer.key(check))
 
-    async def _travel(self) -> None:
-        """Takes what is queued to the server, batch after batch, until nothing is left."""
-        while batch := self._next_batch():
-            try:
-                reply = await self._round_trip(batch)
-            except asyncio.CancelledError:
-                self._fail(batch, StoreUnavailable("the store was closed", kind="closed"))
-                raise
-            except Exception as error:  # noqa: BLE001  # each member is told; the task must go on
-                self._fail(batch, explain(error))
-            else:
-                self._why = ""
-                self._deliver(batch, reply)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """The oldest who still wait, up to what one script may carry; a single one always."""
-        batch: list[_Waiting] = []
-        room = MOST_CHECKS
-        while self._queue:
-            if self._queue[0].future.done():
-                self._queue.popleft()
-                continue
-            room -= len(self._queue[0].checks)
-            if room < 0 and batch:
-                break
-            batch.append(self._queue.popleft())
-        return batch
-
-    async def _round_trip(self, batch: list[_Waiting]) -> Sequence[Any]:
-        command = self._command([waiting.checks for waiting in batch])
-        connection = await self._connect()
-        try:
-            reply = await _exchange(connection, "EVALSHA", SHA1, *command)
-            if _is_noscript(reply):
-                # The script did not run: it is not known there (any more).
-                loaded = await _exchange(connection, "SCRIPT", "LOAD", SCRIPT)
-                if isinstance(loaded, Exception):
-                    raise loaded
-                reply = await _exchange(connection, "EVALSHA", SHA1, *command)
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._idle.append(connection)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply  # type: ignore[no-any-return]  # redis-py is not typed here
-
-    def _deliver(self, batch: list[_Waiting], reply: Sequence[Any]) -> None:
-        start = 0
-        for waiting in batch:
-            end = start + FIELDS * len(waiting.checks)
-            if not waiting.future.done():
-                if isinstance(reply[start], int):
-                    waiting.future.set_result(reply[start:end])
-                else:
-                    waiting.future.set_exception(explain(reply[start]))
-            start = end
-
-    def _fail(self, batch: list[_Waiting], error: StoreUnavailable) -> None:
-        self._why = str(error)
-        for waiting in batch:
-            if not waiting.future.done():
-                waiting.future.set_exception(StoreUnavailable(str(error), kind=error.kind))
-
-    async def _connect(self) -> Any:
-        """A connection that is ready; what the server closed while it was idle is not."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_connected and not await connection.can_read():
-                return connection
-            await connection.disconnect(nowait=True)
-        connection = self._pool.make_connection()
-        async with asyncio.timeout(TRIP_TIMEOUT):
-            await connection.connect()
-        return connection
-
-    async def command(self, *arguments: str) -> None:
-        """One command of its own, within the deadline; not for charges."""
-        try:
-            async with asyncio.timeout(self._deadline):
-                connection = await self._connect()
-                try:
-                    reply = await _exchange(connection, *arguments)
-                except BaseException:
-                    await connection.disconnect(nowait=True)
-                    raise
-        except TimeoutError:
-            raise no_reply(self._deadline, self._why) from None
-        except Exception as error:  # noqa: BLE001  # nothing of redis-py's goes out
-            raise explain(error) from None
-        self._idle.append(connection)
-        if isinstance(reply, Exception):
-            raise explain(reply) from None
+    async def command(self, _: Check | None, *arguments: str) -> Any:
+        """One command of its own and its reply; not for charges."""
+        return await self._link.command(*arguments)
 
     async def close(self) -> None:
-        """Ends the trips, tells who still waits, and closes the connections."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for trip in tuple(self._trips):
-            trip.cancel()
-        await asyncio.gather(*self._trips, return_exceptions=True)
-        for waiting in self._waiting:
-            if not waiting.future.done():
-                waiting.future.set_exception(
-                    StoreUnavailable("the store was closed", kind="closed")
-                )
-        for connection in self._idle:
-            await connection.disconnect()
-        self._idle.clear()
+        """Ends what is under way and closes the connections."""
+        await self._link.close()
+        self._deadlines.close()
 
 
-async def _exchange(connection: Any, *arguments: str | int) -> Any:
-    """One command and its reply; an error that the server replied is returned, not raised."""
-    from redis.exceptions import ResponseError
-
-    async with asyncio.timeout(TRIP_TIMEOUT):
-        await connection.send_packed_command(_pack(arguments), check_health=False)
-        try:
-            return await connection.read_response(disable_decoding=True)
-        except ResponseError as error:
-            return error
-
-
-def _is_noscript(reply: object) -> bool:
-    from redis.exceptions import NoScriptError
-
-    return isinstance(reply, NoScriptError)
-
-
-def _pack(arguments: Sequence[str | int]) -> bytes:
-    """A command as RESP. redis-py's own packer takes several times as long for many arguments."""
-    encoded = [str(argument).encode("utf-8", "surrogatepass") for argument in arguments]
-    return b"*%d\r\n" % len(encoded) + b"".join(
-        [b"$%d\r\n%b\r\n" % (len(each), each) for each in encoded]
-    )
-
-
-def _pool_maker(target: Any, deadline: float) -> Callable[[], Any]:
-    """What makes a pool of connections for an event loop; only its connections are used."""
+def _way_maker(
+    target: Any, deadline: float, prefix: str, clock: Clock | None
+) -> Callable[[asyncio.AbstractEventLoop], Any]:
+    """What makes an event loop's way to the counters; a mistake in the target is told here."""
     try:
-        from redis.asyncio import ConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
         from redis.maint_notifications import MaintNotificationsConfig
+
+        from ratelimit.stores.cluster import Cluster
+        from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer, Request
     except ImportError:
         raise ImportError(
             "a RedisStore needs redis-py 8 or newer: pip install 'ratelimit-asgi[redis]'"
         ) from None
 
-    if isinstance(target, str):
-        options = {
-            "socket_timeout": None,
-            "socket_connect_timeout": max(deadline, TRIP_TIMEOUT),
-            "retry": Retry(NoBackoff(), 0),
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        }
-        ConnectionPool.from_url(target, **options)  # a mistake in the URI is told here
-        return lambda: ConnectionPool.from_url(target, **options)
-    pool = getattr(target, "connection_pool", None)
-    if pool is None:
-        raise TypeError(
-            f"a RedisStore takes a URI or a redis.asyncio client, not {type(target).__name__}"
+    options = {
+        "socket_timeout": None,
+        "socket_connect_timeout": max(deadline, PATIENCE),
+        "retry": Retry(NoBackoff(), 0),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    packer = Packer(prefix, clock)
+    if isinstance(target, str) and target.startswith("redis+cluster://"):
+        nodes, _, settings = _read_uri(target, options)
+        connection_class = settings.pop("connection_class")
+
+        def connect(address: tuple[str, int]) -> Callable[[], Any]:
+            host, port = address
+            return lambda: connection_class(**{**settings, "host": host, "port": port})
+
+        return lambda loop: Cluster(loop, nodes, connect, packer, deadline)
+
+    def server(loop: asyncio.AbstractEventLoop) -> _Server:
+        deadlines = Deadlines(loop, deadline)
+        return _Server(
+            deadlines, Link(loop, make_pool().make_connection, packer, deadlines), packer, Request
         )
-    settings = {**pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
-    return lambda: ConnectionPool(pool.connection_class, **settings)
+
+    make_pool = _pool_maker(target, options)
+    make_pool()
+    return server
+
+
+def _pool_maker(target: Any, options: dict[str, Any]) -> Callable[[], Any]:
+    """What makes a pool of redis-py's, of which only `make_connection` is used."""
+    from redis.asyncio import ConnectionPool, Sentinel
+    from redis.asyncio.sentinel import SentinelConnectionPool
+
+    if not isinstance(target, str):
+        pool = getattr(target, "connection_pool", None)
+        if pool is None:
+            raise TypeError(
+                f"a RedisStore takes a URI or a redis.asyncio client, not {type(target).__name__}"
+            )
+        settings = {**pool.connection_kwargs, "retry": options["retry"]}
+        return lambda: ConnectionPool(pool.connection_class, **settings)
+    if not target.startswith("redis+sentinel://"):
+        return lambda: ConnectionPool.from_url(target, **options)
+    nodes, service, settings = _read_uri(target, options)
+    tls = "ssl" in settings.pop("connection_class").__name__.lower()
+    sentinel_settings = {
+        name.removeprefix("sentinel_"): settings.pop(name)
+        for name in ("sentinel_username", "sentinel_password")
+        if name in settings
+    }
+
+    def make() -> Any:
+        sentinels: Any = Sentinel
+        pool: Any = SentinelConnectionPool
+        manager = sentinels(nodes, sentinel_kwargs={**options, **sentinel_settings})
+        return pool(service, manager, ssl=tls, **settings)
+
+    return make
+
+
+def _read_uri(uri: str, options: dict[str, Any]) -> tuple[list[tuple[str, int]], str, Any]:
+    """Hosts, service and connection settings of a URI with several hosts."""
+    from redis.asyncio import ConnectionPool
+
+    scheme, _, rest = uri.partition("://")
+    authority, _, query = rest.partition("?")
+    authority, _, path = authority.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    nodes = []
+    for host in hosts.split(","):
+        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+)(?::([0-9]{1,5}))?", host)
+        if found is None:
+            raise ValueError(f"{scheme}:// names no host:port,host:port")
+        default = 26379 if scheme == "redis+sentinel" else 6379
+        nodes.append((found[1].strip("[]"), int(found[2] or default)))
+    service, _, database = path.partition("/")
+    if scheme == "redis+sentinel" and not service:
+        raise ValueError(f"{scheme}:// names no service; write {scheme}://host:port/service")
+    if scheme == "redis+cluster" and path:
+        raise ValueError(f"{scheme}:// takes no database; a cluster has one")
+    asked = dict(parse_qsl(query))
+    secure = asked.pop("ssl", "false").lower() in ("true", "1", "yes")
+    plain = f"{'rediss' if secure else 'redis'}://{credentials}{at}localhost/{database}"
+    pool = ConnectionPool.from_url(f"{plain}?{urlencode(asked)}", **options)
+    settings = {**pool.connection_kwargs, "connection_class": pool.connection_class}
+    settings.pop("host", None)
+    settings.pop("port", None)
+    return nodes, service, settings
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= 3600:
+        raise ValueError(f"{name} is {value}; it is at least 0 s, and at most an hour")
+    return float(value)

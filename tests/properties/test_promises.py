@@ -167,7 +167,8 @@ async def test_every_burst_up_to_3000_admits_exactly_that(
     store: Store, clock: ManualClock, algorithm: Algorithm
 ) -> None:
     """All sizes, in random parts of up to 50 units."""
-    await bursts(store, clock, algorithm, list(range(1, 3_001)), 50)
+    every = 1 if isinstance(store, MemoryStore) else 50  # a round trip each
+    await bursts(store, clock, algorithm, list(range(1, 3_001, every)), 50)
 
 
 @ALGORITHMS

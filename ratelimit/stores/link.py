@@ -1,0 +1,375 @@
+"""One event loop's way to one server: a queue, its round trips, and the deadline of each member.
+
+The law of this module: a charge is sent once. Whatever goes wrong after a script has left may have
+charged; it is reported as `StoreUnavailable` and never tried again. Only an answer that proves that
+nothing ran (NOSCRIPT, and a cluster's redirections) is followed by a second sending.
+
+redis-py makes and authenticates the connections and reads the replies. Its client is not used for
+sending, because that retries by itself and takes a connection from a pool for every command.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
+from ratelimit.decisions import FIELDS, Check, identity_digest
+from ratelimit.scripts import SCRIPT, SHA1
+from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
+
+__all__ = ["Deadlines", "Link", "Packer", "Request", "close_idle", "exchange"]
+
+MOST_CHECKS: Final = 128  # in one script, so that none holds the server for about a millisecond
+MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
+LEAST_SHARE: Final = 128
+PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is given up
+
+_digest: Final = lru_cache(maxsize=65_536)(identity_digest)
+
+
+class Request:
+    """The checks of one request on their way, and who waits for their seven numbers each."""
+
+    __slots__ = ("asking", "checks", "future", "slot", "tries")
+
+    def __init__(
+        self, checks: Sequence[Check], future: asyncio.Future[Sequence[int]], slot: int
+    ) -> None:
+        self.checks = checks
+        self.future = future
+        self.slot = slot
+        self.asking = False
+        """Whether the server is to be told that a redirection sent us (ASK)."""
+        self.tries = 0
+
+    def fail(self, error: StoreUnavailable) -> None:
+        """Tells who waits, if anybody still does; an exception of its own for each."""
+        if not self.future.done():
+            self.future.set_exception(StoreUnavailable(str(error), kind=error.kind))
+
+
+class Deadlines:
+    """Tells those whose time is up, with one timer for all of them.
+
+    All wait equally long, so they fall due in the order in which they came.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.deadline = deadline
+        self.why = ""
+        """What trips last complained of; told to those whose time is up."""
+
+    def future(self) -> asyncio.Future[Any]:
+        """A new future, which fails at the deadline if nothing else has happened to it."""
+        future = self._loop.create_future()
+        due = self._loop.time() + self.deadline
+        self._waiting.append((due, future))
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._expire)
+        return future
+
+    def _expire(self) -> None:
+        now, waiting = self._loop.time(), self._waiting
+        while waiting and (waiting[0][0] <= now or waiting[0][1].done()):
+            _, future = waiting.popleft()
+            if not future.done():
+                future.set_exception(no_reply(self.deadline, self.why))
+        self._timer = self._loop.call_at(waiting[0][0], self._expire) if waiting else None
+
+    def close(self) -> None:
+        """Tells all that still wait that the store was closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(StoreUnavailable("the store was closed", kind="closed"))
+        self._waiting.clear()
+
+
+class Packer:
+    """Requests to the bytes of one EVALSHA, as lua/decide.lua's header lists its arguments.
+
+    A limit's numbers travel once per script, and so does a kind of check (limit, cost, action).
+    """
+
+    def __init__(self, prefix: str, clock: Callable[[], int] | None) -> None:
+        self._prefix = prefix + "{"
+        self._clock = clock
+        self._tails: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def key(self, check: Check) -> str:
+        """The identity's digest as a hash tag, so that its limits share a slot; limit and rule."""
+        return f"{self._prefix}{_digest(check[1])}}}:{check[0].digest}:{check[3]}"
+
+    def pack(self, requests: Iterable[Request]) -> bytes:
+        """The command, in RESP; redis-py's own packer takes several times as long."""
+        keys: list[str] = []
+        limits: dict[str, int] = {}
+        kinds: dict[tuple[object, ...], int] = {}
+        numbers: list[int] = []
+        known: list[int] = []
+        places: list[int] = []
+        prefix = self._prefix
+        for request in requests:
+            for limit, key, cost, rule, action, at_us, level in request.checks:
+                digest = limit.digest
+                tail = self._tails.get((digest, rule)) or self._tail(digest, rule)
+                keys.append(f"{tail[0]}{prefix}{_digest(key)}{tail[1]}")
+                kind = (digest, cost, action, at_us, level)
+                place = kinds.get(kind)
+                if place is None:
+                    if digest not in limits:
+                        limits[digest] = len(limits) + 1
+                        known += limit.numbers
+                    place = kinds[kind] = len(kinds) + 1
+                    numbers += (limits[digest], cost, action, at_us, level)
+                places.append(place)
+            places[-1] = -places[-1]
+        now = "" if self._clock is None else str(self._clock())
+        rest = [now, *map(str, (len(limits), *known, len(kinds), *numbers, *places))]
+        text = "".join(
+            (
+                f"*{3 + len(keys) + len(rest)}\r\n$7\r\nEVALSHA\r\n$40\r\n{SHA1}\r\n",
+                f"${len(str(len(keys)))}\r\n{len(keys)}",
+                *keys,
+                *[f"\r\n${len(each)}\r\n{each}" for each in rest],
+                "\r\n",
+            )
+        )
+        return text.encode("utf-8", "surrogatepass")
+
+    def _tail(self, digest: str, rule: str) -> tuple[str, str]:
+        """What stands before and behind the identity in a key's argument; dynamic rules end."""
+        if len(self._tails) >= 10_000:
+            self._tails.clear()
+        behind = f"}}:{digest}:{rule}"
+        length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
+        tail = self._tails[digest, rule] = f"\r\n${length}\r\n", behind
+        return tail
+
+
+class Link:
+    """The way to one server.
+
+    A request that finds no trip under way leaves at once; those that come meanwhile leave together
+    in the next. A trip is a task of its own: a caller that is cancelled, or whose time is up, loses
+    its answer, not the connection and not its neighbours' answers.
+
+    ``connect`` makes a connection of redis-py's, not yet open. ``reroute``, in a cluster, is given
+    each request that provably did not run and the error that says so; it returns whether it has
+    taken the request over.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connect: Callable[[], Any],
+        packer: Packer,
+        deadlines: Deadlines,
+        reroute: Callable[[Request, BaseException], bool] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._make = connect
+        self._packer = packer
+        self._deadlines = deadlines
+        self._patience = max(deadlines.deadline, PATIENCE)
+        self._reroute = reroute
+        self._queue: deque[Request] = deque()
+        self._flying = 0
+        self._trips: set[asyncio.Task[None]] = set()
+        self._idle: list[Any] = []
+
+    def send(self, request: Request) -> None:
+        """Puts a request into the next trip."""
+        self._queue.append(request)
+        if len(self._trips) < MOST_TRIPS:
+            trip = self._loop.create_task(self._travel())
+            self._trips.add(trip)
+            trip.add_done_callback(self._trips.discard)
+
+    async def _travel(self) -> None:
+        """Takes what is queued to the server, trip after trip, until nothing is left."""
+        while groups := self._next_groups():
+            size = sum(map(len, groups))
+            self._flying += size
+            try:
+                await self._trip(groups)
+            except asyncio.CancelledError:
+                self._fail(groups, StoreUnavailable("the store was closed", kind="closed"))
+                raise
+            except Exception as error:  # noqa: BLE001  # each member is told; the task goes on
+                self._fail(groups, explain(error))
+            finally:
+                self._flying -= size
+
+    def _next_groups(self) -> list[list[Request]]:
+        """The oldest who still wait, up to what one trip may carry; a single one always.
+
+        One group is one script: a script takes keys of one slot only.
+        """
+        groups: dict[tuple[int, bool], list[Request]] = {}
+        queue = self._queue
+        # A share of all that is under way, so that one trip is decided while another's answers
+        # are read; but trips that are too small cost more than that saves.
+        room = min(MOST_CHECKS, max(LEAST_SHARE, (len(queue) + self._flying) // MOST_TRIPS))
+        while queue:
+            request = queue[0]
+            if not request.future.done():
+                room -= len(request.checks)
+                if room < 0 and groups:
+                    break
+                groups.setdefault((request.slot, request.asking), []).append(request)
+            queue.popleft()
+        return list(groups.values())
+
+    async def _trip(self, groups: list[list[Request]]) -> None:
+        try:
+            connection = await self._connection()
+        except Exception as error:
+            if not self._redirect(groups, error):
+                raise
+            return
+        try:
+            replies = await self._exchange_groups(connection, groups)
+            unknown = [group for group, reply in zip(groups, replies, strict=True)
+                       if isinstance(reply, NoScriptError)]  # fmt: skip
+            if unknown:
+                # The script did not run: it is not known there (any more).
+                loaded = await exchange(connection, self._patience, "SCRIPT", "LOAD", SCRIPT)
+                if isinstance(loaded, Exception):
+                    raise loaded
+                again = iter(await self._exchange_groups(connection, unknown))
+                replies = [
+                    next(again) if isinstance(reply, NoScriptError) else reply for reply in replies
+                ]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            # A master that was demoted: its successor is found by connecting again.
+            await connection.disconnect(nowait=True)
+            await close_idle(self._idle)
+        else:
+            self._idle.append(connection)
+        self._deadlines.why = ""
+        for group, reply in zip(groups, replies, strict=True):
+            if not isinstance(reply, Exception):
+                _deliver(group, reply)
+            elif not self._redirect([group], reply):
+                self._fail([group], explain(reply))
+
+    async def _exchange_groups(self, connection: Any, groups: list[list[Request]]) -> list[Any]:
+        """Sends each group's script, all in one write, and reads a reply or an error for each."""
+        pack = self._packer.pack
+        command = b"".join(
+            [
+                (b"*1\r\n$6\r\nASKING\r\n" if group[0].asking else b"") + pack(group)
+                for group in groups
+            ]
+        )
+        async with asyncio.timeout(self._patience):
+            await connection.send_packed_command(command, check_health=False)
+            replies = []
+            for group in groups:
+                if group[0].asking:
+                    await _read(connection)
+                replies.append(await _read(connection))
+            return replies
+
+    def _redirect(self, groups: list[list[Request]], error: Exception) -> bool:
+        """Hands requests that did not run to the cluster; whether it took them."""
+        if self._reroute is None:
+            return False
+        self._deadlines.why = str(explain(error))
+        taken = [self._reroute(request, error) for group in groups for request in group]
+        return all(taken)
+
+    def _fail(self, groups: list[list[Request]], error: StoreUnavailable) -> None:
+        self._deadlines.why = str(error)
+        for group in groups:
+            for request in group:
+                request.fail(error)
+
+    async def _connection(self) -> Any:
+        """A connection that is ready; what the server closed while it was idle is not."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_connected and not await connection.can_read():
+                return connection
+            await connection.disconnect(nowait=True)
+        connection = self._make()
+        async with asyncio.timeout(self._patience):
+            await connection.connect()
+        return connection
+
+    async def command(self, *arguments: str) -> Any:
+        """One command of its own and its reply, within the deadline; not for charges.
+
+        An error that the server replied is returned, and whatever else happens is raised as
+        StoreUnavailable.
+        """
+        try:
+            async with asyncio.timeout(self._deadlines.deadline):
+                connection = await self._connection()
+                try:
+                    reply = await exchange(connection, self._patience, *arguments)
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+        except TimeoutError:
+            raise no_reply(self._deadlines.deadline, self._deadlines.why) from None
+        except Exception as error:  # noqa: BLE001  # nothing of redis-py's goes out
+            raise explain(error) from None
+        self._idle.append(connection)
+        return reply
+
+    async def close(self) -> None:
+        """Ends the trips and closes the connections."""
+        for trip in tuple(self._trips):
+            trip.cancel()
+        await asyncio.gather(*self._trips, return_exceptions=True)
+        await close_idle(self._idle)
+
+
+def _deliver(group: list[Request], reply: Sequence[Any]) -> None:
+    """Gives each member of a script its own numbers, or the error that it alone met."""
+    start = 0
+    for request in group:
+        end = start + FIELDS * len(request.checks)
+        future = request.future
+        if not future.done():
+            if isinstance(reply[start], int):
+                future.set_result(reply[start:end])
+            else:
+                future.set_exception(explain(reply[start]))
+        start = end
+
+
+async def exchange(connection: Any, patience: float, *arguments: str) -> Any:
+    """One command and its reply; an error that the server replied is returned, not raised."""
+    encoded = [argument.encode("utf-8", "surrogatepass") for argument in arguments]
+    packed = [b"$%d\r\n%b\r\n" % (len(each), each) for each in encoded]
+    async with asyncio.timeout(patience):
+        command = b"*%d\r\n%b" % (len(packed), b"".join(packed))
+        await connection.send_packed_command(command, check_health=False)
+        return await _read(connection)
+
+
+async def _read(connection: Any) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+async def close_idle(connections: list[Any]) -> None:
+    """Closes connections and forgets them."""
+    while connections:
+        await connections.pop().disconnect()
