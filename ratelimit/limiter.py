@@ -23,6 +23,9 @@ __all__ = ["Admission", "RateLimiter"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
+STEADY_AFTER: Final = 1.0
+"""Seconds without a failure after which the store is back; a lost shard fails now and then."""
+
 
 class _Charge(NamedTuple):
     """What was taken for a request, to be returned if something further in refuses it."""
@@ -128,6 +131,7 @@ class RateLimiter:
         self._allowlist = Networks(self.rules.allowlist)
         self._denylist = Networks(self.rules.denylist)
         self._warned_unidentified = False
+        self._failed_at = 0.0
         self._failing = ""  # what kind of failure the store is in; empty while it answers
         self._reported: dict[object, float] = {}
 
@@ -253,26 +257,32 @@ class RateLimiter:
             if not checks:
                 return
             decisions = await self.store.decide(checks)
-            self._conclude(admission, checks, policies, decisions)
+            self._conclude(admission, rules, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             self._fault(admission, rules, problem, checks)
 
     def _conclude(
         self,
         admission: Admission,
+        rules: Sequence[Rule],
         checks: list[Check],
         policies: list[str],
         decisions: Sequence[Decision],
     ) -> None:
-        if self._failing:
-            self._failing = ""
-            _LOG.warning("store-answers: the store answers again, and limits are enforced")
         counts = self.counts
+        assumed_rules = {
+            check.rule for check, it in zip(checks, decisions, strict=True) if it.degraded
+        }
+        if self._failing and not assumed_rules:
+            self._recover()
         told: list[Told] = []
         passed = True
         delay_us = 0
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
             allowed = decision.allowed
+            if decision.degraded:
+                admission.degraded += (decision,)
+                continue
             if check.action == Action.SHADOW:
                 counts[check.rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
                 continue
@@ -292,8 +302,17 @@ class RateLimiter:
         admission.charges += [
             _Charge(self, check, decision)
             for check, decision in zip(checks, decisions, strict=True)
-            if decision.allowed and check.cost
+            if decision.allowed and check.cost and not decision.degraded
         ]
+        if assumed_rules:
+            failed = [rule for rule in rules if rule.name in assumed_rules]
+            self._fault(admission, failed, StoreUnavailable("a shard gave no answer", "shard"))
+
+    def _recover(self) -> None:
+        """Says that the store is back, once it has been for a while."""
+        if time.monotonic() - self._failed_at >= STEADY_AFTER:
+            self._failing = ""
+            _LOG.warning("store-answers: the store answers again, and limits are enforced")
 
     def _fault(
         self,
@@ -321,6 +340,7 @@ class RateLimiter:
     def _report(self, problem: Exception) -> None:
         """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
         if isinstance(problem, StoreUnavailable):
+            self._failed_at = time.monotonic()
             if self._failing != problem.kind:
                 self._failing = problem.kind
                 _LOG.error(

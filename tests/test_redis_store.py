@@ -278,6 +278,16 @@ async def test_a_full_server() -> None:
             assert (await store.decide([Check(LIMIT, "someone", 0)]))[0].remaining == 5
 
 
+async def test_a_full_server_is_written_to_by_option() -> None:
+    """`allow_oom` counts at maxmemory too, where the server is Redis 7 or newer."""
+    binary = next(each for each in binaries() if "-6." not in each.name)
+    with serving(binary.path, "--maxmemory", "1", "--maxmemory-policy", "noeviction") as full:
+        async with RedisStore(full.url, allow_oom=True) as store:
+            await store.ping()
+            for left in (4, 3):
+                assert (await store.decide([Check(LIMIT, "someone")]))[0].remaining == left
+
+
 async def test_too_many_clients() -> None:
     """A server that takes no more clients is told as such."""
     with (

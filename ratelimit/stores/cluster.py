@@ -230,6 +230,11 @@ class Cluster:
         for address in [each for each in self._links if each not in used]:
             await self._links.pop(address).close()
 
+    @property
+    def script(self) -> str:
+        """The text that a node is given."""
+        return self._packer.script
+
     def key(self, check: Check) -> str:
         """The key that a check is counted under."""
         return self._packer.key(check)

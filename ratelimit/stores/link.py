@@ -17,7 +17,7 @@ from typing import Any, Final
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from ratelimit.decisions import FIELDS, Check, identity_digest
-from ratelimit.scripts import SCRIPT, SHA1
+from ratelimit.scripts import OOM_SCRIPT, OOM_SHA1, SCRIPT, SHA1
 from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
 
 __all__ = ["Deadlines", "Link", "Packer", "Request", "close_idle", "exchange"]
@@ -99,7 +99,10 @@ class Packer:
     A limit's numbers travel once per script, and so does a kind of check (limit, cost, action).
     """
 
-    def __init__(self, prefix: str, clock: Callable[[], int] | None) -> None:
+    def __init__(self, prefix: str, clock: Callable[[], int] | None, *, allow_oom: bool) -> None:
+        self.script = OOM_SCRIPT if allow_oom else SCRIPT
+        """The text that the server is given where it does not know it."""
+        self._sha1 = OOM_SHA1 if allow_oom else SHA1
         self._prefix = prefix + "{"
         self._clock = clock
         self._tails: dict[tuple[str, str], tuple[str, str]] = {}
@@ -136,7 +139,7 @@ class Packer:
         rest = [now, *map(str, (len(limits), *known, len(kinds), *numbers, *places))]
         text = "".join(
             (
-                f"*{3 + len(keys) + len(rest)}\r\n$7\r\nEVALSHA\r\n$40\r\n{SHA1}\r\n",
+                f"*{3 + len(keys) + len(rest)}\r\n$7\r\nEVALSHA\r\n$40\r\n{self._sha1}\r\n",
                 f"${len(str(len(keys)))}\r\n{len(keys)}",
                 *keys,
                 *[f"\r\n${len(each)}\r\n{each}" for each in rest],
@@ -242,7 +245,9 @@ class Link:
                        if isinstance(reply, NoScriptError)]  # fmt: skip
             if unknown:
                 # The script did not run: it is not known there (any more).
-                loaded = await exchange(connection, self._patience, "SCRIPT", "LOAD", SCRIPT)
+                loaded = await exchange(
+                    connection, self._patience, "SCRIPT", "LOAD", self._packer.script
+                )
                 if isinstance(loaded, Exception):
                     raise loaded
                 again = iter(await self._exchange_groups(connection, unknown))

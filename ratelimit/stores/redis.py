@@ -8,7 +8,6 @@ from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlencode
 
 from ratelimit.decisions import Action, Check, Decision, read_reply
-from ratelimit.scripts import SCRIPT
 from ratelimit.stores.deny_cache import DenyCache
 from ratelimit.stores.failures import explain
 
@@ -33,6 +32,8 @@ class RedisStore:
     workers share one clock. ``deadline`` (seconds, above 0) is how long a decision may take;
     ``prefix`` begins every key. ``deny_cache`` (seconds, 0 for off) is how long a denial is
     repeated in process, at most until its `retry_after`; `remaining` is then that of the first.
+    ``allow_oom`` lets the script write where the server is at maxmemory (Redis 7 and later): it
+    then grows past it by the counters, about 150 bytes for each that is live.
 
     Opens at the first decision, in each event loop by itself. Raises StoreUnavailable from
     `decide`, `reset` and `ping`, and nothing of redis-py's.
@@ -46,6 +47,7 @@ class RedisStore:
         deadline: float = 0.05,
         prefix: str = "rl:",
         deny_cache: float = 1.0,
+        allow_oom: bool = False,
     ) -> None:
         self._deadline = _seconds("deadline", deadline)
         if deadline <= 0:
@@ -54,7 +56,7 @@ class RedisStore:
             raise ValueError(f"prefix is {prefix!r}; it is text without braces")
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
-        self._make_way = _way_maker(target, self._deadline, prefix, clock)
+        self._make_way = _way_maker(target, self._deadline, prefix, clock, allow_oom=allow_oom)
         self._ways: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
         )
@@ -100,7 +102,8 @@ class RedisStore:
 
     async def ping(self) -> None:
         """Returns if the server answers and can run the script; raises StoreUnavailable if not."""
-        reply = await self._way().command(None, "SCRIPT", "LOAD", SCRIPT)
+        way = self._way()
+        reply = await way.command(None, "SCRIPT", "LOAD", way.script)
         if isinstance(reply, Exception):
             raise explain(reply) from None
 
@@ -151,6 +154,11 @@ class _Server:
         self._link.send(self._request(checks, future, slot))
         return future
 
+    @property
+    def script(self) -> str:
+        """The text that a server is given."""
+        return str(self._packer.script)
+
     def key(self, check: Check) -> str:
         """The key that a check is counted under."""
         return str(self._packer.key(check))
@@ -166,7 +174,7 @@ class _Server:
 
 
 def _way_maker(
-    target: Any, deadline: float, prefix: str, clock: Clock | None
+    target: Any, deadline: float, prefix: str, clock: Clock | None, *, allow_oom: bool
 ) -> Callable[[asyncio.AbstractEventLoop], Any]:
     """What makes an event loop's way to the counters; a mistake in the target is told here."""
     try:
@@ -187,7 +195,7 @@ def _way_maker(
         "retry": Retry(NoBackoff(), 0),
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    packer = Packer(prefix, clock)
+    packer = Packer(prefix, clock, allow_oom=allow_oom)
     if isinstance(target, str) and target.startswith("redis+cluster://"):
         nodes, _, settings = _read_uri(target, options)
         connection_class = settings.pop("connection_class")

@@ -21,7 +21,8 @@ from ratelimit import (
     StoreUnavailable,
     limit,
 )
-from ratelimit.limiter import Admission
+from ratelimit.decisions import assumed
+from ratelimit.limiter import STEADY_AFTER, Admission
 from tests.web.asgi import Inner, ask, http_scope
 
 UNAVAILABLE = "urn:ratelimit-asgi:problem:store-unavailable"
@@ -133,6 +134,7 @@ async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
     for _ in range(3):
         await ask(app)
     store.problem = None
+    app.limiter._failed_at -= STEADY_AFTER  # a while passes
     for _ in range(3):
         await ask(app)
     said = [record.getMessage() for record in caplog.records]
@@ -181,3 +183,28 @@ async def test_a_refusal_stands_where_its_give_back_fails(
     app.add_middleware(RateLimitMiddleware, limiter=RateLimiter(rules, store=outer))
     assert [(await ask(app)).status for _ in range(2)] == [200, 429]
     assert "give-back-failed" in caplog.text
+
+
+@pytest.mark.parametrize(("policy", "status"), [("allow", 200), ("deny", 503)])
+async def test_where_one_shard_fails_its_rules_have_their_own_word(
+    policy: str, status: int
+) -> None:
+    """What other shards decided counts, and is given back if the request is refused after all."""
+
+    class Sharded(MemoryStore):
+        async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+            decisions = await super().decide(checks)
+            return tuple(
+                assumed([check], allowed=True)[0] if check.rule == "lost" else decision
+                for check, decision in zip(checks, decisions, strict=True)
+            )
+
+    lost = Rule("lost", "9/minute", by="global", on_store_failure=policy)  # type: ignore[arg-type]
+    kept = Rule("kept", "9/minute")
+    store = Sharded()
+    answer = await ask(in_front(store, kept, lost))
+    assert answer.status == status
+    if status == 200:
+        assert answer.headers["ratelimit-policy"] == '"kept";q=9;w=60'
+    (look,) = await store.decide([Check(kept.limits[0], "192.0.2.1", 0, "kept")])
+    assert look.remaining == (8 if status == 200 else 9)
