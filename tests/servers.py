@@ -1,7 +1,7 @@
 """Real servers for the tests: found, started on free ports, and ended by id.
 
-Several that belong together are in tests/clusters.py
-and tests/sentinels.py; what stands between a client and a server, and fails, in tests/proxy.py.
+Several that belong together are in tests/clusters.py and tests/sentinels.py; what stands between a
+client and a server, and fails, is in tests/proxy.py.
 """
 
 import os

@@ -123,8 +123,11 @@ def test_sentinels_find_a_new_master(path: str) -> None:
         second = grounds.failover()
         assert second in grounds.nodes[1:]
         assert second.ask("GET", "key") == "value"
+        grounds.settle()
+        (replica,) = (node for node in grounds.nodes[1:] if node is not second)
+        assert replica.ask("ROLE")[:3] == ["slave", "127.0.0.1", second.port]
         third = grounds.failover(kill=False)
-        assert third not in (first, second)
+        assert third is replica
         assert grounds.master(grounds.sentinels[-1]) is third
 
 

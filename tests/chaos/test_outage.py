@@ -50,7 +50,7 @@ async def under_load(server: Server, policy: str) -> tuple[Load, float, float, s
             f"{name}: " + ", ".join(f"{count} x {status}" for status, count in counted.items())
             for name, counted in {
                 "before": tally(load.statuses(until=killed)),
-                "away": tally(load.statuses(killed + 0.1, restarted)),
+                "away": tally(load.statuses(killed + 0.3, restarted - 0.3)),
                 "again, after 2 s": tally(load.statuses(restarted + 2)),
             }.items()
         ),
@@ -70,7 +70,7 @@ async def test_redis_is_killed_and_comes_back(server: Server, policy: str) -> No
     """While it is away everything is allowed, or refused with 503; then the limit holds again."""
     load, killed, restarted, log = await under_load(server, policy)
     statuses = set(load.statuses())
-    away = tally(load.statuses(killed + 0.1, restarted))
+    away = tally(load.statuses(killed + 0.3, restarted - 0.3))
     if policy == "allow":
         assert max(statuses) == 429
         assert set(away) == {200}
