@@ -153,33 +153,36 @@ class Decision(NamedTuple):
         return self.delay_us / 1_000_000
 
 
-def decision_of(limit: Limit, reply: Sequence[int]) -> Decision:
-    """The decision in the first seven numbers of the Lua's reply."""
-    retry = reply[2]
+def decision_of(limit: Limit, reply: Sequence[int], start: int = 0) -> Decision:
+    """The decision in seven numbers of the Lua's reply."""
+    retry = reply[start + 2]
     return _new(
         Decision,
         (
             limit,
-            reply[0] == 1,
-            reply[1],
+            reply[start] == 1,
+            reply[start + 1],
             None if retry < 0 else retry,
-            reply[3],
-            reply[4],
-            reply[5],
-            reply[6],
+            reply[start + 3],
+            reply[start + 4],
+            reply[start + 5],
+            reply[start + 6],
             False,
         ),
     )
 
 
-def read_reply(checks: Sequence[Check], reply: Sequence[int]) -> tuple[Decision, ...]:
-    """The decisions in the Lua's flat reply: seven numbers per check, in their order."""
+def read_reply(
+    checks: Sequence[Check], reply: Sequence[int], start: int = 0
+) -> tuple[Decision, ...]:
+    """The decisions in the Lua's flat reply: from ``start`` on, seven numbers per check."""
     if len(checks) == 1:
-        return (decision_of(checks[0][0], reply),)
-    return tuple(
-        decision_of(check[0], reply[start : start + FIELDS])
-        for check, start in zip(checks, range(0, FIELDS * len(checks), FIELDS), strict=True)
-    )
+        return (decision_of(checks[0][0], reply, start),)
+    decisions = []
+    for check in checks:
+        decisions.append(decision_of(check[0], reply, start))
+        start += FIELDS
+    return tuple(decisions)
 
 
 def assumed(checks: Iterable[Check], *, allowed: bool) -> tuple[Decision, ...]:

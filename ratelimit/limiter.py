@@ -9,10 +9,11 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from ratelimit.decisions import Action, Check, Decision, assumed
+from ratelimit.failover import Breaker, Failover
 from ratelimit.headers import Dialect, Refusal, Told, fields, forbid, refuse, unavailable
 from ratelimit.identity import Address, Identify, Networks, client_address, identity
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
@@ -116,21 +117,30 @@ class RateLimiter:
         store: Store | str | None = None,
         identities: Mapping[str, Identify] | None = None,
     ) -> None:
-        self.rules = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
+        rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
+        self.rules = rule_set.of_region()
         self.identities = dict(identities or {})
         self.check_identities(self.rules.rules)
         if store is None:
             store = self.rules.store
         if isinstance(store, str):
             store = open_store(store, deadline=self.rules.deadline_us / 1_000_000)
-        self.store: Store = store
+        policies = {rule.on_store_failure for rule in self.rules.rules}
+        self._failover = Failover(
+            store,
+            self.rules.workers,
+            local="local" in (policies | {self.rules.on_store_failure}),
+        )
         self.counts: Counter[tuple[str, str]] = Counter()
         """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
         "shadow-denied", "shadow-allowed", "store-failed"; and ("denylist", "denied")."""
+        self.breaker.on_change = self._breaker_changed
         self._trusted = Networks(self.rules.trusted_proxies)
         self._allowlist = Networks(self.rules.allowlist)
         self._denylist = Networks(self.rules.denylist)
         self._warned_unidentified = False
+        self.on_breaker_change: Callable[[str], None] | None = None
+        """Called with "open" or "closed", once per change of the breaker; for metrics."""
         self._failed_at = 0.0
         self._failing = ""  # what kind of failure the store is in; empty while it answers
         self._reported: dict[object, float] = {}
@@ -156,9 +166,37 @@ class RateLimiter:
                     "registered; pass RateLimiter(..., identities={name: callable})"
                 )
 
+    @property
+    def store(self) -> Store:
+        """Where the counters live."""
+        return self._failover.store
+
+    @property
+    def breaker(self) -> Breaker:
+        """Whether the store is asked, since when, and what it last failed with."""
+        return self._failover.breaker
+
+    def health(self) -> dict[str, object]:
+        """What a health endpoint may tell: plain values, none of them secret.
+
+        ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
+        since the epoch); ``workers`` how many share a quota while the store is away;
+        ``last_error`` what the store last failed with, and ``meanwhile`` what answers then.
+        """
+        breaker = self.breaker
+        return {
+            "status": "degraded" if breaker.state == "open" else "ok",
+            "store": type(self.store).__name__,
+            "breaker": breaker.state,
+            "since": round(breaker.since, 3),
+            "workers": self._failover.workers,
+            "last_error": breaker.last_error,
+            "meanwhile": self._policies(),
+        }
+
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
-        await self.store.aclose()
+        await self._failover.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,7 +222,7 @@ class RateLimiter:
             if EXEMPT and matching and self._exempt(admission, scope):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            self._fault(admission, (), problem)
+            await self._fault(admission, (), problem)
             return admission
         await self._decide(admission, scope, client, matching)
         return admission
@@ -203,7 +241,7 @@ class RateLimiter:
             if self._listed(admission, client):
                 return
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            self._fault(admission, [rule for rule, _ in matching], problem)
+            await self._fault(admission, [rule for rule, _ in matching], problem)
             return
         await self._decide(admission, scope, client, matching, template)
 
@@ -256,17 +294,17 @@ class RateLimiter:
                     policies.append(policy)
             if not checks:
                 return
-            decisions = await self.store.decide(checks)
-            self._conclude(admission, rules, checks, policies, decisions)
+            decisions = await self._failover.decide(checks)
+            await self._conclude(admission, rules, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            self._fault(admission, rules, problem, checks)
+            await self._fault(admission, rules, problem, checks, policies)
 
-    def _conclude(
+    async def _conclude(
         self,
         admission: Admission,
         rules: Sequence[Rule],
-        checks: list[Check],
-        policies: list[str],
+        checks: Sequence[Check],
+        policies: Sequence[str],
         decisions: Sequence[Decision],
     ) -> None:
         counts = self.counts
@@ -281,7 +319,6 @@ class RateLimiter:
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
             allowed = decision.allowed
             if decision.degraded:
-                admission.degraded += (decision,)
                 continue
             if check.action == Action.SHADOW:
                 counts[check.rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
@@ -306,7 +343,30 @@ class RateLimiter:
         ]
         if assumed_rules:
             failed = [rule for rule in rules if rule.name in assumed_rules]
-            self._fault(admission, failed, StoreUnavailable("a shard gave no answer", "shard"))
+            lost = [
+                (check, policy)
+                for check, policy, it in zip(checks, policies, decisions, strict=True)
+                if it.degraded
+            ]
+            await self._fault(
+                admission,
+                failed,
+                StoreUnavailable("a shard gave no answer", kind="shard"),
+                [check for check, _ in lost],
+                [policy for _, policy in lost],
+            )
+
+    def _breaker_changed(self, state: str) -> None:
+        if state == "open":
+            _LOG.warning(
+                "breaker-open: the store is not asked until it answers a probe; requests are %s",
+                self._policies(),
+            )
+        else:
+            self._failing = ""
+            _LOG.warning("breaker-closed: the store answers again, and limits are enforced")
+        if self.on_breaker_change is not None:
+            self.on_breaker_change(state)
 
     def _recover(self) -> None:
         """Says that the store is back, once it has been for a while."""
@@ -314,33 +374,65 @@ class RateLimiter:
             self._failing = ""
             _LOG.warning("store-answers: the store answers again, and limits are enforced")
 
-    def _fault(
+    async def _fault(
         self,
         admission: Admission,
         rules: Sequence[Rule],
         problem: Exception,
         checks: Sequence[Check] = (),
+        policies: Sequence[str] = (),
     ) -> None:
-        """Allows, or refuses with 503, as the rules at hand say; the application never notices."""
-        deny = any(
-            (rule.on_store_failure or self.rules.on_store_failure) == "deny"
-            for rule in rules
-            if rule.mode == "enforce"
-        )
-        if not rules:  # it failed before they were known
-            deny = self.rules.on_store_failure == "deny"
+        """Answers as the rules at hand say; the application never notices."""
+        default = self.rules.on_store_failure
+        enforced = [rule for rule in rules if rule.mode == "enforce"]
+        words = {rule.name: rule.on_store_failure or default for rule in enforced}
         for rule in rules:
             self.counts[rule.name, "store-failed"] += 1
         self._report(problem)
-        admission.degraded += assumed(checks, allowed=not deny)
+        # Where it failed before the rules were known, or before their checks were, the file's
+        # word stands for theirs, and a share of a quota cannot be counted.
+        deny = "deny" in words.values() if rules else default == "deny"
+        local = [
+            (check, policy)
+            for check, policy in zip(checks, policies, strict=True)
+            if words.get(check.rule) == "local"
+        ]
+        others = [check for check in checks if words.get(check.rule) != "local"]
+        admission.degraded += assumed(others, allowed=not deny)
         if deny:
             admission.told.clear()
             admission.refusal = unavailable()
+        elif local:
+            await self._decide_locally(admission, local)
+
+    async def _decide_locally(
+        self, admission: Admission, local: Sequence[tuple[Check, str]]
+    ) -> None:
+        try:
+            decisions = await self._failover.decide_locally([check for check, _ in local])
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            self._report(problem)
+            return
+        admission.degraded += decisions
+        told = [
+            Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
+        ]
+        refused = False
+        for (check, _), decision in zip(local, decisions, strict=True):
+            self.counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
+            refused = refused or not decision.allowed
+            admission.delay_us = max(admission.delay_us, decision.delay_us)
+        if refused:
+            admission.told = told
+            admission.delay_us = 0
+            admission.refusal = refuse(told, admission.dialects)
 
     def _report(self, problem: Exception) -> None:
         """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
         if isinstance(problem, StoreUnavailable):
             self._failed_at = time.monotonic()
+            if problem.kind == "open":  # said when it opened
+                return
             if self._failing != problem.kind:
                 self._failing = problem.kind
                 _LOG.error(
@@ -370,16 +462,21 @@ class RateLimiter:
     def _policies(self) -> str:
         """What answers while the store does not, in words."""
         default = self.rules.on_store_failure
-        other = [
-            rule.name
-            for rule in self.rules.rules
-            if rule.on_store_failure not in (None, default) and rule.mode == "enforce"
-        ]
-        words = {"allow": "allowed", "deny": "refused with 503"}
-        if not other:
-            return words[default]
-        exception = words["deny" if default == "allow" else "allow"]
-        return f"{words[default]}, but {exception} by {', '.join(other)}"
+        words = {
+            "allow": "allowed",
+            "deny": "refused with 503",
+            "local": "counted in this process at its share",
+        }
+        said = words[default]
+        for word, meaning in words.items():
+            names = [
+                rule.name
+                for rule in self.rules.rules
+                if rule.mode == "enforce" and word == rule.on_store_failure != default
+            ]
+            if names:
+                said += f", but {meaning} by {', '.join(names)}"
+        return said
 
     def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
         found = resolve(admission.app, scope)

@@ -254,6 +254,26 @@ class Limit:
             f"a {self.algorithm} {why}"
         )
 
+    def scaled(self, part: Fraction) -> "Limit":
+        """A part (above 0, at most 1) of this limit; units are rounded down.
+
+        A part below one unit is one unit in a longer window, never none.
+        """
+        if not 0 < part <= 1:
+            raise ValueError(f"the part is {part}; it is above 0 and at most 1")
+        quota, window_us = self.quota * part, self.window_us
+        if quota < 1:
+            window_us = min(math.ceil(window_us / quota), LONGEST_US - 1)
+            quota = Fraction(1)
+        return Limit.of(
+            math.floor(quota),
+            window_us,
+            algorithm=self.algorithm,
+            burst=None if self.burst is None else max(1, math.floor(self.burst * part)),
+            rounding=self.rounding,
+            max_delay=self.max_delay,
+        )
+
     @property
     def capacity(self) -> int:
         """Units that pass at one instant when nothing was used: a bucket's places, or the quota.

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from fractions import Fraction
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Final, Literal
 
@@ -122,14 +123,10 @@ def _network(value: object) -> object:
     return network
 
 
-def _failure(value: object) -> object:
-    if value == "local":
-        raise _refusal("not-yet", "'local' is known, but comes with a later version; allow or deny")
-    return value
-
-
-def _later(_: object) -> object:
-    raise _refusal("not-yet", "the key is known, but comes with a later version; leave it out")
+def _share(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,12})?", value):
+        raise _refusal("bad-share", f"{shown(str(value))} is no share; it is a number such as 0.5")
+    return Fraction(value)
 
 
 def _listed(value: object) -> object:
@@ -141,12 +138,12 @@ def _listed(value: object) -> object:
 
 
 _Whole = Annotated[int, BeforeValidator(_whole)]
-_Failure = Annotated[Literal["allow", "deny"], BeforeValidator(_failure)]
+_Failure = Literal["allow", "deny", "local"]
 _NetworkItem = Annotated[Network, BeforeValidator(_network)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class _Match(_Strict):
@@ -186,7 +183,14 @@ class _FileFields(_Strict):
         _meant("bad-duration", lambda us: RuleSet((), deadline_us=us)),
     ] = 0
     on_store_failure: _Failure = "allow"
-    workers: Annotated[Any, BeforeValidator(_later)] = None
+    workers: Annotated[
+        _Whole, _meant("bad-workers", lambda workers: RuleSet((), workers=workers))
+    ] = 1
+    share: Annotated[
+        Fraction,
+        BeforeValidator(_share),
+        _meant("bad-share", lambda share: RuleSet((), share=share)),
+    ] = Fraction(1)
     trusted_proxies: list[
         Annotated[
             _NetworkItem,

@@ -7,8 +7,10 @@ rule of the same path.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from http import HTTPMethod
 from ipaddress import IPv4Network, IPv6Network
 from os import PathLike
@@ -23,8 +25,10 @@ from ratelimit.limits import Algorithm, Limit, Rounding
 __all__ = ["Mode", "Network", "OnStoreFailure", "Rule", "RuleSet", "policy_names"]
 
 Mode = Literal["enforce", "shadow", "off"]
-OnStoreFailure = Literal["allow", "deny"]
+OnStoreFailure = Literal["allow", "deny", "local"]
 Network = IPv4Network | IPv6Network
+
+MOST_WORKERS: Final = 10_000
 
 MOST_COST: Final = 2**42
 """What one check can carry (ratelimit.decisions has the same bound)."""
@@ -147,6 +151,23 @@ class Rule:
         put(self, "_across_lines", regex and re.compile(regex.pattern, re.DOTALL))
         put(self, "_convertors", convertors)
 
+    def scaled(self, part: Fraction) -> "Rule":
+        """This rule with a part of each of its limits, under the same names.
+
+        Raises ValueError where its cost could no longer pass.
+        """
+        rule = copy(self)
+        put = object.__setattr__
+        limits = tuple(limit.scaled(part) for limit in self.limits)
+        overrides = {
+            identity: tuple(limit.scaled(part) for limit in own)
+            for identity, own in self.overrides.items()
+        }
+        _cost(self.cost, [*limits, *(each for own in overrides.values() for each in own)])
+        put(rule, "limits", limits)
+        put(rule, "overrides", MappingProxyType(overrides))
+        return rule
+
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
 
@@ -183,6 +204,10 @@ class RuleSet:
     deadline_us: int = 50_000
     """How long a decision may take, in microseconds."""
     on_store_failure: OnStoreFailure = "allow"
+    workers: int = 1
+    """How many workers share a quota that is counted locally, until heartbeats were seen."""
+    share: Fraction = Fraction(1)
+    """The part of every quota that is this region's, above 0 and at most 1."""
     trusted_proxies: tuple[Network, ...] = ()
     allowlist: tuple[Network, ...] = ()
     denylist: tuple[Network, ...] = ()
@@ -207,6 +232,8 @@ class RuleSet:
                 f"the deadline is {self.deadline_us / 1_000_000:g} s; it is 1 ms to 60 s"
             )
         _on_store_failure(self.on_store_failure)
+        _workers(self.workers)
+        object.__setattr__(self, "share", _share(self.share))
         for network in (*self.trusted_proxies, *self.allowlist, *self.denylist):
             if not isinstance(network, IPv4Network | IPv6Network):
                 raise TypeError(
@@ -248,6 +275,16 @@ class RuleSet:
         put(self, "_exact", exact)
         put(self, "_below", below)
         put(self, "_deepest", max((head.count("/") for head in below), default=0))
+
+    def of_region(self) -> "RuleSet":
+        """The same with every quota cut to this region's share, which is then 1.
+
+        Raises ValueError where a rule's cost could no longer pass.
+        """
+        if self.share == 1:
+            return self
+        rules = tuple(rule.scaled(self.share) for rule in self.rules)
+        return replace(self, rules=rules, share=Fraction(1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RuleSet":
@@ -498,10 +535,23 @@ def _address_key(text: str) -> str:
 
 
 def _on_store_failure(value: object) -> None:
-    if value == "local":
-        raise ValueError("on_store_failure 'local' comes with a later version; 'allow' or 'deny'")
     if value not in get_args(OnStoreFailure):
-        raise ValueError(f"on_store_failure is {_shown(value)}; it is 'allow' or 'deny'")
+        raise ValueError(f"on_store_failure is {_shown(value)}; it is 'allow', 'deny' or 'local'")
+
+
+def _workers(value: object) -> None:
+    if type(value) is not int:
+        raise TypeError(f"workers is a whole number, not {type(value).__name__}")
+    if not 1 <= value <= MOST_WORKERS:
+        raise ValueError(f"workers is {value}; it is 1 to {MOST_WORKERS}")
+
+
+def _share(value: object) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise TypeError(f"share is a number, not {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"share is {value}; it is above 0 and at most 1")
+    return Fraction(str(value))
 
 
 def _unique_names(rules: Iterable[object]) -> None:

@@ -15,7 +15,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainErr
 
 from ratelimit.decisions import Action, Check, Decision, assumed, read_reply
 from ratelimit.stores.failures import StoreUnavailable, explain
-from ratelimit.stores.link import Deadlines, Link, Packer, Request
+from ratelimit.stores.link import Deadlines, Link, Packer, Reply, Request
 
 __all__ = ["Cluster"]
 
@@ -55,7 +55,7 @@ class Cluster:
         slot: int = key_slot(self._packer.key(check).encode("utf-8", "surrogatepass"))
         return slot
 
-    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Sequence[int]]:
+    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Reply]:
         """The numbers of the Lua's reply for checks of one slot."""
         future = self._deadlines.future()
         self._send(Request(checks, future, slot))
@@ -69,7 +69,7 @@ class Cluster:
         """
         slots = [self.slot(check) for check in checks]
         if len(set(slots)) == 1:
-            return read_reply(checks, await self.ask(checks, slots[0]))
+            return read_reply(checks, *await self.ask(checks, slots[0]))
         groups = {slot: [i for i, it in enumerate(slots) if it == slot] for slot in slots}
         answers = await asyncio.gather(
             *(self.ask([checks[i] for i in group], slot) for slot, group in groups.items()),
@@ -85,7 +85,7 @@ class Cluster:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                decided = read_reply(own, answer)
+                decided = read_reply(own, *answer)
             decisions.update(zip(group, decided, strict=True))
         if len(failures) == len(groups):
             raise failures[0]
@@ -122,7 +122,9 @@ class Cluster:
         for group, answer in zip(returning.values(), answers, strict=True):
             if isinstance(answer, BaseException):
                 continue  # the charge stays; nobody can be told more than was decided
-            for i, state in zip(group, read_reply([checks[i] for i in group], answer), strict=True):
+            for i, state in zip(
+                group, read_reply([checks[i] for i in group], *answer), strict=True
+            ):
                 decisions[i] = state._replace(allowed=True, retry_after_us=0, delay_us=0)
         for i, decision in decisions.items():
             if decision.delay_us:
@@ -228,7 +230,7 @@ class Cluster:
         """Closes the ways to nodes that have no slots any more."""
         used = set(self._owner.values())
         for address in [each for each in self._links if each not in used]:
-            await self._links.pop(address).close()
+            await self._links.pop(address).close("its node has no slots any more")
 
     @property
     def script(self) -> str:
@@ -239,9 +241,9 @@ class Cluster:
         """The key that a check is counted under."""
         return self._packer.key(check)
 
-    async def command(self, check: Check | None, *arguments: str) -> Any:
-        """One command at the node of a check's slot, or at any; not for charges."""
-        slot = 0 if check is None else self.slot(check)
+    async def command(self, key: str | None, *arguments: str) -> Any:
+        """One command at the node of a key's slot, or at any; not for charges."""
+        slot: int = 0 if key is None else key_slot(key.encode("utf-8", "surrogatepass"))
         if slot not in self._owner:
             self._owner = await self._slots()
         return await self._link(self._owner[slot]).command(*arguments)

@@ -43,7 +43,7 @@ _SAID: Final = tuple(
         ),
         (
             "permission",
-            "NOPERM",
+            "NOPERM|no permissions to|can.t run this command|ACL failure",
             "this user of Redis may not run the script, or a command in it",
         ),
         (
@@ -108,6 +108,11 @@ _SAID: Final = tuple(
             "nothing listens where Redis should",
         ),
         ("tls", "CERTIFICATE|SSL|TLS", "the TLS connection to Redis could not be made"),
+        (
+            "no-master",
+            "No master found|MasterNotFound",
+            "Sentinel knows no master of this service at the moment",
+        ),
         (
             "closed",
             "Connection closed|Connection reset|Broken pipe|closed by server|Connection lost",

@@ -20,7 +20,7 @@ from ratelimit.decisions import FIELDS, Check, identity_digest
 from ratelimit.scripts import OOM_SCRIPT, OOM_SHA1, SCRIPT, SHA1
 from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
 
-__all__ = ["Deadlines", "Link", "Packer", "Request", "close_idle", "exchange"]
+__all__ = ["Deadlines", "Link", "Packer", "Reply", "Request", "close_idle", "exchange"]
 
 MOST_CHECKS: Final = 128  # in one script, so that none holds the server for about a millisecond
 MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
@@ -30,14 +30,16 @@ PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is giv
 _digest: Final = lru_cache(maxsize=65_536)(identity_digest)
 
 
+Reply = tuple[Sequence[int], int]
+"""A script's reply, and where in it a request's numbers begin."""
+
+
 class Request:
     """The checks of one request on their way, and who waits for their seven numbers each."""
 
     __slots__ = ("asking", "checks", "future", "slot", "tries")
 
-    def __init__(
-        self, checks: Sequence[Check], future: asyncio.Future[Sequence[int]], slot: int
-    ) -> None:
+    def __init__(self, checks: Sequence[Check], future: asyncio.Future[Reply], slot: int) -> None:
         self.checks = checks
         self.future = future
         self.slot = slot
@@ -105,7 +107,6 @@ class Packer:
         self._sha1 = OOM_SHA1 if allow_oom else SHA1
         self._prefix = prefix + "{"
         self._clock = clock
-        self._tails: dict[tuple[str, str], tuple[str, str]] = {}
 
     def key(self, check: Check) -> str:
         """The identity's digest as a hash tag, so that its limits share a slot; limit and rule."""
@@ -114,48 +115,56 @@ class Packer:
     def pack(self, requests: Iterable[Request]) -> bytes:
         """The command, in RESP; redis-py's own packer takes several times as long."""
         keys: list[str] = []
+        places: list[str] = []
+        kinds: dict[tuple[object, ...], tuple[str, str, str, str]] = {}
         limits: dict[str, int] = {}
-        kinds: dict[tuple[object, ...], int] = {}
-        numbers: list[int] = []
         known: list[int] = []
-        places: list[int] = []
-        prefix = self._prefix
+        numbers: list[int] = []
         for request in requests:
+            kind = None
             for limit, key, cost, rule, action, at_us, level in request.checks:
-                digest = limit.digest
-                tail = self._tails.get((digest, rule)) or self._tail(digest, rule)
-                keys.append(f"{tail[0]}{prefix}{_digest(key)}{tail[1]}")
-                kind = (digest, cost, action, at_us, level)
-                place = kinds.get(kind)
-                if place is None:
-                    if digest not in limits:
-                        limits[digest] = len(limits) + 1
+                if kind is not None:
+                    places.append(kind[2])
+                name = (limit.digest, rule, cost, action, at_us, level)
+                kind = kinds.get(name)
+                if kind is None:
+                    place = limits.get(limit.digest)
+                    if place is None:
+                        place = limits[limit.digest] = len(limits) + 1
                         known += limit.numbers
-                    place = kinds[kind] = len(kinds) + 1
-                    numbers += (limits[digest], cost, action, at_us, level)
-                places.append(place)
-            places[-1] = -places[-1]
+                    numbers += (place, cost, action, at_us, level)
+                    kind = kinds[name] = self._kind(limit.digest, rule, len(kinds) + 1)
+                keys.append(f"{kind[0]}{_digest(key)}{kind[1]}")
+            if kind is not None:
+                places.append(kind[3])
         now = "" if self._clock is None else str(self._clock())
-        rest = [now, *map(str, (len(limits), *known, len(kinds), *numbers, *places))]
+        middle = [now, *map(str, (len(limits), *known, len(kinds), *numbers))]
         text = "".join(
-            (
-                f"*{3 + len(keys) + len(rest)}\r\n$7\r\nEVALSHA\r\n$40\r\n{self._sha1}\r\n",
-                f"${len(str(len(keys)))}\r\n{len(keys)}",
+            [
+                f"*{3 + len(keys) + len(middle) + len(places)}\r\n$7\r\nEVALSHA\r\n",
+                f"$40\r\n{self._sha1}\r\n${len(str(len(keys)))}\r\n{len(keys)}",
                 *keys,
-                *[f"\r\n${len(each)}\r\n{each}" for each in rest],
+                *[f"\r\n${len(each)}\r\n{each}" for each in middle],
+                *places,
                 "\r\n",
-            )
+            ]
         )
         return text.encode("utf-8", "surrogatepass")
 
-    def _tail(self, digest: str, rule: str) -> tuple[str, str]:
-        """What stands before and behind the identity in a key's argument; dynamic rules end."""
-        if len(self._tails) >= 10_000:
-            self._tails.clear()
+    def _kind(self, digest: str, rule: str, place: int) -> tuple[str, str, str, str]:
+        """What stands before and behind the identity in a key's argument, and two arguments.
+
+        They say "a check of this kind": one with others behind it, and the last of its request.
+        """
         behind = f"}}:{digest}:{rule}"
         length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
-        tail = self._tails[digest, rule] = f"\r\n${length}\r\n", behind
-        return tail
+        number = str(place)
+        return (
+            f"\r\n${length}\r\n{self._prefix}",
+            behind,
+            f"\r\n${len(number)}\r\n{number}",
+            f"\r\n${len(number) + 1}\r\n-{number}",
+        )
 
 
 class Link:
@@ -188,6 +197,7 @@ class Link:
         self._flying = 0
         self._trips: set[asyncio.Task[None]] = set()
         self._idle: list[Any] = []
+        self._closed = "the trip was cancelled"
 
     def send(self, request: Request) -> None:
         """Puts a request into the next trip."""
@@ -205,7 +215,7 @@ class Link:
             try:
                 await self._trip(groups)
             except asyncio.CancelledError:
-                self._fail(groups, StoreUnavailable("the store was closed", kind="closed"))
+                self._fail(groups, StoreUnavailable(self._closed, kind="closed"))
                 raise
             except Exception as error:  # noqa: BLE001  # each member is told; the task goes on
                 self._fail(groups, explain(error))
@@ -335,8 +345,9 @@ class Link:
         self._idle.append(connection)
         return reply
 
-    async def close(self) -> None:
-        """Ends the trips and closes the connections."""
+    async def close(self, why: str = "the store was closed") -> None:
+        """Ends the trips, tells their members why, and closes the connections."""
+        self._closed = why
         for trip in tuple(self._trips):
             trip.cancel()
         await asyncio.gather(*self._trips, return_exceptions=True)
@@ -351,7 +362,7 @@ def _deliver(group: list[Request], reply: Sequence[Any]) -> None:
         future = request.future
         if not future.done():
             if isinstance(reply[start], int):
-                future.set_result(reply[start:end])
+                future.set_result((reply, start))
             else:
                 future.set_exception(explain(reply[start]))
         start = end

@@ -56,6 +56,7 @@ class RedisStore:
             raise ValueError(f"prefix is {prefix!r}; it is text without braces")
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
+        self._prefix = prefix
         self._make_way = _way_maker(target, self._deadline, prefix, clock, allow_oom=allow_oom)
         self._ways: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
@@ -84,7 +85,7 @@ class RedisStore:
         if way.is_cluster:
             decisions: tuple[Decision, ...] = await way.decide(asked)
         else:
-            decisions = read_reply(asked, await way.ask(asked, 0))
+            decisions = read_reply(asked, *await way.ask(asked, 0))
         if self._caches and False in [decision[1] for decision in decisions]:
             # A denial by checks of several slots may be over as soon as one of them is.
             if not way.is_cluster or len({way.slot(check) for check in asked}) == 1:
@@ -96,7 +97,8 @@ class RedisStore:
         self._denials.clear()
         way = self._way()
         for check in checks:
-            reply = await way.command(check, "DEL", way.key(check))
+            key = way.key(check)
+            reply = await way.command(key, "DEL", key)
             if isinstance(reply, Exception):
                 raise explain(reply) from None
 
@@ -106,6 +108,29 @@ class RedisStore:
         reply = await way.command(None, "SCRIPT", "LOAD", way.script)
         if isinstance(reply, Exception):
             raise explain(reply) from None
+
+    async def heartbeat(self, worker: str, alive_for: float) -> int:
+        """Makes a worker known for ``alive_for`` seconds; gives how many are known now.
+
+        Workers keep their own clocks out of it: the server's counts, to the second.
+        """
+        key = f"{self._prefix}workers"
+        way = self._way()
+        time = await way.command(key, "TIME")
+        if isinstance(time, Exception):
+            raise explain(time) from None
+        now = int(time[0]) + int(time[1]) / 1_000_000
+        count: Any = 0
+        for command in (
+            ("ZADD", key, f"{now + alive_for:.3f}", worker),
+            ("ZREMRANGEBYSCORE", key, "-inf", f"({now:.3f}"),
+            ("PEXPIRE", key, str(round(alive_for * 1000) + 1000)),
+            ("ZCARD", key),
+        ):
+            count = await way.command(key, *command)
+            if isinstance(count, Exception):
+                raise explain(count) from None
+        return int(count)
 
     @property
     def denials_repeated(self) -> int:
@@ -148,9 +173,9 @@ class _Server:
         self._packer = packer
         self._request = request
 
-    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Sequence[int]]:
+    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Any]:
         """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
-        future: asyncio.Future[Sequence[int]] = self._deadlines.future()
+        future: asyncio.Future[Any] = self._deadlines.future()
         self._link.send(self._request(checks, future, slot))
         return future
 
@@ -163,7 +188,7 @@ class _Server:
         """The key that a check is counted under."""
         return str(self._packer.key(check))
 
-    async def command(self, _: Check | None, *arguments: str) -> Any:
+    async def command(self, _: str | None, *arguments: str) -> Any:
         """One command of its own and its reply; not for charges."""
         return await self._link.command(*arguments)
 
@@ -196,25 +221,58 @@ def _way_maker(
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     packer = Packer(prefix, clock, allow_oom=allow_oom)
+    share = _TlsContext().share
     if isinstance(target, str) and target.startswith("redis+cluster://"):
         nodes, _, settings = _read_uri(target, options)
         connection_class = settings.pop("connection_class")
 
         def connect(address: tuple[str, int]) -> Callable[[], Any]:
             host, port = address
-            return lambda: connection_class(**{**settings, "host": host, "port": port})
+            return share(lambda: connection_class(**{**settings, "host": host, "port": port}))
 
         return lambda loop: Cluster(loop, nodes, connect, packer, deadline)
 
     def server(loop: asyncio.AbstractEventLoop) -> _Server:
         deadlines = Deadlines(loop, deadline)
         return _Server(
-            deadlines, Link(loop, make_pool().make_connection, packer, deadlines), packer, Request
+            deadlines,
+            Link(loop, share(make_pool().make_connection), packer, deadlines),
+            packer,
+            Request,
         )
 
     make_pool = _pool_maker(target, options)
-    make_pool()
+    share(make_pool().make_connection)()
     return server
+
+
+class _TlsContext:
+    """One TLS context for all connections: reading certificates takes half a deadline."""
+
+    def __init__(self) -> None:
+        self._context: Any = None
+
+    def share(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """``make``, whose connections have this context if they have any.
+
+        Raises ValueError, when the first is made, where its files cannot be used.
+        """
+
+        def made() -> Any:
+            connection = make()
+            if hasattr(connection, "ssl_context"):
+                if self._context is None:
+                    try:
+                        connection.ssl_context.get()
+                    except OSError as error:  # ssl.SSLError is one
+                        raise ValueError(
+                            f"the certificates or keys for TLS cannot be used: {error}"
+                        ) from None
+                    self._context = connection.ssl_context
+                connection.ssl_context = self._context
+            return connection
+
+        return made
 
 
 def _pool_maker(target: Any, options: dict[str, Any]) -> Callable[[], Any]:

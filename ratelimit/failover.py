@@ -1,0 +1,229 @@
+"""What answers when the store cannot: a circuit breaker, a share of each quota, and the way back.
+
+The law of this module: no request waits for a store that is known to be away. While the breaker is
+open, requests are answered at once, and one probe at a time looks whether the store is back.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+from ratelimit.decisions import Action, Check, Decision
+from ratelimit.limits import Limit
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable
+
+__all__ = ["Breaker", "Failover", "Heartbeats"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+State = Literal["closed", "open"]
+
+FAILURES_IN_A_ROW: Final = 5
+FAILURES_OF: Final = 20  # the last so many decisions, of which half failed
+FIRST_PROBE: Final = 0.1  # seconds after it opened; then twice as long each time
+LAST_PROBE: Final = 1.0  # seconds at most, so that limits hold again within two
+HEARTBEAT: Final = 1.0  # seconds between a worker's signs of life
+ALIVE_FOR: Final = 3.5  # seconds that one of them counts
+MOST_OWED: Final = 10_000  # counters charged afterwards with what was admitted meanwhile
+OWED_AT_ONCE: Final = 50
+
+_PROBE: Final = Check(Limit("1/second", algorithm="fixed_window"), "probe", 0, "ratelimit.probe")
+
+
+class Breaker:
+    """Whether the store is asked: "closed" while it answers, "open" while it is known to be away.
+
+    Opens after 5 failures in a row, or when half of the last 20 decisions failed. ``on_change`` is
+    called with the new state, once per change.
+    """
+
+    def __init__(self) -> None:
+        self.state: State = "closed"
+        self.since = time.time()
+        """When it came into this state, seconds since the epoch."""
+        self.last_error = ""
+        """What the store last failed with; empty if it never did."""
+        self.on_change: Callable[[State], None] | None = None
+        self._recent: deque[bool] = deque(maxlen=FAILURES_OF)
+        self._in_a_row = 0
+
+    def succeeded(self) -> None:
+        """Counts a decision that the store made."""
+        if self._in_a_row or self._recent:
+            self._in_a_row = 0
+            self._recent.append(False)
+            if not any(self._recent):
+                self._recent.clear()
+
+    def failed(self, error: StoreUnavailable) -> None:
+        """Counts one that it did not make, and opens if that was one too many."""
+        self.last_error = str(error)
+        self._in_a_row += 1
+        self._recent.append(True)
+        full = len(self._recent) == FAILURES_OF
+        if self._in_a_row >= FAILURES_IN_A_ROW or (full and sum(self._recent) * 2 >= FAILURES_OF):
+            self.become("open")
+
+    def is_open(self) -> bool:
+        """Whether the store is known to be away."""
+        return self.state == "open"
+
+    def become(self, state: State) -> None:
+        """Changes the state; says so where it is another one."""
+        if state != self.state:
+            self.state = state
+            self.since = time.time()
+            self._recent.clear()
+            self._in_a_row = 0
+            if self.on_change is not None:
+                self.on_change(state)
+
+
+@runtime_checkable
+class Heartbeats(Protocol):
+    """A store in which workers make themselves known."""
+
+    async def heartbeat(self, worker: str, alive_for: float) -> int:
+        """Signs of life of a worker, for so many seconds; gives how many workers have some."""
+        ...
+
+
+class Failover:
+    """A store behind a breaker, and what each worker may let through by itself meanwhile.
+
+    ``workers`` is how many share a quota while the store is away: what the rule file says until
+    heartbeats were seen, then their number, frozen when the store is lost.
+    """
+
+    def __init__(self, store: Store, workers: int = 1, *, local: bool = False) -> None:
+        self.store = store
+        self.workers = workers
+        self.breaker = Breaker()
+        self._guarded = type(store) is not MemoryStore  # which has nothing to fail
+        self._beats = local and isinstance(store, Heartbeats)
+        self._name = secrets.token_hex(8)
+        self._local: MemoryStore | None = None
+        self._shares: dict[tuple[str, int], Limit] = {}
+        self._owed: Counter[tuple[Limit, str, str]] = Counter()
+        self._tasks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """What the store decides; raises StoreUnavailable at once while it is known to be away."""
+        if not self._guarded:
+            return await self.store.decide(checks)
+        if self._beats:
+            self._run("heartbeat", self._beat)
+        breaker = self.breaker
+        if breaker.is_open():
+            self._run("probe", self._probe)
+            raise StoreUnavailable(f"the store is away: {breaker.last_error}", kind="open")
+        try:
+            decisions = await self.store.decide(checks)
+        except StoreUnavailable as error:
+            breaker.failed(error)
+            if breaker.is_open():
+                self._run("probe", self._probe)
+            raise
+        breaker.succeeded()
+        return decisions
+
+    async def decide_locally(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """Decides in process, at this worker's share of each quota; `Decision.degraded` says so.
+
+        What is let through is remembered, and charged to the store once it is back.
+        """
+        if self._local is None:
+            self._local = MemoryStore()
+        workers = self.workers
+        own = []
+        for limit, key, cost, rule, action, at_us, level in checks:
+            known = (limit.digest, workers)
+            share = self._shares.get(known)
+            if share is None:
+                if len(self._shares) >= MOST_OWED:
+                    self._shares.clear()
+                share = self._shares[known] = limit.scaled(Fraction(1, workers))
+            own.append(
+                Check(share, key, min(cost, share.capacity), rule, action=Action(action),
+                      at_us=at_us, level=level)
+            )  # fmt: skip
+        decisions = await self._local.decide(own)
+        passed = all(
+            decision.allowed
+            for check, decision in zip(checks, decisions, strict=True)
+            if check.action != Action.SHADOW
+        )
+        if passed and self._guarded:
+            for check, decision in zip(checks, decisions, strict=True):
+                if check.action == Action.CHARGE and check.cost and decision.allowed:
+                    owed = (check.limit, check.key, check.rule)
+                    if owed in self._owed or len(self._owed) < MOST_OWED:
+                        self._owed[owed] += check.cost
+        return tuple(decision._replace(degraded=True) for decision in decisions)
+
+    async def aclose(self) -> None:
+        """Ends what runs in the background, and closes the store."""
+        loop = asyncio.get_running_loop() if self._tasks else None
+        for owner, task in self._tasks.values():
+            if owner is loop and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._tasks.clear()
+        await self.store.aclose()
+
+    def _run(self, name: str, job: Callable[[], Any]) -> None:
+        """Runs a job in the background of this event loop, if it does not run there already."""
+        loop = asyncio.get_running_loop()
+        owner, task = self._tasks.get(name, (None, None))
+        if owner is not loop or task is None or task.done():
+            self._tasks[name] = loop, loop.create_task(job(), name=f"ratelimit {name}")
+
+    async def _probe(self) -> None:
+        """Looks whether the store is back, alone and ever less often; then closes the breaker."""
+        pause = FIRST_PROBE
+        while self.breaker.is_open():
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # jitter
+            pause = min(pause * 2, LAST_PROBE * 0.8)
+            try:
+                await self.store.decide([_PROBE])
+            except StoreUnavailable as error:
+                self.breaker.last_error = str(error)
+            except Exception as error:  # noqa: BLE001  # a bug in a store keeps the breaker open
+                self.breaker.last_error = f"{type(error).__name__}: {error}"
+            else:
+                self.breaker.become("closed")
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Charges the store with what was let through meanwhile; once, and as far as it gets."""
+        owed, self._owed = self._owed, Counter()
+        if self._local is not None:
+            await self._local.aclose()
+        entries = [
+            Check(limit, key, min(units, limit.capacity), rule, action=Action.FORCE)
+            for (limit, key, rule), units in owed.items()
+        ]
+        for start in range(0, len(entries), OWED_AT_ONCE):
+            try:
+                await self.store.decide(entries[start : start + OWED_AT_ONCE])
+            except StoreUnavailable as error:
+                _LOG.warning("settle-failed: what was let through is not charged: %s", error)
+                return
+
+    async def _beat(self) -> None:
+        """Makes this worker known, and learns how many there are; stops counting while it can't."""
+        if not isinstance(self.store, Heartbeats):
+            return
+        while True:
+            if not self.breaker.is_open():
+                with contextlib.suppress(StoreUnavailable):
+                    self.workers = max(1, await self.store.heartbeat(self._name, ALIVE_FOR))
+            await asyncio.sleep(HEARTBEAT)
