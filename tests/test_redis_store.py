@@ -18,6 +18,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable, open_store
+from ratelimit.stores import link
 from ratelimit.stores.failures import explain
 from tests.servers import Server, binaries, free_port, serving
 
@@ -382,3 +383,28 @@ def _ask_often(url: str, rounds: int, barrier: Any, results: Any) -> None:
 
     logging.disable()
     results.put(asyncio.run(ask()))
+
+
+async def test_a_request_that_comes_as_the_last_trip_ends_is_not_left_behind(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a trip's last look at the queue and its end as a task, others may come."""
+    monkeypatch.setattr(link, "MOST_TRIPS", 1)
+    async with RedisStore(server.url, deadline=2) as store:
+        await store.decide([Check(LIMIT, "first")])
+        way = store._way()
+        late: list[asyncio.Future[object]] = []
+        travel = link.Link._travel
+
+        async def travelling(self: link.Link) -> None:
+            await travel(self)
+            # Runs before whatever is called when this task is done.
+            asyncio.get_running_loop().call_soon(
+                lambda: late or late.append(way.ask((Check(LIMIT, "late"),), 0))
+            )
+
+        monkeypatch.setattr(link.Link, "_travel", travelling)
+        await store.decide([Check(LIMIT, "second")])
+        while not late:
+            await asyncio.wait([asyncio.create_task(store.ping())])
+        await late[0]

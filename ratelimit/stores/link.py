@@ -24,7 +24,6 @@ __all__ = ["Deadlines", "Link", "Packer", "Reply", "Request", "close_idle", "exc
 
 MOST_CHECKS: Final = 128  # in one script, so that none holds the server for about a millisecond
 MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
-LEAST_SHARE: Final = 128
 PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is given up
 
 _digest: Final = lru_cache(maxsize=65_536)(identity_digest)
@@ -194,7 +193,7 @@ class Link:
         self._patience = max(deadlines.deadline, PATIENCE)
         self._reroute = reroute
         self._queue: deque[Request] = deque()
-        self._flying = 0
+        self._travelling = 0
         self._trips: set[asyncio.Task[None]] = set()
         self._idle: list[Any] = []
         self._closed = "the trip was cancelled"
@@ -202,25 +201,27 @@ class Link:
     def send(self, request: Request) -> None:
         """Puts a request into the next trip."""
         self._queue.append(request)
-        if len(self._trips) < MOST_TRIPS:
+        if self._travelling < MOST_TRIPS:
+            self._travelling += 1
             trip = self._loop.create_task(self._travel())
             self._trips.add(trip)
             trip.add_done_callback(self._trips.discard)
 
     async def _travel(self) -> None:
         """Takes what is queued to the server, trip after trip, until nothing is left."""
-        while groups := self._next_groups():
-            size = sum(map(len, groups))
-            self._flying += size
-            try:
-                await self._trip(groups)
-            except asyncio.CancelledError:
-                self._fail(groups, StoreUnavailable(self._closed, kind="closed"))
-                raise
-            except Exception as error:  # noqa: BLE001  # each member is told; the task goes on
-                self._fail(groups, explain(error))
-            finally:
-                self._flying -= size
+        try:
+            while groups := self._next_groups():
+                try:
+                    await self._trip(groups)
+                except asyncio.CancelledError:
+                    self._fail(groups, StoreUnavailable(self._closed, kind="closed"))
+                    raise
+                except Exception as error:  # noqa: BLE001  # each member is told; the task goes on
+                    self._fail(groups, explain(error))
+        finally:
+            # In the same step as the last look at the queue: what is put there next, before this
+            # task counts as done, has to find that nobody travels for it.
+            self._travelling -= 1
 
     def _next_groups(self) -> list[list[Request]]:
         """The oldest who still wait, up to what one trip may carry; a single one always.
@@ -229,9 +230,7 @@ class Link:
         """
         groups: dict[tuple[int, bool], list[Request]] = {}
         queue = self._queue
-        # A share of all that is under way, so that one trip is decided while another's answers
-        # are read; but trips that are too small cost more than that saves.
-        room = min(MOST_CHECKS, max(LEAST_SHARE, (len(queue) + self._flying) // MOST_TRIPS))
+        room = MOST_CHECKS
         while queue:
             request = queue[0]
             if not request.future.done():
