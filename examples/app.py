@@ -23,6 +23,12 @@ async def index() -> dict[str, str]:
     return {"try": "/token-bucket, /leaking-bucket, /fixed-window, /sliding-log, /sliding-counter"}
 
 
+@app.get("/health")
+async def health() -> dict[str, object]:
+    """The store, its breaker and the workers, for whoever watches."""
+    return limiter.health()
+
+
 @app.get("/report")
 @limit("2/minute")
 def report() -> dict[str, str]:

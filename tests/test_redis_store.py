@@ -399,9 +399,11 @@ async def test_a_request_that_comes_as_the_last_trip_ends_is_not_left_behind(
         async def travelling(self: link.Link) -> None:
             await travel(self)
             # Runs before whatever is called when this task is done.
-            asyncio.get_running_loop().call_soon(
-                lambda: late or late.append(way.ask((Check(LIMIT, "late"),), 0))
-            )
+            asyncio.get_running_loop().call_soon(ask_late)
+
+        def ask_late() -> None:
+            if not late:
+                late.append(way.ask((Check(LIMIT, "late"),), 0))
 
         monkeypatch.setattr(link.Link, "_travel", travelling)
         await store.decide([Check(LIMIT, "second")])
