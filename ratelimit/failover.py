@@ -121,8 +121,7 @@ class Failover:
         if self._beats:
             self._run("heartbeat", self._beat)
         breaker = self.breaker
-        if breaker.is_open():
-            self._run("probe", self._probe)
+        if breaker.is_open() and self._run("probe", self._probe):
             raise StoreUnavailable(f"the store is away: {breaker.last_error}", kind="open")
         try:
             decisions = await self.store.decide(checks)
@@ -131,6 +130,8 @@ class Failover:
             if breaker.is_open():
                 self._run("probe", self._probe)
             raise
+        if breaker.is_open():
+            breaker.become("closed")
         breaker.succeeded()
         return decisions
 
@@ -141,6 +142,7 @@ class Failover:
         """
         if self._local is None:
             self._local = MemoryStore()
+            self._beats = self._guarded and isinstance(self.store, Heartbeats)
         workers = self.workers
         own = []
         for limit, key, cost, rule, action, at_us, level in checks:
@@ -179,12 +181,19 @@ class Failover:
         self._tasks.clear()
         await self.store.aclose()
 
-    def _run(self, name: str, job: Callable[[], Any]) -> None:
-        """Runs a job in the background of this event loop, if it does not run there already."""
-        loop = asyncio.get_running_loop()
+    def _run(self, name: str, job: Callable[[], Any]) -> bool:
+        """Runs a job in the background of this event loop, if it does not run there already.
+
+        False where there is no event loop of asyncio's; every request is then a probe.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
         owner, task = self._tasks.get(name, (None, None))
         if owner is not loop or task is None or task.done():
             self._tasks[name] = loop, loop.create_task(job(), name=f"ratelimit {name}")
+        return True
 
     async def _probe(self) -> None:
         """Looks whether the store is back, alone and ever less often; then closes the breaker."""

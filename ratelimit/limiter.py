@@ -95,7 +95,7 @@ class Admission:
                 check.given_back(decision) for owner, check, decision in charges if owner is limiter
             ]
             try:
-                await limiter.store.decide(returned)
+                await limiter.give_back(returned)
             except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
                 _LOG.exception("give-back-failed: a refused request keeps its charge")
 
@@ -170,6 +170,10 @@ class RateLimiter:
     def store(self) -> Store:
         """Where the counters live."""
         return self._failover.store
+
+    async def give_back(self, returned: Sequence[Check]) -> None:
+        """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
+        await self._failover.decide(returned)
 
     @property
     def breaker(self) -> Breaker:

@@ -70,7 +70,12 @@ class Deadlines:
         """A new future, which fails at the deadline if nothing else has happened to it."""
         future = self._loop.create_future()
         due = self._loop.time() + self.deadline
-        self._waiting.append((due, future))
+        waiting = self._waiting
+        waiting.append((due, future))
+        # Answers come in about the order of the questions: forget the oldest with the newest, or
+        # a long deadline keeps as many as come within it.
+        while waiting[0][1].done():
+            waiting.popleft()
         if self._timer is None:
             self._timer = self._loop.call_at(due, self._expire)
         return future
