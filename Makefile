@@ -29,6 +29,7 @@ check: .venv/.test
 
 bench: .venv/.bench
 	.venv/bin/python benchmarks/decisions.py
+	.venv/bin/python benchmarks/redis.py
 
 clean:
 	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

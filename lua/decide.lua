@@ -17,8 +17,8 @@ Returns   for check i, seven whole numbers: allowed (0 or 1), remaining, retry (
           instead, and its others are 0.
 
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
-checks that name the same counter see each other's charges through state.taken, the units that
-earlier checks of this request would take. Shadow checks come after the enforced ones and have no
+checks that name the same counter see each other's charges through `taken`, the units that earlier
+checks of this request would take. Shadow checks come after the enforced ones and have no
 say. A refusal writes nothing, with one exception: a key whose clock is broken (its time lies more
 than a window ahead) is set to the present, since otherwise its refusals would never end.
 
@@ -40,21 +40,27 @@ local function algorithm_at(place)
 end
 
 -- One check's own answer: whether its cost fits beside what earlier ones of the request take.
-local function ask(now_us, i, checks, named)
-  local key, limit, cost = checks.keys[i], checks.limits[i], checks.costs[i]
-  local state = named and named[key]
-  if not state then
-    state = algorithm_at(limit[1]).look(key, now_us, limit)
-    state.taken = 0
-    if named then
-      named[key] = state
+-- The first check that names a counter is its root, which holds the state and what is taken.
+local function ask(now_us, first, upto, i, checks)
+  local keys, taken = checks.keys, checks.taken
+  local key, limit, cost = keys[i], checks.limits[i], checks.costs[i]
+  local root = i
+  for j = first, upto do
+    if keys[j] == key and checks.roots[j] == j then
+      root = j
     end
   end
-  local taken = state.taken
-  local fits = cost == 0 or checks.actions[i] == FORCE or taken + cost <= state.room
-  checks.states[i], checks.before[i], checks.own[i] = state, taken, fits
+  if root == i then
+    checks.states[i] = (algorithms[limit[1]] or algorithm_at(limit[1])).look(key, now_us, limit)
+    taken[i], checks.denied[i] = 0, false
+  end
+  local before = taken[root]
+  local fits = cost == 0 or checks.actions[i] == FORCE or before + cost <= checks.states[root].room
+  checks.roots[i], checks.before[i], checks.own[i] = root, before, fits
   if fits then
-    state.taken = taken + cost
+    taken[root] = before + cost
+  else
+    checks.denied[root] = true
   end
   return fits
 end
@@ -62,56 +68,63 @@ end
 -- Decides the checks first .. last of one request; `checks` are arrays of equal length.
 local function decide(now_us, first, last, checks, reply)
   local keys, limits, costs, actions = checks.keys, checks.limits, checks.costs, checks.actions
-  local states, before, own = checks.states, checks.before, checks.own
-  local named = last > first and {} or nil
-  local passed = true
+  local states, roots, taken = checks.states, checks.roots, checks.taken
+  local passed, shadows, returning = true, false, false
 
-  local shadows = false
   for i = first, last do
     local action = actions[i]
+    roots[i] = false
     if action == SHADOW then
       shadows = true
-    elseif action ~= GIVE_BACK then
-      passed = ask(now_us, i, checks, named) and passed
+    elseif action == GIVE_BACK then
+      returning = true
+    else
+      passed = ask(now_us, first, i - 1, i, checks) and passed
     end
   end
   if shadows then
     for i = first, last do
       if actions[i] == SHADOW then
-        ask(now_us, i, checks, named)
+        ask(now_us, first, last, i, checks)
       end
     end
   end
 
+  local cut
   for i = first, last do
-    if actions[i] ~= GIVE_BACK then
-      local algorithm, at, state = algorithm_at(limits[i][1]), (i - 1) * 7, states[i]
-      local cost, fits = costs[i], own[i]
-      local taken = passed and before[i] + (fits and cost or 0) or 0
+    local root = roots[i]
+    if root then
+      local state, algorithm, at = states[root], algorithms[limits[i][1]], (i - 1) * 7
+      local before, cost, fits = checks.before[i], costs[i], checks.own[i]
+      local after = passed and before + (fits and cost or 0) or 0
+      local reset_us = algorithm.reset(state, after)
       reply[at + 1] = fits and 1 or 0
-      reply[at + 2] = max(0, state.room - taken)
-      reply[at + 3] = fits and 0 or algorithm.wait(state, before[i] + cost)
-      reply[at + 4] = algorithm.reset(state, taken)
+      reply[at + 2] = max(0, state.room - after)
+      reply[at + 3] = fits and 0 or algorithm.wait(state, before + cost)
+      reply[at + 4] = reset_us
       reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
-        and algorithm.delay(state, before[i]) or 0
+        and algorithm.delay(state, before) or 0
       reply[at + 6] = state.at_us
-      reply[at + 7] = state.level + taken * state.unit
+      reply[at + 7] = state.level + after * state.unit
+      if root == i then
+        local charged = passed and taken[i] or 0
+        if charged > 0 or (state.broken and checks.denied[i]) then
+          if charged ~= after then
+            reset_us = algorithm.reset(state, charged)
+          end
+          if algorithm.charge(keys[i], state, charged, reset_us) then
+            cut = cut or {}
+            cut[i] = true
+          end
+        end
+      end
+      if cut and cut[root] then
+        reply[at + 7] = CUT
+      end
     end
   end
-
-  for i = first, last do
-    local state = states[i]
-    if actions[i] ~= GIVE_BACK then
-      local charged = passed and state.taken or 0
-      if not state.written and (charged > 0 or (state.broken and not own[i])) then
-        local algorithm = algorithm_at(limits[i][1])
-        state.written = true
-        state.cut = algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged))
-      end
-      if state.cut then
-        reply[i * 7] = CUT
-      end
-    end
+  if not returning then
+    return
   end
 
   -- Last, so that they add up with what this request has charged.
@@ -159,7 +172,7 @@ for i = 1, next_number() do
 end
 local checks = {
   keys = KEYS, limits = {}, costs = {}, actions = {}, at_us = {}, levels = {},
-  states = {}, before = {}, own = {},
+  states = {}, roots = {}, taken = {}, denied = {}, before = {}, own = {},
 }
 local reply, first = {}, 1
 for i = 1, #KEYS do

@@ -22,7 +22,8 @@ from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
 
 __all__ = ["Deadlines", "Link", "Packer", "Reply", "Request", "close_idle", "exchange"]
 
-MOST_CHECKS: Final = 128  # in one script, so that none holds the server for about a millisecond
+LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/redis.py
+MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
 MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
 PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is given up
 
@@ -198,6 +199,8 @@ class Link:
         self._patience = max(deadlines.deadline, PATIENCE)
         self._reroute = reroute
         self._queue: deque[Request] = deque()
+        self._queued = 0  # checks in the queue, and checks under way
+        self._flying = 0
         self._travelling = 0
         self._trips: set[asyncio.Task[None]] = set()
         self._idle: list[Any] = []
@@ -206,6 +209,7 @@ class Link:
     def send(self, request: Request) -> None:
         """Puts a request into the next trip."""
         self._queue.append(request)
+        self._queued += len(request.checks)
         if self._travelling < MOST_TRIPS:
             self._travelling += 1
             trip = self._loop.create_task(self._travel())
@@ -216,6 +220,8 @@ class Link:
         """Takes what is queued to the server, trip after trip, until nothing is left."""
         try:
             while groups := self._next_groups():
+                size = sum([len(request.checks) for group in groups for request in group])
+                self._flying += size
                 try:
                     await self._trip(groups)
                 except asyncio.CancelledError:
@@ -223,6 +229,8 @@ class Link:
                     raise
                 except Exception as error:  # noqa: BLE001  # each member is told; the task goes on
                     self._fail(groups, explain(error))
+                finally:
+                    self._flying -= size
         finally:
             # In the same step as the last look at the queue: what is put there next, before this
             # task counts as done, has to find that nobody travels for it.
@@ -235,15 +243,20 @@ class Link:
         """
         groups: dict[tuple[int, bool], list[Request]] = {}
         queue = self._queue
-        room = MOST_CHECKS
+        # A trip's share of all that is under way, so that one is decided while another's answers
+        # are read; trips that are too small cost more than that saves.
+        share = (self._queued + self._flying) // MOST_TRIPS
+        room = min(MOST_CHECKS, max(LEAST_SHARE, share))
         while queue:
             request = queue[0]
+            size = len(request.checks)
             if not request.future.done():
-                room -= len(request.checks)
+                room -= size
                 if room < 0 and groups:
                     break
                 groups.setdefault((request.slot, request.asking), []).append(request)
             queue.popleft()
+            self._queued -= size
         return list(groups.values())
 
     async def _trip(self, groups: list[list[Request]]) -> None:

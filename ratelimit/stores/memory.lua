@@ -261,7 +261,7 @@ return function(source, max_keys, seed)
   local chosen, reply = {}, {}
   local checks = {
     keys = keys, limits = chosen, costs = costs, actions = actions, at_us = at_us, levels = levels,
-    states = {}, before = {}, own = {},
+    states = {}, roots = {}, taken = {}, denied = {}, before = {}, own = {},
   }
 
   local function mark_spent(count)

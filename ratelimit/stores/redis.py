@@ -206,13 +206,12 @@ def _way_maker(
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
         from redis.maint_notifications import MaintNotificationsConfig
-
-        from ratelimit.stores.cluster import Cluster
-        from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer, Request
     except ImportError:
         raise ImportError(
             "a RedisStore needs redis-py 8 or newer: pip install 'ratelimit-asgi[redis]'"
         ) from None
+    from ratelimit.stores.cluster import Cluster
+    from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer, Request
 
     options = {
         "socket_timeout": None,
