@@ -10,6 +10,7 @@ from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.testing import MakeStore, ManualClock, StoreSuite
 from tests.clusters import Cluster, cluster
 from tests.servers import binaries, serving
+from tests.test_redis_store import assert_exact_from_eight_processes
 
 LIMIT = Limit("5/minute", algorithm="sliding_log")
 SPREAD = ("a", "b", "c", "d", "e", "f")
@@ -177,6 +178,12 @@ async def test_a_plain_server_is_no_cluster() -> None:
         assert caught.value.kind in ("cluster", "late")
         assert "cluster" in str(caught.value)
         await store.aclose()
+
+
+@pytest.mark.slow
+def test_eight_processes_pass_exactly_the_quota(fresh: Cluster) -> None:
+    """On a cluster as on one server: the keys of a round lie in different slots."""
+    assert_exact_from_eight_processes(fresh.url, 10)
 
 
 @pytest.mark.slow
