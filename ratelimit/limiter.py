@@ -5,17 +5,17 @@ goes wrong in here ends as the policy of the rule says, allow or 503, and in the
 """
 
 import logging
-import math
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
+from ratelimit.admission import Admission, Charge
 from ratelimit.decisions import Action, Check, Decision, assumed
 from ratelimit.failover import Breaker, Failover
-from ratelimit.headers import Dialect, Refusal, Told, fields, forbid, refuse, unavailable
+from ratelimit.headers import Told, forbid, refuse, unavailable
 from ratelimit.identity import Address, Identify, Networks, client_address, identity
+from ratelimit.reports import Reports
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
 from ratelimit.rules import Rule, RuleSet, policy_names
 from ratelimit.stores import Store, StoreUnavailable, open_store
@@ -23,81 +23,6 @@ from ratelimit.stores import Store, StoreUnavailable, open_store
 __all__ = ["Admission", "RateLimiter"]
 
 _LOG: Final = logging.getLogger("ratelimit")
-
-STEADY_AFTER: Final = 1.0
-"""Seconds without a failure after which the store is back; a lost shard fails now and then."""
-
-
-class _Charge(NamedTuple):
-    """What was taken for a request, to be returned if something further in refuses it."""
-
-    limiter: "RateLimiter"
-    check: Check
-    decision: Decision
-
-
-class Admission:
-    """What the limiters around one request have decided about it so far.
-
-    The outermost middleware makes it and leaves it in the scope; limits further in add to it, so
-    that no rule is decided twice and the client is told of all of them at once.
-    """
-
-    __slots__ = (
-        "_decided",
-        "app",
-        "charges",
-        "degraded",
-        "delay_us",
-        "dialects",
-        "limiter",
-        "refusal",
-        "told",
-    )
-
-    def __init__(self, limiter: "RateLimiter", app: Any) -> None:
-        self.limiter = limiter
-        self.app = app
-        self.told: list[Told] = []
-        """Every enforced check that a store decided, with its policy's name."""
-        self.refusal: Refusal | None = None
-        """The answer to give instead of the application's; None while the request may go on."""
-        self.degraded: tuple[Decision, ...] = ()
-        """What was assumed of checks that the store could not decide."""
-        self.delay_us = 0
-        """How long the request has to wait for its turn before it goes on."""
-        self.dialects: Sequence[Dialect] = limiter.rules.headers
-        self.charges: list[_Charge] = []
-        self._decided: dict[str, list[tuple[Store, Rule]]] = {}
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The fields that an allowed response carries."""
-        return fields(self.told, self.dialects)
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """The enforced decisions in the order they were made, then the assumed ones."""
-        return (*(decision for _, decision in self.told), *self.degraded)
-
-    def knows(self, store: Store, rule: Rule) -> bool:
-        """Whether a rule has been decided for this request by this store; remembers it if not."""
-        before = self._decided.setdefault(rule.name, [])
-        if any(each is store and other == rule for each, other in before):
-            return True
-        before.append((store, rule))
-        return False
-
-    async def give_back(self) -> None:
-        """Returns what was charged: something further in has refused the request."""
-        charges, self.charges = self.charges, []
-        for limiter in {id(each.limiter): each.limiter for each in charges}.values():
-            returned = [
-                check.given_back(decision) for owner, check, decision in charges if owner is limiter
-            ]
-            try:
-                await limiter.give_back(returned)
-            except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
-                _LOG.exception("give-back-failed: a refused request keeps its charge")
 
 
 class RateLimiter:
@@ -134,16 +59,12 @@ class RateLimiter:
         self.counts: Counter[tuple[str, str]] = Counter()
         """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
         "shadow-denied", "shadow-allowed", "store-failed"; and ("denylist", "denied")."""
-        self.breaker.on_change = self._breaker_changed
+        self._reports = Reports(self.rules)
+        self.breaker.on_change = self._reports.breaker_changed
         self._trusted = Networks(self.rules.trusted_proxies)
         self._allowlist = Networks(self.rules.allowlist)
         self._denylist = Networks(self.rules.denylist)
         self._warned_unidentified = False
-        self.on_breaker_change: Callable[[str], None] | None = None
-        """Called with "open" or "closed", once per change of the breaker; for metrics."""
-        self._failed_at = 0.0
-        self._failing = ""  # what kind of failure the store is in; empty while it answers
-        self._reported: dict[object, float] = {}
 
     @classmethod
     def from_file(
@@ -176,6 +97,15 @@ class RateLimiter:
         await self._failover.decide(returned)
 
     @property
+    def on_breaker_change(self) -> Callable[[str], None] | None:
+        """Called with "open" or "closed", once per change of the breaker; for metrics."""
+        return self._reports.on_breaker_change
+
+    @on_breaker_change.setter
+    def on_breaker_change(self, told: Callable[[str], None] | None) -> None:
+        self._reports.on_breaker_change = told
+
+    @property
     def breaker(self) -> Breaker:
         """Whether the store is asked, since when, and what it last failed with."""
         return self._failover.breaker
@@ -195,7 +125,7 @@ class RateLimiter:
             "since": round(breaker.since, 3),
             "workers": self._failover.workers,
             "last_error": breaker.last_error,
-            "meanwhile": self._policies(),
+            "meanwhile": self._reports.meanwhile(),
         }
 
     async def aclose(self) -> None:
@@ -315,8 +245,8 @@ class RateLimiter:
         assumed_rules = {
             check.rule for check, it in zip(checks, decisions, strict=True) if it.degraded
         }
-        if self._failing and not assumed_rules:
-            self._recover()
+        if self._reports.failing and not assumed_rules:
+            self._reports.answered()
         told: list[Told] = []
         passed = True
         delay_us = 0
@@ -341,7 +271,7 @@ class RateLimiter:
         admission.told += told
         admission.delay_us = max(admission.delay_us, delay_us)
         admission.charges += [
-            _Charge(self, check, decision)
+            Charge(self, check, decision)
             for check, decision in zip(checks, decisions, strict=True)
             if decision.allowed and check.cost and not decision.degraded
         ]
@@ -360,24 +290,6 @@ class RateLimiter:
                 [policy for _, policy in lost],
             )
 
-    def _breaker_changed(self, state: str) -> None:
-        if state == "open":
-            _LOG.warning(
-                "breaker-open: the store is not asked until it answers a probe; requests are %s",
-                self._policies(),
-            )
-        else:
-            self._failing = ""
-            _LOG.warning("breaker-closed: the store answers again, and limits are enforced")
-        if self.on_breaker_change is not None:
-            self.on_breaker_change(state)
-
-    def _recover(self) -> None:
-        """Says that the store is back, once it has been for a while."""
-        if time.monotonic() - self._failed_at >= STEADY_AFTER:
-            self._failing = ""
-            _LOG.warning("store-answers: the store answers again, and limits are enforced")
-
     async def _fault(
         self,
         admission: Admission,
@@ -392,7 +304,7 @@ class RateLimiter:
         words = {rule.name: rule.on_store_failure or default for rule in enforced}
         for rule in rules:
             self.counts[rule.name, "store-failed"] += 1
-        self._report(problem)
+        self._reports.fault(problem)
         # Where it failed before the rules were known, or before their checks were, the file's
         # word stands for theirs, and a share of a quota cannot be counted.
         deny = "deny" in words.values() if rules else default == "deny"
@@ -415,7 +327,7 @@ class RateLimiter:
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            self._report(problem)
+            self._reports.fault(problem)
             return
         admission.degraded += decisions
         told = [
@@ -430,57 +342,6 @@ class RateLimiter:
             admission.told = told
             admission.delay_us = 0
             admission.refusal = refuse(told, admission.dialects)
-
-    def _report(self, problem: Exception) -> None:
-        """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
-        if isinstance(problem, StoreUnavailable):
-            self._failed_at = time.monotonic()
-            if problem.kind == "open":  # said when it opened
-                return
-            if self._failing != problem.kind:
-                self._failing = problem.kind
-                _LOG.error(
-                    "store-failed: %s; until it answers, requests are %s",
-                    problem,
-                    self._policies(),
-                )
-            return
-        where = problem.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = (type(problem).__name__, where and (where.tb_frame.f_code, where.tb_lineno))
-        now = time.monotonic()
-        if now - self._reported.get(place, -math.inf) >= 60:
-            if len(self._reported) >= 100:  # places are lines of code, so this is never the case
-                self._reported.clear()
-            self._reported[place] = now
-            _LOG.error(
-                "limiter-failed: %s: %s; the request is treated as if the store had failed, so "
-                "requests are %s (said once a minute)",
-                type(problem).__name__,
-                problem,
-                self._policies(),
-                exc_info=problem,
-            )
-
-    def _policies(self) -> str:
-        """What answers while the store does not, in words."""
-        default = self.rules.on_store_failure
-        words = {
-            "allow": "allowed",
-            "deny": "refused with 503",
-            "local": "counted in this process at its share",
-        }
-        said = words[default]
-        for word, meaning in words.items():
-            names = [
-                rule.name
-                for rule in self.rules.rules
-                if rule.mode == "enforce" and word == rule.on_store_failure != default
-            ]
-            if names:
-                said += f", but {meaning} by {', '.join(names)}"
-        return said
 
     def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
         found = resolve(admission.app, scope)

@@ -20,8 +20,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket
 
+from ratelimit.admission import Admission
 from ratelimit.headers import RateLimitExceeded, Refusal, Refused
-from ratelimit.limiter import Admission, RateLimiter
+from ratelimit.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit, Rounding
 from ratelimit.middleware import SCOPE_KEY, register_refused, send_refusal
 from ratelimit.routing import EXEMPT, innermost

@@ -36,6 +36,8 @@ ROOMS: Final = [
     "rulefile",
     "headers",
     "routing",
+    "admission",
+    "reports",
     "limiter",
     "middleware",
     "routes",

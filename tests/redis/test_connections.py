@@ -92,7 +92,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 async def test_tls_with_an_authority_of_ones_own(secured: Secured, host: str) -> None:
     """``rediss://`` with ``ssl_ca_certs`` in the query trusts that authority, by name or number."""
     url = f"rediss://{host}:{secured.port}?ssl_ca_certs={secured.authority}"
-    assert await remaining(RedisStore(f"{url}&db={1 if host == 'localhost' else 2}")) == 4
+    assert (
+        await remaining(RedisStore(f"{url}&db={1 if host == 'localhost' else 2}", deadline=5)) == 4
+    )
 
 
 async def test_tls_by_a_stranger_is_refused(secured: Secured) -> None:

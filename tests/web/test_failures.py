@@ -21,8 +21,9 @@ from ratelimit import (
     StoreUnavailable,
     limit,
 )
+from ratelimit.admission import Admission
 from ratelimit.decisions import assumed
-from ratelimit.limiter import STEADY_AFTER, Admission
+from ratelimit.reports import STEADY_AFTER
 from tests.web.asgi import Inner, ask, http_scope
 
 UNAVAILABLE = "urn:ratelimit-asgi:problem:store-unavailable"
@@ -135,7 +136,7 @@ async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
     for _ in range(2):
         await ask(app)
     store.problem = None
-    app.limiter._failed_at -= STEADY_AFTER  # a while passes
+    app.limiter._reports.failed_at -= STEADY_AFTER  # a while passes
     for _ in range(3):
         await ask(app)
     said = [record.getMessage() for record in caplog.records]

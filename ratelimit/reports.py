@@ -1,0 +1,101 @@
+"""What an operator reads of faults: each change once, and what answers meanwhile."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ratelimit.rules import RuleSet
+from ratelimit.stores import StoreUnavailable
+
+__all__ = ["Reports"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+STEADY_AFTER: Final = 1.0
+"""Seconds without a failure after which the store is back; a lost shard fails now and then."""
+
+AGAIN_AFTER: Final = 60.0
+"""Seconds after which an exception of one place is logged again."""
+
+WORDS: Final = {
+    "allow": "allowed",
+    "deny": "refused with 503",
+    "local": "counted in this process at its share",
+}
+
+
+class Reports:
+    """The log lines of one limiter's faults."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._rules = rules
+        self.on_breaker_change: Callable[[str], None] | None = None
+        """Called with "open" or "closed", once per change of the breaker."""
+        self.failing = ""
+        """What kind of failure the store is in; empty while it answers."""
+        self.failed_at = 0.0
+        """When it last failed, monotonic seconds."""
+        self._told: dict[object, float] = {}
+
+    def fault(self, problem: Exception) -> None:
+        """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
+        if isinstance(problem, StoreUnavailable):
+            self.failed_at = time.monotonic()
+            if problem.kind not in ("open", self.failing):  # that it is open was said when it was
+                self.failing = problem.kind
+                _LOG.error(
+                    "store-failed: %s; until it answers, requests are %s", problem, self.meanwhile()
+                )
+            return
+        where = problem.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = (type(problem).__name__, where and (where.tb_frame.f_code, where.tb_lineno))
+        now = time.monotonic()
+        if now - self._told.get(place, -math.inf) >= AGAIN_AFTER:
+            if len(self._told) >= 100:  # places are lines of code, so this is never the case
+                self._told.clear()
+            self._told[place] = now
+            _LOG.error(
+                "limiter-failed: %s: %s; the request is treated as if the store had failed, so "
+                "requests are %s (said once a minute)",
+                type(problem).__name__,
+                problem,
+                self.meanwhile(),
+                exc_info=problem,
+            )
+
+    def answered(self) -> None:
+        """Says that the store is back, once it has been for a while."""
+        if time.monotonic() - self.failed_at >= STEADY_AFTER:
+            self.failing = ""
+            _LOG.warning("store-answers: the store answers again, and limits are enforced")
+
+    def breaker_changed(self, state: str) -> None:
+        """Says that the store is not asked any more, or again."""
+        if state == "open":
+            _LOG.warning(
+                "breaker-open: the store is not asked until it answers a probe; requests are %s",
+                self.meanwhile(),
+            )
+        else:
+            self.failing = ""
+            _LOG.warning("breaker-closed: the store answers again, and limits are enforced")
+        if self.on_breaker_change is not None:
+            self.on_breaker_change(state)
+
+    def meanwhile(self) -> str:
+        """What answers while the store does not, in words."""
+        default = self._rules.on_store_failure
+        said = WORDS[default]
+        for word, meaning in WORDS.items():
+            names = [
+                rule.name
+                for rule in self._rules.rules
+                if rule.mode == "enforce" and word == rule.on_store_failure != default
+            ]
+            if names:
+                said += f", but {meaning} by {', '.join(names)}"
+        return said
