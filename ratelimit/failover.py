@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -34,7 +34,10 @@ ALIVE_FOR: Final = 3.5  # seconds that one of them counts
 MOST_OWED: Final = 10_000  # counters charged afterwards with what was admitted meanwhile
 OWED_AT_ONCE: Final = 50
 
-_PROBE: Final = Check(Limit("1/second", algorithm="fixed_window"), "probe", 0, "ratelimit.probe")
+# Writes: a server that is full, or a demoted master, answers what only reads.
+_PROBE: Final = Check(
+    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
+)
 
 
 class Breaker:
@@ -107,11 +110,13 @@ class Failover:
         self.workers = workers
         self.breaker = Breaker()
         self._guarded = type(store) is not MemoryStore  # which has nothing to fail
+        # One breaker for several shards would take the living ones away with the dead.
+        self._breaks = self._guarded and getattr(store, "one_server", True)
         self._beats = local and isinstance(store, Heartbeats)
         self._name = secrets.token_hex(8)
         self._local: MemoryStore | None = None
         self._shares: dict[tuple[str, int], Limit] = {}
-        self._owed: Counter[tuple[Limit, str, str]] = Counter()
+        self._owed: set[tuple[Limit, str, str]] = set()
         self._tasks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -121,8 +126,11 @@ class Failover:
         if self._beats:
             self._run("heartbeat", self._beat)
         breaker = self.breaker
+        if not self._breaks:
+            return await self.store.decide(checks)
         if breaker.is_open() and self._run("probe", self._probe):
             raise StoreUnavailable(f"the store is away: {breaker.last_error}", kind="open")
+        repeated = getattr(self.store, "denials_repeated", 0)
         try:
             decisions = await self.store.decide(checks)
         except StoreUnavailable as error:
@@ -130,9 +138,10 @@ class Failover:
             if breaker.is_open():
                 self._run("probe", self._probe)
             raise
-        if breaker.is_open():
-            breaker.become("closed")
-        breaker.succeeded()
+        if repeated == getattr(self.store, "denials_repeated", 0):  # the store itself answered
+            if breaker.is_open():
+                breaker.become("closed")
+            breaker.succeeded()
         return decisions
 
     async def decide_locally(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -143,15 +152,9 @@ class Failover:
         if self._local is None:
             self._local = MemoryStore()
             self._beats = self._guarded and isinstance(self.store, Heartbeats)
-        workers = self.workers
         own = []
         for limit, key, cost, rule, action, at_us, level in checks:
-            known = (limit.digest, workers)
-            share = self._shares.get(known)
-            if share is None:
-                if len(self._shares) >= MOST_OWED:
-                    self._shares.clear()
-                share = self._shares[known] = limit.scaled(Fraction(1, workers))
+            share = self._share(limit)
             own.append(
                 Check(share, key, min(cost, share.capacity), rule, action=Action(action),
                       at_us=at_us, level=level)
@@ -166,9 +169,19 @@ class Failover:
             for check, decision in zip(checks, decisions, strict=True):
                 if check.action == Action.CHARGE and check.cost and decision.allowed:
                     owed = (check.limit, check.key, check.rule)
-                    if owed in self._owed or len(self._owed) < MOST_OWED:
-                        self._owed[owed] += check.cost
+                    if len(self._owed) < MOST_OWED:
+                        self._owed.add(owed)
         return tuple(decision._replace(degraded=True) for decision in decisions)
+
+    def _share(self, limit: Limit) -> Limit:
+        """This worker's part of a limit."""
+        known = (limit.digest, self.workers)
+        share = self._shares.get(known)
+        if share is None:
+            if len(self._shares) >= MOST_OWED:
+                self._shares.clear()
+            share = self._shares[known] = limit.scaled(Fraction(1, self.workers))
+        return share
 
     async def aclose(self) -> None:
         """Ends what runs in the background, and closes the store."""
@@ -208,18 +221,22 @@ class Failover:
             except Exception as error:  # noqa: BLE001  # a bug in a store keeps the breaker open
                 self.breaker.last_error = f"{type(error).__name__}: {error}"
             else:
+                await self._settle()
                 self.breaker.become("closed")
-        await self._settle()
 
     async def _settle(self) -> None:
         """Charges the store with what was let through meanwhile; once, and as far as it gets."""
-        owed, self._owed = self._owed, Counter()
-        if self._local is not None:
-            await self._local.aclose()
-        entries = [
-            Check(limit, key, min(units, limit.capacity), rule, action=Action.FORCE)
-            for (limit, key, rule), units in owed.items()
-        ]
+        owed, self._owed = self._owed, set()
+        local, self._local = self._local, None
+        entries = []
+        for limit, key, rule in owed:
+            if local is not None:
+                share = self._share(limit)
+                # What has left its window since was paid for by waiting.
+                (look,) = await local.decide([Check(share, key, 0, rule)])
+                used = share.capacity - look.remaining
+                if used > 0:
+                    entries.append(Check(limit, key, used, rule, action=Action.FORCE))
         for start in range(0, len(entries), OWED_AT_ONCE):
             try:
                 await self.store.decide(entries[start : start + OWED_AT_ONCE])

@@ -21,6 +21,7 @@ from ratelimit import (
 )
 from ratelimit import failover as module
 from ratelimit.failover import Breaker, Failover
+from ratelimit.testing import ManualClock
 from tests.servers import Server
 from tests.web.asgi import http_scope
 
@@ -150,13 +151,50 @@ async def test_what_was_let_through_is_charged_once_afterwards(
     await closed(failover)
     (look,) = await failover.decide([Check(limit, "k", 0)])
     assert look.remaining == 8 - 3 - 4
-    assert store.statistics().keys == 1
+    assert store.statistics().keys == 2  # and that of the probe
     store.off = True
     await fail(failover, 5)
     store.off = False
     await closed(failover)
     (look,) = await failover.decide([Check(limit, "k", 0)])
     assert look.remaining == 1
+
+
+async def test_what_has_left_its_window_is_not_charged_afterwards(store: Switched) -> None:
+    """A long outage is no debt: only what would still count is charged."""
+    failover = Failover(store)
+    store.off = True
+    await fail(failover, 5)
+    failover._local = local = MemoryStore(clock=(clock := ManualClock()))
+    for _ in range(3):
+        for _ in range(8):
+            await failover.decide_locally([Check(LIMIT, "k")])
+        clock.advance(60)
+    await failover.decide_locally([Check(LIMIT, "k", 2)])
+    assert failover._local is local
+    store.off = False
+    await closed(failover)
+    (look,) = await failover.decide([Check(LIMIT, "k", 0)])
+    assert look.remaining == 8 - 2
+
+
+async def test_a_probe_writes(store: Switched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is full or read-only answers what only reads, and is not back yet."""
+    failover = Failover(store)
+    asked: list[Check] = []
+    decide = store.decide
+
+    async def noting(checks: Sequence[Check]) -> tuple[Decision, ...]:
+        asked.extend(checks)
+        return await decide(checks)
+
+    store.off = True
+    await fail(failover, 5)
+    monkeypatch.setattr(store, "decide", noting)
+    store.off = False
+    await closed(failover)
+    assert [(check.key, check.cost) for check in asked] == [("probe", 1)]
+    assert store.statistics().keys == 1
 
 
 async def test_what_is_remembered_for_afterwards_is_bounded(
@@ -170,7 +208,7 @@ async def test_what_is_remembered_for_afterwards_is_bounded(
         await failover.decide_locally([Check(LIMIT, f"k{number}")])
     await failover.decide_locally([Check(LIMIT, "k3")])
     assert len(failover._owed) == 10
-    assert failover._owed[LIMIT, "k3", ""] == 2
+    assert (LIMIT, "k3", "") in failover._owed
 
 
 async def test_workers_are_counted_while_the_store_answers_and_frozen_when_it_is_lost(

@@ -23,6 +23,7 @@ Address = tuple[str, int]
 
 MOST_TRIES: Final = 64  # redirections of one request; the deadline ends it much sooner
 AGAIN_AFTER: Final = 0.01  # seconds, where a slot is nobody's for the moment
+LEARN_AFTER: Final = 0.1  # seconds between two looks at the map of slots
 SLOTS_TIMEOUT: Final = 0.5  # seconds that one node may take to tell the slots
 
 
@@ -49,6 +50,7 @@ class Cluster:
         self._homeless: list[Request] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
+        self._reply: Any = None  # what CLUSTER SLOTS last told
 
     def slot(self, check: Check) -> int:
         """The slot of a check's key, which is that of its identity alone."""
@@ -156,6 +158,7 @@ class Cluster:
             return False
         if isinstance(error, MovedError):
             self._owner[request.slot] = (error.host, error.port)
+            self._reply = None
             self._refresh()
             self._send(request)
         elif isinstance(error, AskError):
@@ -193,7 +196,7 @@ class Cluster:
                 break
             if problem is not None and not any(not it.future.done() for it in self._homeless):
                 break
-            await asyncio.sleep(AGAIN_AFTER)
+            await asyncio.sleep(LEARN_AFTER)
         homeless, self._homeless = self._homeless, []
         for request in homeless:
             if request.slot in self._owner:
@@ -216,12 +219,15 @@ class Cluster:
             if isinstance(reply, Exception):
                 problem = explain(reply)
                 continue
+            if reply == self._reply:  # the map has 16,384 entries, and is often the same
+                return self._owner
             owner = {
                 slot: (_host(node[0]) or address[0], int(node[1]))
                 for first, last, node, *_ in reply
                 for slot in range(int(first), int(last) + 1)
             }
             if owner:
+                self._reply = reply
                 return owner
             problem = StoreUnavailable("this Redis serves no slots of a cluster", kind="cluster")
         raise problem

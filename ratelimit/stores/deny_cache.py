@@ -24,8 +24,9 @@ class DenyCache:
 
     def __init__(self, longest_us: int, clock: Callable[[], int] | None) -> None:
         self._longest_us = longest_us
-        self._now_us = clock or (lambda: time.monotonic_ns() // 1000)
+        self.now_us = clock or (lambda: time.monotonic_ns() // 1000)
         self._entries: dict[tuple[Check, ...], tuple[int, int, tuple[Decision, ...]]] = {}
+        """When it was answered, until when it holds, and what was answered."""
         self._returning: set[tuple[str, str]] = set()
         self.hits = 0
         """Requests that were denied from here."""
@@ -36,7 +37,7 @@ class DenyCache:
         if entry is None:
             return None
         since_us, until_us, decisions = entry
-        now_us = self._now_us()
+        now_us = self.now_us()
         if not since_us <= now_us < until_us:  # over, or the clock was moved back
             del self._entries[checks]
             return None
@@ -44,8 +45,15 @@ class DenyCache:
         passed_us = now_us - since_us
         return tuple([_later(decision, passed_us) for decision in decisions])
 
-    def keep(self, checks: tuple[Check, ...], decisions: tuple[Decision, ...]) -> None:
-        """Remembers a request, if it was denied and nothing but time can change that."""
+    def keep(
+        self, checks: tuple[Check, ...], decisions: tuple[Decision, ...], asked_us: int
+    ) -> None:
+        """Remembers a request, if it was denied and nothing but time can change that.
+
+        It was decided at some instant between ``asked_us`` and now. The denial holds from the
+        former on, so that it is never repeated for too long; what is told counts from the latter,
+        so that nobody is told to come too early.
+        """
         longest_us = self._longest_us
         denied = False
         for check, decision in zip(checks, decisions, strict=True):
@@ -60,10 +68,10 @@ class DenyCache:
             if (check.rule, check.limit.digest) in self._returning:
                 return
         if denied:
-            now_us = self._now_us()
+            now_us = self.now_us()
             while len(self._entries) >= MOST_ENTRIES:
                 del self._entries[next(iter(self._entries))]
-            self._entries[checks] = now_us, now_us + longest_us, decisions
+            self._entries[checks] = now_us, asked_us + longest_us, decisions
 
     def returned(self, checks: Sequence[Check]) -> None:
         """Learns that these rules give back; forgets all, since any of it may be of theirs."""

@@ -57,6 +57,7 @@ class RedisStore:
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
         self._prefix = prefix
+        self._one_server = not (isinstance(target, str) and target.startswith("redis+cluster://"))
         self._make_way = _way_maker(target, self._deadline, prefix, clock, allow_oom=allow_oom)
         self._ways: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
@@ -78,6 +79,7 @@ class RedisStore:
                 return found
             if asked[0][4] == _GIVE_BACK or _GIVE_BACK in [check[4] for check in asked[1:]]:
                 self._denials.returned(asked)
+        asked_us = self._denials.now_us() if self._caches else 0
         loop = asyncio.get_running_loop()
         last, way = self._last
         if last is not loop:
@@ -89,7 +91,7 @@ class RedisStore:
         if self._caches and False in [decision[1] for decision in decisions]:
             # A denial by checks of several slots may be over as soon as one of them is.
             if not way.is_cluster or len({way.slot(check) for check in asked}) == 1:
-                self._denials.keep(asked, decisions)
+                self._denials.keep(asked, decisions, asked_us)
         return decisions
 
     async def reset(self, checks: Sequence[Check]) -> None:
@@ -131,6 +133,11 @@ class RedisStore:
             if isinstance(count, Exception):
                 raise explain(count) from None
         return int(count)
+
+    @property
+    def one_server(self) -> bool:
+        """Whether all counters are at one server, so that one failure speaks for all of them."""
+        return self._one_server
 
     @property
     def denials_repeated(self) -> int:
