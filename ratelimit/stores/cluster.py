@@ -7,7 +7,8 @@ SLOTS, and from the redirections that nodes answer with, which prove that nothin
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from redis.crc import key_slot
@@ -25,6 +26,33 @@ MOST_TRIES: Final = 64  # redirections of one request; the deadline ends it much
 AGAIN_AFTER: Final = 0.01  # seconds, where a slot is nobody's for the moment
 LEARN_AFTER: Final = 0.1  # seconds between two looks at the map of slots
 SLOTS_TIMEOUT: Final = 0.5  # seconds that one node may take to tell the slots
+
+
+class SlotMap:
+    """Which node has a slot: ranges as CLUSTER SLOTS tells them, and slots that moved since.
+
+    Ranges, since a table of all 16,384 slots takes 10 ms to build, which requests would wait for.
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int, Address]] = ()) -> None:
+        self._ranges = sorted(ranges)
+        self._firsts = [first for first, _, _ in self._ranges]
+        self.moved: dict[int, Address] = {}
+
+    def owner(self, slot: int) -> Address | None:
+        """The master of a slot, as far as it is known."""
+        moved = self.moved.get(slot)
+        if moved is not None:
+            return moved
+        place = bisect_right(self._firsts, slot) - 1
+        if place < 0:
+            return None
+        _, last, node = self._ranges[place]
+        return node if slot <= last else None
+
+    def nodes(self) -> set[Address]:
+        """All masters."""
+        return {node for _, _, node in self._ranges} | set(self.moved.values())
 
 
 class Cluster:
@@ -46,11 +74,10 @@ class Cluster:
         self._packer = packer
         self._deadlines = Deadlines(loop, deadline)
         self._links: dict[Address, Link] = {}
-        self._owner: dict[int, Address] = {}
+        self._slots = SlotMap()
         self._homeless: list[Request] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
-        self._reply: Any = None  # what CLUSTER SLOTS last told
 
     def slot(self, check: Check) -> int:
         """The slot of a check's key, which is that of its identity alone."""
@@ -133,7 +160,7 @@ class Cluster:
                 decisions[i] = decision._replace(delay_us=0)
 
     def _send(self, request: Request) -> None:
-        owner = self._owner.get(request.slot)
+        owner = self._slots.owner(request.slot)
         if owner is None:
             self._homeless.append(request)
             self._refresh()
@@ -157,8 +184,7 @@ class Cluster:
         if request.tries > MOST_TRIES:
             return False
         if isinstance(error, MovedError):
-            self._owner[request.slot] = (error.host, error.port)
-            self._reply = None
+            self._slots.moved[request.slot] = (error.host, error.port)
             self._refresh()
             self._send(request)
         elif isinstance(error, AskError):
@@ -185,7 +211,7 @@ class Cluster:
         while True:
             self._again = False
             try:
-                self._owner = await self._slots()
+                self._slots = await self._ask_slots()
             except StoreUnavailable as error:
                 problem = error
                 self._deadlines.why = str(error)
@@ -199,14 +225,14 @@ class Cluster:
             await asyncio.sleep(LEARN_AFTER)
         homeless, self._homeless = self._homeless, []
         for request in homeless:
-            if request.slot in self._owner:
+            if self._slots.owner(request.slot) is not None:
                 self._send(request)
             else:
                 request.fail(problem or StoreUnavailable("no node has this slot", kind="cluster"))
 
-    async def _slots(self) -> dict[int, Address]:
-        """The master of every slot, from the first node that tells."""
-        known = list(dict.fromkeys([*self._owner.values(), *self._seeds]))
+    async def _ask_slots(self) -> "SlotMap":
+        """The map, from the first node that tells."""
+        known = list(dict.fromkeys([*self._slots.nodes(), *self._seeds]))
         random.shuffle(known)
         problem = StoreUnavailable("no node of the cluster answered", kind="cluster")
         for address in known:
@@ -219,22 +245,17 @@ class Cluster:
             if isinstance(reply, Exception):
                 problem = explain(reply)
                 continue
-            if reply == self._reply:  # the map has 16,384 entries, and is often the same
-                return self._owner
-            owner = {
-                slot: (_host(node[0]) or address[0], int(node[1]))
-                for first, last, node, *_ in reply
-                for slot in range(int(first), int(last) + 1)
-            }
-            if owner:
-                self._reply = reply
-                return owner
+            if reply:
+                return SlotMap(
+                    (int(first), int(last), (_host(node[0]) or address[0], int(node[1])))
+                    for first, last, node, *_ in reply
+                )
             problem = StoreUnavailable("this Redis serves no slots of a cluster", kind="cluster")
         raise problem
 
     async def _close_unused(self) -> None:
         """Closes the ways to nodes that have no slots any more."""
-        used = set(self._owner.values())
+        used = self._slots.nodes()
         for address in [each for each in self._links if each not in used]:
             await self._links.pop(address).close("its node has no slots any more")
 
@@ -250,9 +271,12 @@ class Cluster:
     async def command(self, key: str | None, *arguments: str) -> Any:
         """One command at the node of a key's slot, or at any; not for charges."""
         slot: int = 0 if key is None else key_slot(key.encode("utf-8", "surrogatepass"))
-        if slot not in self._owner:
-            self._owner = await self._slots()
-        return await self._link(self._owner[slot]).command(*arguments)
+        if self._slots.owner(slot) is None:
+            self._slots = await self._ask_slots()
+        owner = self._slots.owner(slot)
+        if owner is None:
+            raise StoreUnavailable("no node has this slot", kind="cluster")
+        return await self._link(owner).command(*arguments)
 
     async def close(self) -> None:
         """Ends what is under way and closes the connections."""
