@@ -23,6 +23,7 @@ __all__ = ["Cluster"]
 Address = tuple[str, int]
 
 MOST_TRIES: Final = 64  # redirections of one request; the deadline ends it much sooner
+MOST_UNREACHED: Final = 5  # trips in a row, after which requests no longer wait for a node
 AGAIN_AFTER: Final = 0.01  # seconds, where a slot is nobody's for the moment
 LEARN_AFTER: Final = 0.1  # seconds between two looks at the map of slots
 SLOTS_TIMEOUT: Final = 0.5  # seconds that one node may take to tell the slots
@@ -194,10 +195,18 @@ class Cluster:
             self._loop.call_later(AGAIN_AFTER, self._send, request)
         elif isinstance(error, ClusterDownError | OSError) or _not_connected(error):
             self._refresh()
+            if self._is_away(request.slot):
+                return False
             self._loop.call_later(AGAIN_AFTER, self._send, request)
         else:
             return False
         return True
+
+    def _is_away(self, slot: int) -> bool:
+        """Whether the node of a slot is known to be away, so that nobody should wait for it."""
+        owner = self._slots.owner(slot)
+        link = None if owner is None else self._links.get(owner)
+        return link is not None and link.unreached > MOST_UNREACHED
 
     def _refresh(self) -> None:
         """Learns the slots anew, once at a time; a wish that comes meanwhile is met after it."""

@@ -205,6 +205,8 @@ class Link:
         self._trips: set[asyncio.Task[None]] = set()
         self._idle: list[Any] = []
         self._closed = "the trip was cancelled"
+        self.unreached = 0
+        """Trips in a row that could not even be begun."""
 
     def send(self, request: Request) -> None:
         """Puts a request into the next trip."""
@@ -263,9 +265,11 @@ class Link:
         try:
             connection = await self._connection()
         except Exception as error:
+            self.unreached += 1
             if not self._redirect(groups, error):
                 raise
             return
+        self.unreached = 0
         try:
             replies = await self._exchange_groups(connection, groups)
             unknown = [group for group, reply in zip(groups, replies, strict=True)
