@@ -90,36 +90,35 @@ local function decide(now_us, first, last, checks, reply)
     end
   end
 
-  local cut
   for i = first, last do
     local root = roots[i]
     if root then
       local state, algorithm, at = states[root], algorithms[limits[i][1]], (i - 1) * 7
       local before, cost, fits = checks.before[i], costs[i], checks.own[i]
       local after = passed and before + (fits and cost or 0) or 0
-      local reset_us = algorithm.reset(state, after)
       reply[at + 1] = fits and 1 or 0
       reply[at + 2] = max(0, state.room - after)
       reply[at + 3] = fits and 0 or algorithm.wait(state, before + cost)
-      reply[at + 4] = reset_us
+      reply[at + 4] = algorithm.reset(state, after)
       reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
         and algorithm.delay(state, before) or 0
       reply[at + 6] = state.at_us
       reply[at + 7] = state.level + after * state.unit
-      if root == i then
-        local charged = passed and taken[i] or 0
-        if charged > 0 or (state.broken and checks.denied[i]) then
-          if charged ~= after then
-            reset_us = algorithm.reset(state, charged)
-          end
-          if algorithm.charge(keys[i], state, charged, reset_us) then
-            cut = cut or {}
-            cut[i] = true
+    end
+  end
+  -- Only now, since a wait may look at the key once more.
+  for i = first, last do
+    if roots[i] == i then
+      local state, charged = states[i], passed and taken[i] or 0
+      if charged > 0 or (state.broken and checks.denied[i]) then
+        local algorithm = algorithms[limits[i][1]]
+        if algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged)) then
+          for j = first, last do
+            if roots[j] == i then
+              reply[j * 7] = CUT
+            end
           end
         end
-      end
-      if cut and cut[root] then
-        reply[at + 7] = CUT
       end
     end
   end

@@ -63,9 +63,12 @@ class Cluster:
         return [node for node in self.nodes if node.port in ports]
 
     def master_of(self, slot: int) -> Server:
-        """The node that a slot belongs to now."""
-        ports = {each.port for each in self.seen().values() if slot in each.slots}
-        return next(node for node in self.nodes if node.port in ports)
+        """The node that a slot belongs to now, by its own account: others hear of it later."""
+        for node in self.alive:
+            mine = next(each for each in self.seen(node).values() if each.port == node.port)
+            if slot in mine.slots:
+                return node
+        raise LookupError(f"no node says that slot {slot} is its own")
 
     def replicas_of(self, master: Server) -> list[Server]:
         """Those of its replicas that run."""

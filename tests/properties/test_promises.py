@@ -289,3 +289,17 @@ async def test_no_jump_of_the_clock_locks_anyone_out_for_more_than_two_windows(
             (decision,) = await store.decide([Check(limit, key)])
         assert decision.allowed, (seed, limit)
     assert denied > 20
+
+
+async def test_a_shadow_denied_behind_a_charge_waits_for_what_is_kept(
+    store: Store, clock: ManualClock
+) -> None:
+    """Its promise is that of the key as the request found it, not as the charge has left it."""
+    limit = Limit("3/minute", algorithm="sliding_log")
+    for _ in range(2):
+        await store.decide([Check(limit, "k")])
+        clock.advance(30)
+    clock.advance(1)
+    charged, shadow = await store.decide([Check(limit, "k"), Check(limit, "k", 2, shadow=True)])
+    assert (charged.allowed, charged.remaining) == (True, 1)
+    assert (shadow.allowed, shadow.retry_after) == (False, 29)
