@@ -415,3 +415,22 @@ async def test_a_request_that_comes_as_the_last_trip_ends_is_not_left_behind(
         while not late:
             await asyncio.wait([asyncio.create_task(store.ping())])
         await late[0]
+
+
+@pytest.mark.parametrize(
+    "reply", [b"*0", b"*2\r\n:1\r\n:2", b"$-1", b":5", b"+OK", b"*7" + b"\r\n$-1" * 7]
+)
+async def test_a_reply_that_no_script_gives_is_no_decision(reply: bytes) -> None:
+    """Whatever an odd proxy answers, a caller gets StoreUnavailable and nothing else."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(65_536):
+            for command in re.findall(rb"\r\n(CLIENT|EVALSHA)\r\n", said):
+                writer.write((reply if command == b"EVALSHA" else b"+OK") + b"\r\n")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        error = await refused(RedisStore(f"redis://127.0.0.1:{port}?protocol=2", deadline=1))
+    assert error.kind == "not-redis"

@@ -376,7 +376,13 @@ class Link:
 
 
 def _deliver(group: list[Request], reply: Sequence[Any]) -> None:
-    """Gives each member of a script its own numbers, or the error that it alone met."""
+    """Gives each member of a script its own numbers, or the error that it alone met.
+
+    Raises StoreUnavailable for a reply that no script of ours gives.
+    """
+    expected = FIELDS * sum([len(request.checks) for request in group])
+    if not isinstance(reply, list) or len(reply) != expected or None in reply:
+        raise StoreUnavailable("what answers at this address is no Redis", kind="not-redis")
     start = 0
     for request in group:
         end = start + FIELDS * len(request.checks)
