@@ -1,20 +1,20 @@
 --[[
 decide: reads every check of a request, decides, and charges all of them or none.
 
-KEYS[i]   the key of check i
+KEYS      the keys of all checks, request after request
 ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
-ARGV[2]   how many different limits follow, six numbers each: the algorithm's place (1 token_bucket,
+ARGV[2]   how many different kinds of request follow, each as how many checks it has and ten
+          numbers for each: its limit's six, namely the algorithm's place (1 token_bucket,
           2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter) and its five numbers
-          (limit[2] .. limit[6] in that file's header)
-then      how many different kinds of check follow, five numbers each: its limit's place, the cost,
-          the action (0 charge, 1 shadow, 2 force, 3 give back), and for a give-back the charge's
-          time (microseconds) and level; for the others 0 and 0
-then      for check i, its kind's place; negative where it is the last of its request
-Returns   for check i, seven whole numbers: allowed (0 or 1), remaining, retry (microseconds; 0 if
-          allowed, -1 for never), reset, delay, at (when it was decided) and level (a bucket's,
-          after the charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a
-          request whose keys could not be read or written, the first number is the error's text
-          instead, and its others are 0.
+          (limit[2] .. limit[6] in that file's header); the cost; the action (0 charge, 1 shadow,
+          2 force, 3 give back); and for a give-back the charge's time (microseconds) and level,
+          for the others 0 and 0
+then      for each request, its kind's place
+Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
+          -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
+          charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a request
+          whose keys could not be read or written, the first number is the error's text instead,
+          and its others are 0.
 
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
 checks that name the same counter see each other's charges through `taken`, the units that earlier
@@ -22,101 +22,108 @@ checks of this request would take. Shadow checks come after the enforced ones an
 say. A refusal writes nothing, with one exception: a key whose clock is broken (its time lies more
 than a window ahead) is set to the present, since otherwise its refusals would never end.
 
-In process, KEYS is false and the function itself is returned: see ratelimit/stores/memory.lua.
+A counter is its numbers, which an algorithm reads and writes together; in Redis they are one
+string. An algorithm's counter is a table with `key` and `limit`, to which its look adds `room` (the
+largest cost that would pass), `at_us` (the time it is decided at), `level` (false, or what a bucket
+holds, and `unit`, what a cost of 1 adds to it), `broken` (whether its clock was), and its own.
+
+In process, KEYS is false; see ratelimit/stores/memory.lua for what is returned then.
 ]]
 local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
 local CUT = -1
-local max = math.max
+local FIELDS = 6
 
 local algorithms = {}
+local read, write
 
-local function algorithm_at(place)
+local function algorithm_of(limit)
+  local place = limit[1]
   local algorithm = algorithms[place]
   if not algorithm then
-    algorithm = chunks[place]()
+    algorithm = chunks[place](read, write)
     algorithms[place] = algorithm
   end
   return algorithm
 end
 
 -- One check's own answer: whether its cost fits beside what earlier ones of the request take.
--- The first check that names a counter is its root, which holds the state and what is taken.
-local function ask(now_us, first, upto, i, checks)
-  local keys, taken = checks.keys, checks.taken
-  local key, limit, cost = keys[i], checks.limits[i], checks.costs[i]
-  local root = i
-  for j = first, upto do
-    if keys[j] == key and checks.roots[j] == j then
-      root = j
+-- The first check that names a counter is its root, which is looked at and holds what is taken.
+local function ask(now_us, checks, upto, check)
+  local root, key, cost = check, check.key, check.cost
+  for i = 1, upto do
+    local other = checks[i]
+    if other.key == key and other.root == other then
+      root = other
     end
   end
-  if root == i then
-    checks.states[i] = (algorithms[limit[1]] or algorithm_at(limit[1])).look(key, now_us, limit)
-    taken[i], checks.denied[i] = 0, false
-  end
-  local before = taken[root]
-  local fits = cost == 0 or checks.actions[i] == FORCE or before + cost <= checks.states[root].room
-  checks.roots[i], checks.before[i], checks.own[i] = root, before, fits
-  if fits then
-    taken[root] = before + cost
+  local before = 0
+  if root == check then
+    check.algorithm.look(check, now_us)
+    check.taken, check.denied = 0, false
   else
-    checks.denied[root] = true
+    before = root.taken
+  end
+  local fits = before + cost <= root.room or cost == 0 or check.action == FORCE
+  check.root, check.before, check.fits = root, before, fits
+  if fits then
+    root.taken = before + cost
+  else
+    root.denied = true
   end
   return fits
 end
 
--- Decides the checks first .. last of one request; `checks` are arrays of equal length.
-local function decide(now_us, first, last, checks, reply)
-  local keys, limits, costs, actions = checks.keys, checks.limits, checks.costs, checks.actions
-  local states, roots, taken = checks.states, checks.roots, checks.taken
+-- Decides the first `count` of `checks`, one request; what they come to follows reply[start].
+local function decide(now_us, checks, count, reply, start)
   local passed, shadows, returning = true, false, false
-
-  for i = first, last do
-    local action = actions[i]
-    roots[i] = false
+  for i = 1, count do
+    local check = checks[i]
+    local action = check.action
+    check.root = false
     if action == SHADOW then
       shadows = true
     elseif action == GIVE_BACK then
       returning = true
-    else
-      passed = ask(now_us, first, i - 1, i, checks) and passed
+    elseif not ask(now_us, checks, i - 1, check) then
+      passed = false
     end
   end
   if shadows then
-    for i = first, last do
-      if actions[i] == SHADOW then
-        ask(now_us, first, last, i, checks)
+    for i = 1, count do
+      if checks[i].action == SHADOW then
+        ask(now_us, checks, count, checks[i])
       end
     end
   end
 
-  for i = first, last do
-    local root = roots[i]
+  local at = start
+  for i = 1, count do
+    local check = checks[i]
+    local root = check.root
     if root then
-      local state, algorithm, at = states[root], algorithms[limits[i][1]], (i - 1) * 7
-      local before, cost, fits = checks.before[i], costs[i], checks.own[i]
-      local after = passed and before + (fits and cost or 0) or 0
-      reply[at + 1] = fits and 1 or 0
-      reply[at + 2] = max(0, state.room - after)
-      reply[at + 3] = fits and 0 or algorithm.wait(state, before + cost)
-      reply[at + 4] = algorithm.reset(state, after)
-      reply[at + 5] = passed and fits and cost > 0 and algorithm.delay
-        and algorithm.delay(state, before) or 0
-      reply[at + 6] = state.at_us
-      reply[at + 7] = state.level + after * state.unit
+      local algorithm, before, fits, after = root.algorithm, check.before, check.fits, 0
+      if passed then
+        after = fits and before + check.cost or before
+      end
+      local left, delay, level = root.room - after, algorithm.delay, root.level
+      reply[at + 1] = left > 0 and left or 0
+      reply[at + 2] = fits and 0 or algorithm.wait(root, before + check.cost)
+      reply[at + 3] = algorithm.reset(root, after)
+      reply[at + 4] = delay and passed and fits and check.cost > 0 and delay(root, before) or 0
+      reply[at + 5] = root.at_us
+      reply[at + 6] = level and level + after * root.unit or 0
     end
+    at = at + FIELDS
   end
   -- Only now, since a wait may look at the key once more.
-  for i = first, last do
-    if roots[i] == i then
-      local state, charged = states[i], passed and taken[i] or 0
-      if charged > 0 or (state.broken and checks.denied[i]) then
-        local algorithm = algorithms[limits[i][1]]
-        if algorithm.charge(keys[i], state, charged, algorithm.reset(state, charged)) then
-          for j = first, last do
-            if roots[j] == i then
-              reply[j * 7] = CUT
-            end
+  for i = 1, count do
+    local root = checks[i]
+    if root.root == root then
+      local charged = passed and root.taken or 0
+      if (charged > 0 or root.broken and root.denied) and root.algorithm.charge(root, charged) then
+        for j = 1, count do
+          if checks[j].root == root then
+            reply[start + j * FIELDS] = CUT
           end
         end
       end
@@ -127,24 +134,58 @@ local function decide(now_us, first, last, checks, reply)
   end
 
   -- Last, so that they add up with what this request has charged.
-  for i = first, last do
-    if actions[i] == GIVE_BACK then
-      local key, limit, level = keys[i], limits[i], checks.levels[i]
-      local algorithm = algorithm_at(limit[1])
-      if passed and level ~= CUT then
-        local found = algorithm.look(key, now_us, limit)
-        algorithm.give_back(key, found, costs[i], checks.at_us[i], level)
+  at = start
+  for i = 1, count do
+    local check = checks[i]
+    if check.action == GIVE_BACK then
+      local algorithm = check.algorithm
+      if passed and check.charged_level ~= CUT then
+        algorithm.look(check, now_us)
+        algorithm.give_back(check, check.cost, check.charged_us, check.charged_level)
       end
-      local at, state = (i - 1) * 7, algorithm.look(key, now_us, limit)
-      reply[at + 1], reply[at + 2], reply[at + 3] = 1, max(0, state.room), 0
-      reply[at + 4], reply[at + 5] = algorithm.reset(state, 0), 0
-      reply[at + 6], reply[at + 7] = state.at_us, state.level
+      algorithm.look(check, now_us)
+      reply[at + 1] = check.room > 0 and check.room or 0
+      reply[at + 2] = 0
+      reply[at + 3] = algorithm.reset(check, 0)
+      reply[at + 4] = 0
+      reply[at + 5] = check.at_us
+      reply[at + 6] = check.level or 0
     end
+    at = at + FIELDS
   end
 end
 
 if not KEYS then
-  return decide
+  return function(reader, writer)
+    read, write = reader, writer
+    return decide, algorithm_of
+  end
+end
+
+local ceil, format, sub = math.ceil, string.format, string.sub
+local spelt = {} -- the first of a counter's numbers, a time: one script writes few different ones
+
+-- 16 digits each; the last, as many as it has.
+function read(key)
+  local text = redis.call('GET', key)
+  if text then
+    return sub(text, 1, 16) + 0, sub(text, 17, 32) + 0, #text > 32 and sub(text, 33) + 0
+  end
+end
+
+function write(key, expires_in, time, units, before)
+  local first = spelt[time]
+  if not first then
+    first = format('%016.0f', time)
+    spelt[time] = first
+  end
+  local text = before and format('%s%016.0f%.0f', first, units, before)
+    or format('%s%.0f', first, units)
+  if expires_in then
+    redis.call('SET', key, text, 'PX', ceil(expires_in / 1000) + 2000)
+  else
+    redis.call('SET', key, text, 'KEEPTTL')
+  end
 end
 
 local at = 1
@@ -158,36 +199,41 @@ if not now_us then
   local time = redis.call('TIME')
   now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
-local limits, kinds = {}, {}
+local kinds = {}
 for i = 1, next_number() do
-  limits[i] = {
-    next_number(), next_number(), next_number(), next_number(), next_number(), next_number(),
-  }
-end
-for i = 1, next_number() do
-  kinds[i] = {
-    limits[next_number()], next_number(), next_number(), next_number(), next_number(),
-  }
-end
-local checks = {
-  keys = KEYS, limits = {}, costs = {}, actions = {}, at_us = {}, levels = {},
-  states = {}, roots = {}, taken = {}, denied = {}, before = {}, own = {},
-}
-local reply, first = {}, 1
-for i = 1, #KEYS do
-  local place = next_number()
-  local kind = kinds[place < 0 and -place or place]
-  checks.limits[i], checks.costs[i], checks.actions[i] = kind[1], kind[2], kind[3]
-  checks.at_us[i], checks.levels[i] = kind[4], kind[5]
-  if place < 0 then
-    local fine, problem = pcall(decide, now_us, first, i, checks, reply)
-    if not fine then
-      for j = (first - 1) * 7 + 1, i * 7 do
-        reply[j] = 0
-      end
-      reply[(first - 1) * 7 + 1] = type(problem) == 'table' and problem.err or problem
-    end
-    first = i + 1
+  local checks = {}
+  for j = 1, next_number() do
+    local limit = {
+      next_number(), next_number(), next_number(), next_number(), next_number(), next_number(),
+    }
+    checks[j] = {
+      limit = limit,
+      algorithm = algorithm_of(limit),
+      cost = next_number(),
+      action = next_number(),
+      charged_us = next_number(),
+      charged_level = next_number(),
+      -- Filled in for each request; named here so that the table need not grow.
+      key = false, root = false, before = 0, fits = false, taken = 0, denied = false, now_us = 0,
+      room = 0, at_us = 0, level = false, unit = 0, broken = false,
+    }
   end
+  kinds[i] = checks
+end
+local reply, known = {}, 0
+for i = at + 1, #ARGV do
+  local checks = kinds[tonumber(ARGV[i])]
+  local count = #checks
+  for j = 1, count do
+    checks[j].key = KEYS[known + j]
+  end
+  local fine, problem = pcall(decide, now_us, checks, count, reply, known * FIELDS)
+  if not fine then
+    for j = known * FIELDS + 1, (known + count) * FIELDS do
+      reply[j] = 0
+    end
+    reply[known * FIELDS + 1] = type(problem) == 'table' and problem.err or problem
+  end
+  known = known + count
 end
 return reply

@@ -6,12 +6,12 @@ key       list {t, n, t, n, ..., total}: n units at microsecond t, oldest first,
 limit[2]  quota   units in any window (t - W, t]                        1 .. 2^53-1
 limit[3]  window  W in microseconds                                     1 .. 2^51
 
-look(key, now_us, limit) returns a state {room, at_us, level, unit, ...}: room = units left
-wait(state, units) returns microseconds until units pass, -1 if they never can
-reset(state, units) returns microseconds until the last entry leaves
-charge(key, state, units, reset_us) logs units without asking, drops what is outdated, sets the
-expiry, and returns whether a debt was cut
-give_back(key, state, units, at_us) takes units off the entry of that microsecond, if it is kept
+look(counter, now_us) reads the counter of a key and a limit; its room = units left
+wait(counter, units) returns microseconds until units pass, -1 if they never can
+reset(counter, units) returns microseconds until the last entry leaves
+charge(counter, units) logs units without asking and drops what is outdated; returns whether a
+debt was cut
+give_back(counter, units, at_us) takes units off the entry of that microsecond, if it is kept
 
 Exact because it only compares and adds whole numbers below 2^53.
 A list, since Redis packs its numbers: about 12 bytes an entry, where a sorted set takes 90; units
@@ -43,92 +43,89 @@ local function walk(key, first, after, leaving)
   end
 end
 
-local function look(key, now_us, limit)
+local function look(counter, now_us)
+  local key, limit = counter.key, counter.limit
   local window = limit[3]
-  local state = {
-    room = limit[2],
-    at_us = now_us,
-    level = 0,
-    unit = 0,
-    broken = false,
-    kept = 0, -- units that count
-    first = 0, -- index of the oldest entry that counts
-    last = false, -- time of the newest entry that counts
-    key = key,
-    now_us = now_us,
-    limit = limit,
-  }
+  counter.room = limit[2]
+  counter.at_us = now_us
+  counter.level = false
+  counter.broken = false
+  counter.kept = 0 -- units that count
+  counter.first = 0 -- index of the oldest entry that counts
+  counter.last = false -- time of the newest entry that counts
+  counter.stale = false
+  counter.now_us = now_us
   local tail = redis.call('LRANGE', key, -3, -1)
   if not tail[1] then
-    return state
+    return
   end
   local last, total = tonumber(tail[1]), tonumber(tail[3])
-  local broken = last - now_us > window
   local at = max(last, now_us)
   local outdated = at - window
   if last <= outdated then
-    state.stale = true
-    return state
+    counter.stale = true
+    return
   end
   local gone, _ = 0, nil
   if tonumber(redis.call('LINDEX', key, 0)) <= outdated then
-    state.first, _, gone = walk(key, 0, outdated, 0)
+    counter.first, _, gone = walk(key, 0, outdated, 0)
   end
-  state.kept = total - gone
-  state.room = limit[2] - state.kept
-  state.last = last
-  state.last_units = tonumber(tail[2])
-  state.at_us = at
-  if broken then
-    state.broken, state.at_us, state.last = true, now_us, now_us
+  counter.kept = total - gone
+  counter.room = limit[2] - counter.kept
+  counter.last = last
+  counter.last_units = tonumber(tail[2])
+  counter.at_us = at
+  if last - now_us > window then
+    counter.broken, counter.at_us, counter.last = true, now_us, now_us
   end
-  return state
 end
 
-local function wait(state, units)
-  local quota, window = state.limit[2], state.limit[3]
+local function wait(counter, units)
+  local quota, window = counter.limit[2], counter.limit[3]
   if units > quota then
     return -1
   end
-  if state.broken then
+  if counter.broken then
     return window
   end
-  local leaving = state.kept + units - quota
-  local _, t = walk(state.key, state.first, -1, leaving)
-  return t + window - state.now_us
+  local leaving = counter.kept + units - quota
+  local _, t = walk(counter.key, counter.first, -1, leaving)
+  return t + window - counter.now_us
 end
 
-local function reset(state, units)
-  local last = units > 0 and state.at_us or state.last
-  return last and last + state.limit[3] - state.now_us or 0
+local function reset(counter, units)
+  local last = units > 0 and counter.at_us or counter.last
+  return last and last + counter.limit[3] - counter.now_us or 0
 end
 
-local function charge(key, state, units, reset_us)
-  local total = min(MOST, state.kept + units)
-  if state.broken or state.stale then
+local function charge(counter, units)
+  local key = counter.key
+  local total = min(MOST, counter.kept + units)
+  if counter.broken or counter.stale then
     redis.call('DEL', key)
-    redis.call('RPUSH', key, state.at_us, total, total)
-  elseif not state.last then
-    redis.call('RPUSH', key, state.at_us, units, units)
+    redis.call('RPUSH', key, counter.at_us, total, total)
+  elseif not counter.last then
+    redis.call('RPUSH', key, counter.at_us, units, units)
   else
-    if state.first > 0 then
-      redis.call('LTRIM', key, 2 * state.first, -1)
+    if counter.first > 0 then
+      redis.call('LTRIM', key, 2 * counter.first, -1)
     end
-    if state.last == state.at_us then
-      redis.call('LSET', key, -2, min(MOST, state.last_units + units))
+    if counter.last == counter.at_us then
+      redis.call('LSET', key, -2, min(MOST, counter.last_units + units))
       redis.call('LSET', key, -1, total)
     elseif units > 0 then
-      redis.call('LSET', key, -1, state.at_us)
+      redis.call('LSET', key, -1, counter.at_us)
       redis.call('RPUSH', key, units, total)
     end
   end
-  redis.call('PEXPIRE', key, ceil(reset_us / 1000) + 2000)
-  return state.kept + units > MOST
+  redis.call('PEXPIRE', key, ceil(reset(counter, units) / 1000) + 2000)
+  return counter.kept + units > MOST
 end
 
 -- Looks for the entry from the newest backwards, since what is given back was taken a moment ago.
-local function give_back(key, state, units, at_us)
-  if not state.last or state.broken then
+local function give_back(counter, units, at_us)
+  local key = counter.key
+  if not counter.last or counter.broken then
     return
   end
   local index, step = -3, 2
@@ -136,7 +133,7 @@ local function give_back(key, state, units, at_us)
     local entries = redis.call('LRANGE', key, index - 2 * (step - 1), index + 1)
     for i = #entries - 1, 1, -2 do
       local t, n = tonumber(entries[i]), tonumber(entries[i + 1])
-      if t < at_us or t <= state.at_us - state.limit[3] then
+      if t < at_us or t <= counter.at_us - counter.limit[3] then
         return
       end
       if t == at_us then
@@ -154,7 +151,7 @@ local function give_back(key, state, units, at_us)
           redis.call('RPUSH', key, total)
         end
         local newest = tonumber(redis.call('LINDEX', key, -3))
-        local reset_us = newest + state.limit[3] - state.now_us
+        local reset_us = newest + counter.limit[3] - counter.now_us
         redis.call('PEXPIRE', key, ceil(max(0, reset_us) / 1000) + 2000)
         return
       end

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from ratelimit.limits import Limit
 
-__all__ = ["Action", "Check", "Decision", "assumed", "decision_of", "identity_digest", "read_reply"]
+__all__ = [
+    "Action",
+    "Check",
+    "Decision",
+    "assumed",
+    "charges",
+    "decision_of",
+    "identity_digest",
+    "read_reply",
+]
 
 MOST_COST: Final = 2**42
 """Over 4 * 10^12 units at once: beyond any use, and a thousand forced ones stay below 2^53."""
 
-FIELDS: Final = 7
+FIELDS: Final = 6
 """Numbers per check in the Lua's reply; lua/decide.lua's header gives their order."""
 
 
@@ -153,35 +162,27 @@ class Decision(NamedTuple):
         return self.delay_us / 1_000_000
 
 
-def decision_of(limit: Limit, reply: Sequence[int], start: int = 0) -> Decision:
-    """The decision in seven numbers of the Lua's reply."""
-    retry = reply[start + 2]
-    return _new(
-        Decision,
-        (
-            limit,
-            reply[start] == 1,
-            reply[start + 1],
-            None if retry < 0 else retry,
-            reply[start + 3],
-            reply[start + 4],
-            reply[start + 5],
-            reply[start + 6],
-            False,
-        ),
-    )
+def charges(limits: Iterable[Limit], key: str, cost: int, rule: str) -> list[Check]:
+    """A charging check for each limit, of values that a rule was held to when it was built."""
+    return [_new(Check, (limit, key, cost, rule, _CHARGE, 0, 0)) for limit in limits]
+
+
+def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:
+    """The decision in six numbers of the Lua's reply."""
+    remaining, retry, reset, delay, at, level = numbers
+    never = None if retry < 0 else retry
+    return _new(Decision, (limit, retry == 0, remaining, never, reset, delay, at, level, False))
 
 
 def read_reply(
     checks: Sequence[Check], reply: Sequence[int], start: int = 0
 ) -> tuple[Decision, ...]:
-    """The decisions in the Lua's flat reply: from ``start`` on, seven numbers per check."""
-    if len(checks) == 1:
-        return (decision_of(checks[0][0], reply, start),)
+    """The decisions in the Lua's flat reply: from ``start`` on, six numbers per check."""
     decisions = []
     for check in checks:
-        decisions.append(decision_of(check[0], reply, start))
-        start += FIELDS
+        end = start + FIELDS
+        decisions.append(decision_of(check[0], reply[start:end]))
+        start = end
     return tuple(decisions)
 
 

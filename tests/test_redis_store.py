@@ -116,11 +116,17 @@ async def test_a_cancelled_caller_loses_its_answer_and_nothing_else(server: Serv
         assert made[1] - made[0] <= 2
 
 
-async def test_a_foreign_value_fails_its_own_request_alone(server: Server) -> None:
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("foreign", [["SET", "not the limiter's"], ["SET", "5"], ["SADD", "5"]])
+async def test_a_foreign_value_fails_its_own_request_alone(
+    server: Server, algorithm: Algorithm, foreign: list[str]
+) -> None:
     """Its neighbours in the same trip are decided; nothing of its own request is charged."""
+    command, value = foreign
+    limit = Limit("5/minute", algorithm=algorithm)
     async with RedisStore(server.url) as store:
-        broken, whole = Check(LIMIT, "broken"), Check(LIMIT, "whole")
-        server.command("SET", store._key(broken), "not the limiter's")
+        broken, whole = Check(limit, "broken"), Check(limit, "whole")
+        server.command(command, store._key(broken), value)
         answers = await asyncio.gather(
             *(store.decide(checks) for checks in ([whole], [whole, broken], [whole])),
             return_exceptions=True,
@@ -130,6 +136,34 @@ async def test_a_foreign_value_fails_its_own_request_alone(server: Server) -> No
         for answer, left in ((answers[0], 4), (answers[2], 3)):
             assert not isinstance(answer, BaseException)
             assert answer[0].remaining == left
+
+
+async def test_checks_of_one_request_are_each_counted_under_their_own_identity(
+    server: Server,
+) -> None:
+    """Also where two of them, with another between, are of one."""
+    async with RedisStore(server.url) as store:
+        names = ("one", "other", "one")
+        decisions = await store.decide([Check(LIMIT, name) for name in names])
+        assert [decision.remaining for decision in decisions] == [4, 4, 3]
+        for name, left in (("one", 3), ("other", 4), ("nobody", 5)):
+            assert (await store.decide([Check(LIMIT, name, 0)]))[0].remaining == left
+
+
+async def test_kinds_of_requests_without_end_are_counted_alike(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs and limits that are made on the fly, in one trip and in many."""
+    monkeypatch.setattr(link, "MOST_KINDS", 2)
+    async with RedisStore(server.url) as store:
+        limits = [Limit(f"{quota}/minute", algorithm="fixed_window") for quota in range(100, 110)]
+        checks = [[Check(limit, "someone", cost)] for limit in limits for cost in (3, 5, 3)]
+        for spent in (11, 22):
+            answers = await asyncio.gather(*map(store.decide, checks))
+            assert [answer.remaining for (answer,) in answers[2::3]] == [
+                limit.quota - spent for limit in limits
+            ]
+        assert len(store._way()._packer._kinds) <= 2
 
 
 async def test_keys_hold_no_identity_and_leave_in_time(server: Server) -> None:
@@ -418,7 +452,7 @@ async def test_a_request_that_comes_as_the_last_trip_ends_is_not_left_behind(
 
 
 @pytest.mark.parametrize(
-    "reply", [b"*0", b"*2\r\n:1\r\n:2", b"$-1", b":5", b"+OK", b"*7" + b"\r\n$-1" * 7]
+    "reply", [b"*0", b"*2\r\n:1\r\n:2", b"$-1", b":5", b"+OK", b"*6" + b"\r\n$-1" * 6]
 )
 async def test_a_reply_that_no_script_gives_is_no_decision(reply: bytes) -> None:
     """Whatever an odd proxy answers, a caller gets StoreUnavailable and nothing else."""

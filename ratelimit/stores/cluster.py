@@ -285,7 +285,14 @@ class Cluster:
         owner = self._slots.owner(slot)
         if owner is None:
             raise StoreUnavailable("no node has this slot", kind="cluster")
-        return await self._link(owner).command(*arguments)
+        try:
+            reply = await self._link(owner).command(*arguments)
+        except StoreUnavailable:
+            self._refresh()
+            raise
+        if isinstance(reply, MovedError):
+            self._refresh()
+        return reply
 
     async def close(self) -> None:
         """Ends what is under way and closes the connections."""

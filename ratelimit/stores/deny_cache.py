@@ -33,7 +33,8 @@ class DenyCache:
 
     def find(self, checks: tuple[Check, ...]) -> tuple[Decision, ...] | None:
         """The decisions of a request that is still denied, counted on to now."""
-        entry = self._entries.get(checks)
+        # Most services deny nobody most of the time, and hashing checks takes as long as a look-up.
+        entry = self._entries.get(checks) if self._entries else None
         if entry is None:
             return None
         since_us, until_us, decisions = entry

@@ -85,7 +85,8 @@ _SAID: Final = tuple(
         ),
         (
             "foreign-key",
-            "WRONGTYPE|do not add up",
+            # The last two are what scripts say of entries, and Lua of text that is no number.
+            "WRONGTYPE|do not add up|arithmetic on a string",
             "a key of this limit holds a value that is not the limiter's",
         ),
         ("script", "user_script|running script|Script attempted", "Redis could not run the script"),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from ratelimit.decisions import FIELDS, Check, identity_digest
+from ratelimit.decisions import FIELDS, Action, Check, identity_digest
 from ratelimit.scripts import OOM_SCRIPT, OOM_SHA1, SCRIPT, SHA1
 from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
 
@@ -25,8 +25,10 @@ __all__ = ["Deadlines", "Link", "Packer", "Reply", "Request", "close_idle", "exc
 LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/redis.py
 MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
 MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
+MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
 PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is given up
 
+_GIVE_BACK: Final = int(Action.GIVE_BACK)
 _digest: Final = lru_cache(maxsize=65_536)(identity_digest)
 
 
@@ -35,7 +37,7 @@ Reply = tuple[Sequence[int], int]
 
 
 class Request:
-    """The checks of one request on their way, and who waits for their seven numbers each."""
+    """The checks of one request on their way, and who waits for their numbers."""
 
     __slots__ = ("asking", "checks", "future", "slot", "tries")
 
@@ -103,7 +105,8 @@ class Deadlines:
 class Packer:
     """Requests to the bytes of one EVALSHA, as lua/decide.lua's header lists its arguments.
 
-    A limit's numbers travel once per script, and so does a kind of check (limit, cost, action).
+    What requests have in common, their kind, is spelt once and kept: the limits, rules, costs and
+    actions of their checks, with all that stands around the identities in their keys.
     """
 
     def __init__(self, prefix: str, clock: Callable[[], int] | None, *, allow_oom: bool) -> None:
@@ -112,6 +115,7 @@ class Packer:
         self._sha1 = OOM_SHA1 if allow_oom else SHA1
         self._prefix = prefix + "{"
         self._clock = clock
+        self._kinds: dict[tuple[object, ...], tuple[list[str], str]] = {}
 
     def key(self, check: Check) -> str:
         """The identity's digest as a hash tag, so that its limits share a slot; limit and rule."""
@@ -120,56 +124,62 @@ class Packer:
     def pack(self, requests: Iterable[Request]) -> bytes:
         """The command, in RESP; redis-py's own packer takes several times as long."""
         keys: list[str] = []
+        key_count = 0
+        kinds: dict[tuple[object, ...], tuple[list[str], str]] = {}
+        described: list[str] = []
         places: list[str] = []
-        kinds: dict[tuple[object, ...], tuple[str, str, str, str]] = {}
-        limits: dict[str, int] = {}
-        known: list[int] = []
-        numbers: list[int] = []
         for request in requests:
-            kind = None
-            for limit, key, cost, rule, action, at_us, level in request.checks:
-                if kind is not None:
-                    places.append(kind[2])
-                name = (limit.digest, rule, cost, action, at_us, level)
-                kind = kinds.get(name)
-                if kind is None:
-                    place = limits.get(limit.digest)
-                    if place is None:
-                        place = limits[limit.digest] = len(limits) + 1
-                        known += limit.numbers
-                    numbers += (place, cost, action, at_us, level)
-                    kind = kinds[name] = self._kind(limit.digest, rule, len(kinds) + 1)
-                keys.append(f"{kind[0]}{_digest(key)}{kind[1]}")
-            if kind is not None:
-                places.append(kind[3])
-        now = "" if self._clock is None else str(self._clock())
-        middle = [now, *map(str, (len(limits), *known, len(kinds), *numbers))]
-        text = "".join(
-            [
-                f"*{3 + len(keys) + len(middle) + len(places)}\r\n$7\r\nEVALSHA\r\n",
-                f"$40\r\n{self._sha1}\r\n${len(str(len(keys)))}\r\n{len(keys)}",
-                *keys,
-                *[f"\r\n${len(each)}\r\n{each}" for each in middle],
-                *places,
-                "\r\n",
-            ]
-        )
+            checks = request.checks
+            key_count += len(checks)
+            identity, alike = checks[0][1], True
+            parts: list[object] = []
+            for limit, key, cost, rule, action, at_us, level in checks:
+                parts += (limit.digest, rule, cost, action)
+                if action == _GIVE_BACK:
+                    parts += (at_us, level)
+                if key != identity:
+                    alike = False
+            name = tuple(parts)
+            kind = kinds.get(name)
+            if kind is None:
+                around, numbers = self._kinds.get(name) or self._spell(name, checks)
+                described.append(numbers)
+                kind = kinds[name] = (around, _argument(len(described)))
+            around, place = kind
+            places.append(place)
+            if alike:
+                keys.append(_digest(identity).join(around))
+            else:
+                for before, check in zip(around, checks, strict=False):
+                    keys += (before, _digest(check[1]))
+                keys.append(around[-1])
+        now = _argument("" if self._clock is None else self._clock())
+        arguments = "".join([now, _argument(len(described)), *described, *places])
+        count = 3 + key_count + arguments.count("$")
+        head = f"*{count}\r\n$7\r\nEVALSHA{_argument(self._sha1)}{_argument(key_count)}"
+        text = "".join([head, *keys, arguments, "\r\n"])
         return text.encode("utf-8", "surrogatepass")
 
-    def _kind(self, digest: str, rule: str, place: int) -> tuple[str, str, str, str]:
-        """What stands before and behind the identity in a key's argument, and two arguments.
+    def _spell(self, name: tuple[object, ...], checks: Sequence[Check]) -> tuple[list[str], str]:
+        """What stands around the identities where a request's keys are arguments; its numbers."""
+        around = [""]
+        numbers = [len(checks)]
+        for limit, _, cost, rule, action, at_us, level in checks:
+            behind = f"}}:{limit.digest}:{rule}"
+            length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
+            around[-1] += f"\r\n${length}\r\n{self._prefix}"
+            around.append(behind)
+            numbers += (*limit.numbers, cost, action, at_us, level)
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        kind = self._kinds[name] = (around, "".join(map(_argument, numbers)))
+        return kind
 
-        They say "a check of this kind": one with others behind it, and the last of its request.
-        """
-        behind = f"}}:{digest}:{rule}"
-        length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
-        number = str(place)
-        return (
-            f"\r\n${length}\r\n{self._prefix}",
-            behind,
-            f"\r\n${len(number)}\r\n{number}",
-            f"\r\n${len(number) + 1}\r\n-{number}",
-        )
+
+def _argument(value: str | int) -> str:
+    """An argument in ASCII as RESP has it; the line's end before it is that of the one before."""
+    text = str(value)
+    return f"\r\n${len(text)}\r\n{text}"
 
 
 class Link:
@@ -256,7 +266,11 @@ class Link:
                 room -= size
                 if room < 0 and groups:
                     break
-                groups.setdefault((request.slot, request.asking), []).append(request)
+                target = (request.slot, request.asking)
+                group = groups.get(target)
+                if group is None:
+                    group = groups[target] = []
+                group.append(request)
             queue.popleft()
             self._queued -= size
         return list(groups.values())

@@ -1,16 +1,18 @@
 --[[
-The commands that lua/ uses, on Lua tables: what Redis is to the scripts when there is no Redis.
+What Redis is to lua/ when there is no Redis: counters and lists in Lua tables.
 
 Returns a function (source, max_keys, seed) that compiles the script in a sandbox which holds only
 names that Redis offers, and returns the functions at the end of this file; `seed` is for sampling.
 
 A key is one record, an array (so that a million of them stay small):
   [1] key  [2] place in `records`  [3] expiry, microseconds  [4] spent: nothing was left at its last
-  decision  [5] first and [6] last index of a list's elements, or [5] .. the fields of a hash
+  decision  [5] .. [7] a counter's numbers, or [5] first and [6] last index of a list's elements
 `records` holds all of them without gaps, for two walks: a hand that goes round and collects what
 has expired, a few per decision, and sampling when the store is full.
 ]]
 local KEY, PLACE, EXPIRY, SPENT, FIRST, LAST = 1, 2, 3, 4, 5, 6
+local SLACK_US = 2000000 -- that a counter is kept beyond its reset, as in Redis
+local FIELDS = 6 -- numbers per check in the reply
 local LOOKS = 16 -- expired keys looked at per decision, and keys sampled per eviction
 
 return function(source, max_keys, seed)
@@ -18,7 +20,7 @@ return function(source, max_keys, seed)
   local random = math.random
   local db, records, size, hand = {}, {}, 0, 1
   local now_us, evicted, told = 0, 0, 0
-  local field_index, field_count = {}, 4
+  local most, cycles = 0, 0
 
   local function remove(record)
     local last, place = records[size], record[PLACE]
@@ -29,8 +31,22 @@ return function(source, max_keys, seed)
     db[record[KEY]] = nil
   end
 
+  -- A decision on a known key makes no garbage, so nothing else would bring Lua's collector round
+  -- after a rush. Two cycles, since one under way may miss what was dropped meanwhile.
+  local function release()
+    if collectgarbage('step', 16) then
+      cycles = cycles + 1
+      if cycles == 2 then
+        most, cycles = size, 0
+      end
+    end
+  end
+
   -- Looks at one live record, or at up to LOOKS while they prove to be expired.
   local function collect()
+    if size * 4 < most then
+      release()
+    end
     for _ = 1, LOOKS do
       if hand > size then
         hand = 1
@@ -78,20 +94,35 @@ return function(source, max_keys, seed)
       evict()
     end
     size = size + 1
+    if size > most then
+      most = size
+    end
     local record = {key, size, 1 / 0, false, false, false, false}
     records[size] = record
     db[key] = record
     return record
   end
 
-  local function index_of(field)
-    local index = field_index[field]
-    if not index then
-      field_count = field_count + 1
-      index = field_count
-      field_index[field] = index
+  local function read(key)
+    local record = db[key]
+    if record then
+      return record[5], record[6], record[7]
     end
-    return index
+  end
+
+  local function write(key, expires_in, time, units, before)
+    local record = db[key]
+    if not record then
+      if not expires_in then
+        return -- it was given up a moment ago, for another key of the same request
+      end
+      record = create(key)
+    end
+    record[5], record[6], record[7] = time, units, before or false
+    record[SPENT] = false
+    if expires_in then
+      record[EXPIRY] = now_us + expires_in + SLACK_US
+    end
   end
 
   -- Redis's own reading of a list's range: negative from the end, cut to what is there.
@@ -103,29 +134,6 @@ return function(source, max_keys, seed)
   end
 
   local commands = {}
-
-  function commands.HMGET(key, a, b, c)
-    local record = db[key]
-    if not record then
-      return {false, false, c and false}
-    end
-    return {
-      record[index_of(a)] or false,
-      record[index_of(b)] or false,
-      c and record[index_of(c)] or false,
-    }
-  end
-
-  function commands.HSET(key, a, x, b, y, c, z)
-    local record = db[key] or create(key)
-    record[index_of(a)] = x
-    record[index_of(b)] = y
-    if c then
-      record[index_of(c)] = z
-    end
-    record[SPENT] = false
-    return 0
-  end
 
   function commands.DEL(key)
     local record = db[key]
@@ -219,11 +227,6 @@ return function(source, max_keys, seed)
     return {ok = 'OK'}
   end
 
-  function commands.TIME()
-    local seconds = math.floor(now_us / 1000000)
-    return {seconds, now_us - seconds * 1000000}
-  end
-
   -- Redis looks commands up as data; so do we, and anything else is an error there and here.
   local function call(name, ...)
     local command = commands[name]
@@ -254,20 +257,24 @@ return function(source, max_keys, seed)
   if not chunk then
     error(problem, 0)
   end
-  local decide = setfenv(chunk, sandbox)()
+  local decide, algorithm_of = setfenv(chunk, sandbox)()(read, write)
 
-  local limits = {}
-  local keys, costs, actions, at_us, levels = {}, {}, {}, {}, {}
-  local chosen, reply = {}, {}
-  local checks = {
-    keys = keys, limits = chosen, costs = costs, actions = actions, at_us = at_us, levels = levels,
-    states = {}, roots = {}, taken = {}, denied = {}, before = {}, own = {},
-  }
+  local limits, checks, reply = {}, {}, {}
+
+  local function put(i, key, limit, cost, action, at, level)
+    local check = checks[i]
+    if not check then
+      check = {}
+      checks[i] = check
+    end
+    check.key, check.limit, check.algorithm = key, limit, algorithm_of(limit)
+    check.cost, check.action, check.charged_us, check.charged_level = cost, action, at, level
+  end
 
   local function mark_spent(count)
     for i = 1, count do
-      if reply[7 * i - 5] == 0 then
-        local record = db[keys[i]]
+      if reply[FIELDS * i - FIELDS + 1] == 0 then
+        local record = db[checks[i].key]
         if record then
           record[SPENT] = true
         end
@@ -284,7 +291,7 @@ return function(source, max_keys, seed)
     no_limits = function()
       limits = {}
     end,
-    -- One check of the commonest kinds (charge, shadow, force): seven numbers, and where keys were
+    -- One check of the commonest kinds (charge, shadow, force): six numbers, and where keys were
     -- evicted since the last call, how many have been so far.
     -- Nothing where the limit is not known (any more).
     one = function(now, key, place, cost, action)
@@ -294,16 +301,16 @@ return function(source, max_keys, seed)
       end
       now_us = now
       collect()
-      keys[1], chosen[1], costs[1], actions[1] = key, limit, cost, action
-      decide(now, 1, 1, checks, reply)
-      if reply[2] == 0 then
+      put(1, key, limit, cost, action)
+      decide(now, checks, 1, reply, 0)
+      if reply[1] == 0 then
         mark_spent(1)
       end
       if evicted > told then
         told = evicted
-        return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7], evicted
+        return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], evicted
       end
-      return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7]
+      return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6]
     end,
     -- Any checks of one request, six arguments each: key, place, cost, action, at_us, level.
     several = function(now, count, ...)
@@ -312,18 +319,19 @@ return function(source, max_keys, seed)
       local arguments = {...}
       for i = 1, count do
         local at = 6 * i - 5
-        keys[i], chosen[i], costs[i] = arguments[at], limits[arguments[at + 1]], arguments[at + 2]
-        actions[i], at_us[i], levels[i] = arguments[at + 3], arguments[at + 4], arguments[at + 5]
+        put(i, arguments[at], limits[arguments[at + 1]], arguments[at + 2], arguments[at + 3],
+          arguments[at + 4], arguments[at + 5])
       end
-      decide(now, 1, count, checks, reply)
+      decide(now, checks, count, reply, 0)
       mark_spent(count)
-      reply[7 * count + 1] = nil
+      local last = FIELDS * count
+      reply[last + 1] = nil
       if evicted > told then
         told = evicted
-        reply[7 * count + 1] = evicted
-        return unpack(reply, 1, 7 * count + 1)
+        last = last + 1
+        reply[last] = evicted
       end
-      return unpack(reply, 1, 7 * count)
+      return unpack(reply, 1, last)
     end,
     forget = function(key)
       return commands.DEL(key)

@@ -26,7 +26,7 @@ from ratelimit.decisions import (
 from ratelimit.limits import Limit
 from ratelimit.scripts import SCRIPT
 
-__all__ = ["MemoryStatistics", "MemoryStore"]
+__all__ = ["MemoryStatistics", "MemoryStore", "live_stores"]
 
 Runtime = Literal["luajit21", "lua51"]
 Clock = Callable[[], int]
@@ -35,7 +35,7 @@ _GIVE_BACK: Final = int(Action.GIVE_BACK)
 _LOG: Final = logging.getLogger("ratelimit")
 _LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
 _LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
-_MOST_CHECKS: Final = 500  # per request; seven numbers each have to fit Lua's stack
+_MOST_CHECKS: Final = 500  # per request; six numbers each have to fit Lua's stack
 _MOST_LIMITS: Final = 10_000  # known to the Lua at once; dynamic limits may come without end
 
 
@@ -63,6 +63,10 @@ class MemoryStore:
     threads; any event loop will do.
     """
 
+    clock: Clock | None = None
+    """Microseconds since the epoch, or None for the process's own; may be set at any time, also on
+    the class, for every store that was given none."""
+
     def __init__(
         self,
         max_keys: int = 1_000_000,
@@ -75,13 +79,18 @@ class MemoryStore:
         if max_keys < 1:
             raise ValueError(f"max_keys is {max_keys}; it is at least 1")
         self._max_keys = max_keys
-        self._clock = clock
+        if clock is not None:
+            self.clock = clock
         self._start_ns = time.time_ns() - monotonic_ns()
         self._runtime = runtime
         self._warned_full = False
         self._next_place = 0  # never used twice, whatever Lua a place was given in
         self._forget_lua()
         _STORES.add(self)
+
+    def clear(self) -> None:
+        """Forgets every counter, and gives the memory back."""
+        self._forget_lua()
 
     def _forget_lua(self) -> None:
         """Back to before the first decision; also what a forked child starts with."""
@@ -93,7 +102,7 @@ class MemoryStore:
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """One decision per check, all charged or none; see `Store.decide`."""
-        clock = self._clock
+        clock = self.clock
         now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
         if len(checks) == 1:
             # The commonest case by far, without a lock: lupa runs one call at a time.
@@ -103,8 +112,9 @@ class MemoryStore:
             if place is not None and one is not None and action != _GIVE_BACK:
                 reply = one(now_us, _stored_key(limit, rule, key), place, cost, action)
                 if reply is not None:
-                    if len(reply) != 7:
+                    if len(reply) != FIELDS:
                         self._warn_full()
+                        reply = reply[:FIELDS]
                     return (decision_of(limit, reply),)
         elif not checks:
             return ()
@@ -138,7 +148,7 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Gives the memory back; a later decision starts afresh."""
-        self._forget_lua()
+        self.clear()
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,6 +245,11 @@ def _stored_key(limit: Limit, rule: str, key: str) -> bytes:
 
 
 _STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
+
+
+def live_stores() -> list[MemoryStore]:
+    """Every store of this process that somebody holds."""
+    return list(_STORES)
 
 
 def _forget_after_fork() -> None:

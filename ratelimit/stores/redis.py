@@ -2,20 +2,28 @@
 
 import asyncio
 import re
+import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlencode
 
 from ratelimit.decisions import Action, Check, Decision, read_reply
 from ratelimit.stores.deny_cache import DenyCache
-from ratelimit.stores.failures import explain
+from ratelimit.stores.failures import StoreUnavailable, explain
 
 __all__ = ["RedisStore"]
 
 Clock = Callable[[], int]
 
 _GIVE_BACK: Final = int(Action.GIVE_BACK)
+
+DENIALS_FOR: Final = 600  # seconds in which denials are counted together
+MOST_DENIED: Final = 1_000  # names kept of them
+
+MOST_SWITCHES: Final = 1000
+"""Rules that can be turned off one by one."""
 
 
 class RedisStore:
@@ -77,8 +85,10 @@ class RedisStore:
             found = self._denials.find(asked)
             if found is not None:
                 return found
-            if asked[0][4] == _GIVE_BACK or _GIVE_BACK in [check[4] for check in asked[1:]]:
-                self._denials.returned(asked)
+            for check in asked:
+                if check[4] == _GIVE_BACK:
+                    self._denials.returned(asked)
+                    break
         asked_us = self._denials.now_us() if self._caches else 0
         loop = asyncio.get_running_loop()
         last, way = self._last
@@ -88,10 +98,14 @@ class RedisStore:
             decisions: tuple[Decision, ...] = await way.decide(asked)
         else:
             decisions = read_reply(asked, *await way.ask(asked, 0))
-        if self._caches and False in [decision[1] for decision in decisions]:
-            # A denial by checks of several slots may be over as soon as one of them is.
-            if not way.is_cluster or len({way.slot(check) for check in asked}) == 1:
-                self._denials.keep(asked, decisions, asked_us)
+        for decision in decisions:
+            if not decision[1]:
+                # A denial by checks of several slots may be over as soon as one of them is.
+                if self._caches and (
+                    not way.is_cluster or len({way.slot(check) for check in asked}) == 1
+                ):
+                    self._denials.keep(asked, decisions, asked_us)
+                break
         return decisions
 
     async def reset(self, checks: Sequence[Check]) -> None:
@@ -133,6 +147,64 @@ class RedisStore:
             if isinstance(count, Exception):
                 raise explain(count) from None
         return int(count)
+
+    async def switches(self) -> frozenset[str]:
+        """The names of the rules that are turned off for all workers; ``*`` stands for every rule.
+
+        Raises StoreUnavailable, also where there are more than 1,000.
+        """
+        key = f"{self._prefix}switches"
+        # The same as SMEMBERS, but for a set that grew without bounds, which nobody has to read.
+        reply = await self._way().command(key, "SRANDMEMBER", key, str(MOST_SWITCHES + 1))
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+        if len(reply) > MOST_SWITCHES:
+            raise StoreUnavailable(
+                f"{key} holds more than {MOST_SWITCHES} names; turn off * instead", kind="switches"
+            )
+        return frozenset(name.decode("utf-8", "replace") for name in reply)
+
+    async def switch(self, rule: str, *, off: bool) -> None:
+        """Turns a rule off for all workers, until it is turned on again; ``*`` is every rule.
+
+        Raises StoreUnavailable where it may not have been.
+        """
+        key = f"{self._prefix}switches"
+        reply = await self._way().command(key, "SADD" if off else "SREM", key, rule)
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+
+    async def note_denials(self, counts: Mapping[str, int]) -> None:
+        """Adds to who was denied how often in these ten minutes, by ``rule identity``."""
+        key = f"{self._prefix}denied:{int(time.time()) // DENIALS_FOR}"
+        for command in (
+            *(("ZINCRBY", key, str(count), name) for name, count in counts.items()),
+            ("ZREMRANGEBYRANK", key, "0", str(-MOST_DENIED - 1)),
+            ("EXPIRE", key, str(3 * DENIALS_FOR)),
+        ):
+            reply = await self._way().command(key, *command)
+            if isinstance(reply, Exception):
+                raise explain(reply) from None
+
+    async def denials(self, count: int = 10) -> list[tuple[str, int]]:
+        """``rule identity`` of those denied most in the last ten to twenty minutes, with how often.
+
+        By the clocks of the workers, which need not agree to the second.
+        """
+        bucket = int(time.time()) // DENIALS_FOR
+        total: Counter[str] = Counter()
+        for each in (bucket - 1, bucket):
+            key = f"{self._prefix}denied:{each}"
+            reply = await self._way().command(
+                key, "ZREVRANGE", key, "0", str(MOST_DENIED - 1), "WITHSCORES"
+            )
+            if isinstance(reply, Exception):
+                raise explain(reply) from None
+            # RESP3 gives pairs, RESP2 one list.
+            flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
+            for name, score in zip(flat[::2], flat[1::2], strict=True):
+                total[name.decode("utf-8", "replace")] += int(float(score))
+        return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
 
     @property
     def one_server(self) -> bool:
