@@ -1,151 +1,221 @@
-"""What the client is told: decisions to header fields, and to the body of a refusal.
+"""What the client is told: decisions to header fields, and the refusal that they come to.
 
-Fields are those of draft-ietf-httpapi-ratelimit-headers-11 (a work in progress), written by hand:
-two lists of strings with integer parameters (RFC 9651). Bodies are RFC 9457 problem details.
+A dialect writes the fields. The default one is draft-ietf-httpapi-ratelimit-headers-11 (a work in
+progress), by hand: two lists of strings with integer parameters (RFC 9651).
 """
 
-import json
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
-
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from math import inf
+from random import randrange
+from typing import Final, NamedTuple
 
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
+from ratelimit.problems import (
+    Field,
+    Refusal,
+    Refused,
+    forbid,
+    problem,
+    unavailable,
+    unidentified,
+)
 
-__all__ = ["Dialect", "RateLimitExceeded", "Refusal", "Refused", "Told", "fields", "refuse"]
-
-Dialect = Literal["draft", "legacy"]
-Field = tuple[bytes, bytes]
-
-_LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
+__all__ = [
+    "DIALECTS",
+    "Dialect",
+    "Field",
+    "RateLimitExceeded",
+    "Refusal",
+    "Refused",
+    "Told",
+    "fields",
+    "forbid",
+    "refuse",
+    "unavailable",
+    "unidentified",
+]
 
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 NEVER: Final = "urn:ratelimit-asgi:problem:cost-exceeds-limit"
-FORBIDDEN: Final = "urn:ratelimit-asgi:problem:address-denied"
-STORE_UNAVAILABLE: Final = "urn:ratelimit-asgi:problem:store-unavailable"
+
+_LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
+_LOG: Final = logging.getLogger("ratelimit")
 
 
 class Told(NamedTuple):
-    """One enforced check as a client sees it."""
+    """One enforced check as a client sees it; ``policy`` is letters, digits and ``_.:-``."""
 
     policy: str
     decision: Decision
 
 
-class Refusal(NamedTuple):
-    """A whole answer: a status, header fields in lower case, and a problem as JSON."""
-
-    status: int
-    headers: list[Field]
-    body: bytes
-    title: str
-
-    def response(self) -> Response:
-        """The same as a Starlette response."""
-        response = Response(self.body, self.status)
-        response.raw_headers = list(self.headers)
-        return response
-
-
-class Refused(HTTPException):
-    """A route's limit did not let the request pass; carries the whole answer as ``refusal``.
-
-    Where the application does not handle it, the client gets the answer that the middleware gives.
-    """
-
-    def __init__(self, refusal: Refusal) -> None:
-        self.refusal = refusal
-        super().__init__(
-            refusal.status,
-            refusal.title,
-            {
-                name.decode("latin-1"): value.decode("latin-1")
-                for name, value in refusal.headers
-                if name not in (b"content-type", b"content-length")
-            },
-        )
+Dialect = Callable[[Sequence[Told], Told], list[Field]]
+"""Writes the fields of a response: from all that was told, at least one, and the binding one."""
 
 
 class RateLimitExceeded(Refused):
     """A route's limit refused the request: status 429, with its ``headers`` and ``decisions``.
 
-    ``told`` pairs each enforced decision with the name of its policy; ``dialects`` are the header
-    dialects to write. A store that failed is not this: it gives a 503 of another class.
+    ``told`` pairs each enforced decision with the name of its policy; ``dialects`` are those that
+    write the header fields, by name or as functions. ``refusal`` is the answer, where it has been
+    made already. A store that failed is not this: it gives a 503 of another class.
     """
 
-    def __init__(self, told: Iterable[Told] = (), dialects: Sequence[Dialect] = ("draft",)) -> None:
+    def __init__(
+        self,
+        told: Iterable[Told] = (),
+        dialects: Sequence[str | Dialect] = ("draft",),
+        *,
+        refusal: Refusal | None = None,
+    ) -> None:
         self.told = tuple(told)
         self.decisions = tuple(decision for _, decision in self.told)
-        super().__init__(refuse(self.told, dialects))
+        super().__init__(refuse(self.told, dialects) if refusal is None else refusal)
 
 
-def fields(told: Sequence[Told], dialects: Sequence[Dialect]) -> list[Field]:
-    """The rate-limit fields of a response, allowed or denied; none where nothing was decided.
+def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Field]:
+    """The rate-limit fields of a response, dialect by dialect; none where nothing was decided.
 
-    `RateLimit-Policy` names every policy, the binding one first; `RateLimit` gives the binding
-    one's state: the refusing one with the longest wait, else the one with least left.
+    A dialect of the application's that raises, or gives anything but pairs of bytes, is logged,
+    and its fields are left out. Raises ValueError for a name that is no dialect.
     """
-    if not told or not dialects:
+    if not told:
         return []
-    binding = told[0] if len(told) == 1 else min(told, key=_slack)
-    policy, decision = binding
-    remaining = min(decision.remaining, _LARGEST)
+    binding = told[0] if len(told) == 1 else _binding(told)
     found: list[Field] = []
-    if "draft" in dialects:
-        items = [_policy_item(policy, decision.limit)]
-        items += [_policy_item(other, it.limit) for other, it in told if other != policy]
-        effective = _effective_window(decision)
-        state = f'"{policy}";r={remaining}' + ("" if effective is None else f";t={effective}")
-        found += [
-            (b"ratelimit-policy", ", ".join(items).encode()),
-            (b"ratelimit", state.encode()),
-        ]
-    if "legacy" in dialects:
-        now_us = decision.at_us or time.time_ns() // 1000
-        found += [
-            (b"x-ratelimit-limit", b"%d" % decision.limit.quota),
-            (b"x-ratelimit-remaining", b"%d" % remaining),
-            (b"x-ratelimit-reset", b"%d" % _whole_seconds(now_us + decision.reset_after_us)),
-        ]
+    for dialect in dialects:
+        if isinstance(dialect, str):
+            if dialect not in DIALECTS:
+                raise ValueError(f"no dialect {dialect!r}; there are {', '.join(DIALECTS)}")
+            found += DIALECTS[dialect](told, binding)
+            continue
+        try:
+            # A server fails on anything but bytes, and with it the response.
+            found += [(b"" + name, b"" + value) for name, value in dialect(told, binding)]
+        except Exception:  # noqa: BLE001  # a fault of what is told is none of the application
+            _LOG.exception("dialect-failed: %r failed; its fields are left out", dialect)
     return found
 
 
-def _slack(told: Told) -> tuple[bool, float, int]:
-    decision = told.decision
-    if decision.allowed:
-        return True, 0, decision.remaining
-    retry = decision.retry_after_us
-    return False, float("-inf") if retry is None else -retry, 0
+def _binding(told: Sequence[Told]) -> Told:
+    """The refusing one with the longest wait, else the one with least left."""
+    binding = told[0]
+    for each in told:
+        if not each.decision.allowed:
+            return max((one for one in told if not one.decision.allowed), key=_wait_us)
+        if each.decision.remaining < binding.decision.remaining:
+            binding = each
+    return binding
+
+
+def _wait_us(told: Told) -> float:
+    retry = told.decision.retry_after_us
+    return inf if retry is None else retry
+
+
+def draft(told: Sequence[Told], binding: Told) -> list[Field]:
+    """RateLimit-Policy, every policy, the binding one first; RateLimit, the binding one's state.
+
+    draft-ietf-httpapi-ratelimit-headers-11. `t` is `Retry-After` where denied, and the window's
+    end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
+    """
+    policy, decision = binding
+    state = f'"{policy}";r={min(decision.remaining, _LARGEST)}'
+    if not decision.allowed:
+        if decision.retry_after_us is not None:
+            state += f";t={_whole_seconds(decision.retry_after_us)}"
+    elif decision.limit.algorithm is Algorithm.FIXED_WINDOW and decision.reset_after_us:
+        state += f";t={_whole_seconds(decision.reset_after_us)}"
+    return [
+        (b"ratelimit-policy", _policies(told, binding).draft),
+        (b"ratelimit", state.encode()),
+    ]
+
+
+def legacy(_: Sequence[Told], binding: Told) -> list[Field]:
+    """X-RateLimit-Limit, -Remaining and -Reset of the binding policy; the last in epoch seconds."""
+    decision = binding.decision
+    now_us = decision.at_us or time.time_ns() // 1000
+    return [
+        (b"x-ratelimit-limit", b"%d" % decision.limit.quota),
+        (b"x-ratelimit-remaining", b"%d" % decision.remaining),
+        (b"x-ratelimit-reset", b"%d" % _whole_seconds(now_us + decision.reset_after_us)),
+    ]
+
+
+def draft_03(told: Sequence[Told], binding: Told) -> list[Field]:
+    """RateLimit-Limit, -Remaining and -Reset, as the IETF's drafts 00 to 03 had them.
+
+    The first is the quota of the binding policy, then every policy with its window. The last is
+    in seconds from now: `Retry-After` where denied, else until the key is as if never used.
+    """
+    decision = binding.decision
+    reset_us = decision.reset_after_us
+    if not decision.allowed and decision.retry_after_us is not None:
+        reset_us = decision.retry_after_us
+    return [
+        (b"ratelimit-limit", _policies(told, binding).draft_03),
+        (b"ratelimit-remaining", b"%d" % min(decision.remaining, _LARGEST)),
+        (b"ratelimit-reset", b"%d" % _whole_seconds(reset_us)),
+    ]
+
+
+DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "draft-03": draft_03}
+"""Dialects by the names under which rules choose them."""
+
+
+class _Policies(NamedTuple):
+    """What is the same in every response under the same policies."""
+
+    draft: bytes
+    draft_03: bytes
+
+
+def _policies(told: Sequence[Told], binding: Told) -> _Policies:
+    policy, decision = binding
+    if len(told) == 1:
+        return _written(policy, decision.limit)
+    names, decisions = zip(*told, strict=True)
+    return _written(policy, decision.limit, names, tuple([each.limit for each in decisions]))
 
 
 @lru_cache(maxsize=4096)
-def _policy_item(policy: str, limit: Limit) -> str:
-    """A policy; its window only in whole seconds, since the draft knows no others."""
+def _written(
+    binding: str, limit: Limit, names: tuple[str, ...] = (), limits: tuple[Limit, ...] = ()
+) -> _Policies:
+    policies = {binding: limit}
+    for name, other in zip(names, limits, strict=True):
+        policies.setdefault(name, other)
+    items = {name: _quota_and_window(each) for name, each in policies.items()}
+    with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    return _Policies(
+        ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+        ", ".join([str(min(limit.quota, _LARGEST)), *with_windows]).encode(),
+    )
+
+
+def _quota_and_window(limit: Limit) -> str:
+    """A quota and its window; that is left out where it is no whole number of seconds."""
     seconds, rest = divmod(limit.window_us, 1_000_000)
-    window = f";w={seconds}" if not rest else ""
-    return f'"{policy}";q={min(limit.quota, _LARGEST)}{window}'
-
-
-def _effective_window(decision: Decision) -> int | None:
-    """`t`, in seconds: until the retry where denied, until the end of a fixed window."""
-    if not decision.allowed:
-        retry = decision.retry_after_us
-        return None if retry is None else _whole_seconds(retry)
-    if decision.limit.algorithm is Algorithm.FIXED_WINDOW and decision.reset_after_us:
-        return _whole_seconds(decision.reset_after_us)
-    return None
+    return f"{min(limit.quota, _LARGEST)}" + ("" if rest else f";w={seconds}")
 
 
 def _whole_seconds(us: int) -> int:
     return -(-us // 1_000_000)
 
 
-def refuse(told: Sequence[Told], dialects: Sequence[Dialect]) -> Refusal:
-    """429: with `Retry-After`, the longest of all refusing limits; without it where it is never."""
+def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: int = 0) -> Refusal:
+    """429: with `Retry-After`, the longest of all refusing limits; without it where it is never.
+
+    From 0 to ``jitter_us`` microseconds are added by chance to what every field tells of when, so
+    that clients who are refused together do not come back together.
+    """
+    if jitter_us:
+        told = _later(told, randrange(jitter_us + 1))  # noqa: S311  # it spreads, it hides nothing
     violated = [each for each in told if not each.decision.allowed]
     names = [policy for policy, _ in violated]
     waits = [decision.retry_after_us for _, decision in violated]
@@ -153,7 +223,7 @@ def refuse(told: Sequence[Told], dialects: Sequence[Dialect]) -> Refusal:
     if None in waits:
         never = [each for each in violated if each.decision.retry_after_us is None]
         most = min(each.decision.limit.capacity for each in never)
-        return _problem(
+        return problem(
             429,
             NEVER,
             "Cost Exceeds Limit",
@@ -163,45 +233,35 @@ def refuse(told: Sequence[Told], dialects: Sequence[Dialect]) -> Refusal:
         )
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
-    return _problem(
+    again = f"; try again in {_in_words(seconds)}" if violated else ""
+    return problem(
         429,
         QUOTA_EXCEEDED,
         "Too Many Requests",
-        f"The quota is used up; try again in {seconds} second{'' if seconds == 1 else 's'}.",
+        f"The quota is used up{again}.",
         [*retry, *extra],
         {"violated-policies": names},
     )
 
 
-def forbid() -> Refusal:
-    """403: the client's address is on the denylist."""
-    return _problem(403, FORBIDDEN, "Forbidden", "Requests from this address are not served.")
-
-
-def unavailable() -> Refusal:
-    """503: the store failed, and a rule says that nothing passes then."""
-    return _problem(
-        503,
-        STORE_UNAVAILABLE,
-        "Rate Limiter Unavailable",
-        "Requests cannot be counted at the moment, and this one may not pass uncounted.",
-    )
-
-
-def _problem(
-    status: int,
-    type_uri: str,
-    title: str,
-    detail: str,
-    extra: Sequence[Field] = (),
-    members: Mapping[str, Any] = {},  # only read
-) -> Refusal:
-    problem = {"type": type_uri, "title": title, "status": status, "detail": detail, **members}
-    body = json.dumps(problem).encode()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),  # RFC 6585 section 4 for 429, and no better elsewhere
-        *extra,
+def _later(told: Sequence[Told], by_us: int) -> list[Told]:
+    """What would be told if every refusal that ends took so much longer."""
+    return [
+        Told(
+            policy,
+            it
+            if it.allowed or it.retry_after_us is None
+            else it._replace(
+                retry_after_us=it.retry_after_us + by_us, reset_after_us=it.reset_after_us + by_us
+            ),
+        )
+        for policy, it in told
     ]
-    return Refusal(status, headers, body, title)
+
+
+def _in_words(seconds: int) -> str:
+    """A wait as people say it, rounded up, so that it is never too short."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{-(-seconds // length)} {unit}"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"

@@ -1,20 +1,21 @@
 """Who is asking: an address, a header, a user, or several of these together.
 
-The law of this module: nobody chooses his own bucket. Forwarded headers count only where the peer
-is a trusted proxy, and are walked from the right; what cannot be read as an address ends the walk.
+The law of this module: nobody chooses a bucket that is not his. What is missing is replaced by the
+client's address, and what is read from a request is bounded before it is kept.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from inspect import isawaitable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from starlette.requests import HTTPConnection
 
-__all__ = ["Address", "Identify", "Networks", "client_address", "identity", "read_address"]
+from ratelimit.addresses import Address, read_address
+from ratelimit.decisions import identity_digest
+
+__all__ = ["LONGEST_VALUE", "UNIDENTIFIED", "Identify", "identity", "identity_of"]
 
 Scope = Mapping[str, Any]
 Identify = Callable[[HTTPConnection], "str | Awaitable[str | None] | None"]
@@ -23,104 +24,8 @@ Identify = Callable[[HTTPConnection], "str | Awaitable[str | None] | None"]
 UNIDENTIFIED: Final = "unidentified"
 """The one bucket per rule that everybody shares who has no address."""
 
-IPV6_PREFIX: Final = 64  # one customer's network at the least (RFC 6177); addresses in it are free
-# RFC 6052: the last 32 bits are an IPv4 address
-_NAT64: Final = int(IPv6Address("64:ff9b::")) >> 32
-_6TO4_PREFIX: Final = 48  # RFC 3056: 2002, then the IPv4 address of the site
-_MOST_HOPS: Final = 32
-_LONGEST_FORWARDED: Final = 4096
-
-
-class Address(NamedTuple):
-    """An IP address as it is looked up and counted; IPv4-mapped IPv6 is IPv4."""
-
-    version: int
-    number: int
-    key: str
-    """What is counted together: the IPv4 address, or the IPv6 network of 64 bits."""
-
-
-@lru_cache(maxsize=16_384)
-def read_address(text: str) -> Address | None:
-    """The address in a peer's host, or None where it is none (a test client, a socket's path)."""
-    if len(text) > 64:
-        return None
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address):
-        embedded = address.ipv4_mapped
-        if embedded is None and int(address) >> 32 == _NAT64:
-            embedded = IPv4Address(int(address) & 0xFFFFFFFF)
-        if embedded is None:
-            prefix = _6TO4_PREFIX if address.sixtofour else IPV6_PREFIX
-            network = IPv6Network((int(address) >> (128 - prefix) << (128 - prefix), prefix))
-            return Address(6, int(address), str(network))
-        address = embedded
-    return Address(4, int(address), str(address))
-
-
-def _read_hop(text: str) -> Address | None:
-    """One element of X-Forwarded-For: an address, with a port or brackets if need be."""
-    text = text.strip()
-    if text.startswith("["):
-        text, closed, port = text[1:].partition("]")
-        if not closed or (port and not _is_port(port)):
-            return None
-    elif text.count(":") == 1:
-        text, _, port = text.partition(":")
-        if not _is_port(":" + port):
-            return None
-    return read_address(text)
-
-
-def _is_port(text: str) -> bool:
-    return text[0] == ":" and text[1:].isascii() and text[1:].isdigit() and len(text) <= 6
-
-
-class Networks:
-    """A set of networks, asked by address: one look-up per prefix length that occurs."""
-
-    __slots__ = ("_by_prefix",)
-
-    def __init__(self, networks: Iterable[IPv4Network | IPv6Network] = ()) -> None:
-        prefixes: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
-        for network in networks:
-            shift = network.max_prefixlen - network.prefixlen
-            group = prefixes[network.version].setdefault(shift, set())
-            group.add(int(network.network_address) >> shift)
-        self._by_prefix = {version: tuple(each.items()) for version, each in prefixes.items()}
-
-    def __contains__(self, address: Address) -> bool:
-        number = address.number
-        return any(number >> shift in group for shift, group in self._by_prefix[address.version])
-
-    def __bool__(self) -> bool:
-        return any(self._by_prefix.values())
-
-
-def client_address(scope: Scope, trusted: Networks) -> Address | None:
-    """The address a request is counted under: its peer's, or what trusted proxies say of it.
-
-    X-Forwarded-For (all its lines, in order) is walked from the right while the hops are trusted;
-    the first that is not is the client. An element that is no address ends the walk at the last
-    trusted hop. Nothing left of 32 hops or 4096 bytes is read.
-    """
-    peer = scope.get("client")
-    address = read_address(peer[0]) if peer and isinstance(peer[0], str) else None
-    if address is None or not trusted or address not in trusted:
-        return address
-    lines = [value for name, value in scope.get("headers", ()) if name == b"x-forwarded-for"]
-    text = b",".join(lines)[-_LONGEST_FORWARDED:].decode("latin-1")
-    for element in reversed(text.split(",")[-_MOST_HOPS:]):
-        hop = _read_hop(element)
-        if hop is None:
-            break
-        address = hop
-        if hop not in trusted:
-            break
-    return address
+LONGEST_VALUE: Final = 256
+"""Characters of a value that are kept; a longer one is its digest from then on."""
 
 
 async def identity(
@@ -131,41 +36,92 @@ async def identity(
     route: Callable[[], str | None],
     path_params: Mapping[str, object],
     registered: Mapping[str, Identify],
-) -> tuple[str, str]:
+    fall_back: bool = True,
+) -> tuple[str, str] | None:
     """The text a request is counted under, and the value of its first part (for overrides).
 
     Parts are joined so that no two identities read alike. One that is missing is replaced by the
-    client's address, never left out: leaving it out would let a client choose a fresh bucket.
+    client's address, never left out: leaving it out would let a client choose a fresh bucket. All
+    clients without an address are one. With ``fall_back`` False a missing part, the address among
+    them, makes it None.
+
+    Raises TypeError where a registered identity gives something else than text or None.
     """
+    if client is None and not fall_back and "client" in by:
+        return None
     address = UNIDENTIFIED if client is None else client.key
     if by == ("client",):
         return address, address
-    texts, first = [], None
+    texts, values = [], []
     for part in by:
-        value: str | None
-        kind, _, name = part.partition(":")
-        if kind == "client":
-            value = address
-        elif kind == "global":
-            value = ""
-        elif kind == "route":
-            value = route()
-        elif kind == "path":
-            value = str(path_params[name]) if name in path_params else None
-        elif kind in _READERS:
-            value = _READERS[kind](scope, name)
-        else:
-            answer = registered[part](HTTPConnection(dict(scope)))
-            value = await answer if isawaitable(answer) else answer
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"the identity {part!r} gave {type(value).__name__}, not text")
-        text = f"client={address}" if value is None else f"{part}={value}"
-        if first is None:
-            first = address if value is None else value
+        value: str | None = address
+        if part != "client":
+            value = await _value(part, scope, route, path_params, registered)
+        if value is None:
+            if not fall_back:
+                return None
+            part, value = "client", address  # noqa: PLW2901  # under which it counts instead
+        text, value = _spelled(part, value)
         texts.append(text)
-    if len(texts) == 1:
-        return texts[0], first or ""
-    return "".join(f"{len(text)}:{text}" for text in texts), first or ""
+        values.append(value)
+    return _joined(texts), values[0]
+
+
+def identity_of(
+    by: tuple[str, ...], values: Sequence[str], ipv6_prefix: int = 64
+) -> tuple[str, str]:
+    """The same for a request that has these values, one for each part of ``by``.
+
+    An address stands for what clients are counted by; that of ``global`` is of no account.
+    """
+    read = [_as_counted(part, value, ipv6_prefix) for part, value in zip(by, values, strict=True)]
+    if by == ("client",):
+        return read[0], read[0]
+    spelled = [_spelled(part, value) for part, value in zip(by, read, strict=True)]
+    return _joined([text for text, _ in spelled]), spelled[0][1]
+
+
+def _spelled(part: str, value: str) -> tuple[str, str]:
+    """A part with its value, and the value as it is kept."""
+    if len(value) <= LONGEST_VALUE:
+        return f"{part}={value}", value
+    value = identity_digest(value)
+    return f"{part}#{value}", value
+
+
+def _joined(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else "".join(f"{len(text)}:{text}" for text in texts)
+
+
+def _as_counted(part: str, value: str, ipv6_prefix: int) -> str:
+    if part == "global":
+        return ""
+    address = read_address(value, ipv6_prefix) if part == "client" else None
+    return value if address is None else address.key
+
+
+async def _value(
+    part: str,
+    scope: Scope,
+    route: Callable[[], str | None],
+    path_params: Mapping[str, object],
+    registered: Mapping[str, Identify],
+) -> str | None:
+    """What a request has for a part other than the client."""
+    kind, _, name = part.partition(":")
+    if kind == "global":
+        return ""
+    if kind == "route":
+        return route()
+    if kind == "path":
+        return _text(path_params.get(name))
+    if kind in _READERS:
+        return _READERS[kind](scope, name)
+    answer = registered[part](HTTPConnection(dict(scope)))
+    value = await answer if isawaitable(answer) else answer
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"the identity {part!r} gave {type(value).__name__}, not text")
+    return value
 
 
 _QUOTED: Final = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
@@ -179,12 +135,19 @@ def _header(scope: Scope, name: str) -> str | None:
     )
 
 
+_COOKIES: Final = [(b"cookie", b"first="), (b"cookie", b"second=")]
+_ALL_COOKIES: Final = "second" in HTTPConnection({"type": "http", "headers": _COOKIES}).cookies
+"""Whether this Starlette shows an application every line of cookies; before 0.49 it was one."""
+
+
 def _cookie(scope: Scope, name: str) -> str | None:
     """The last cookie of a name, as Starlette reads it, but in linear time.
 
     The standard library's unquoting takes seconds for 60 kB of backslashes (CVE-2024-7592).
     """
     lines = [value for key, value in scope.get("headers", ()) if key == b"cookie"]
+    if not _ALL_COOKIES:
+        del lines[1:]
     for chunk in reversed(b";".join(lines).decode("latin-1").split(";")):
         key, equals, value = chunk.partition("=")
         if equals and key.strip() == name:
@@ -211,9 +174,17 @@ def _user(scope: Scope, _: str) -> str | None:
             value = getattr(user, attribute, None)
         except NotImplementedError:  # starlette.authentication.BaseUser leaves some open
             continue
-        if value not in (None, ""):
-            return str(value)
-    return str(user) if isinstance(user, str) else None
+        if text := _text(value):
+            return text
+    return user if isinstance(user, str) and user else None
+
+
+def _text(value: object) -> str | None:
+    """A value as text; None where that would only name the object, another at each request."""
+    if value is None or callable(value):
+        return None
+    text = str(value)
+    return None if text == object.__repr__(value) else text
 
 
 _READERS: Final[dict[str, Callable[[Scope, str], str | None]]] = {

@@ -1,0 +1,638 @@
+"""Addresses, networks and proxies: who sent a request, and that no client chooses it himself."""
+
+import time
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Literal
+
+import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from ratelimit.addresses import (
+    Address,
+    Network,
+    Networks,
+    Proxies,
+    forwarded_but_untrusted,
+    networks_in,
+    read_address,
+    read_network,
+)
+
+PROXY = "10.0.0.1"
+TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
+PREFIXES = [16, 32, 48, 56, 64, 96, 127, 128]
+
+Header = Literal["x-forwarded-for", "forwarded"]
+
+
+def scope(
+    peer: object, *lines: str, header: str = "x-forwarded-for", **changes: Any
+) -> dict[str, Any]:
+    """A request's scope from a peer, with these lines of a header."""
+    headers = [(header.encode(), line.encode("latin-1")) for line in lines]
+    return {"type": "http", "client": peer, "headers": headers, "query_string": b""} | changes
+
+
+def client(
+    peer: str | None,
+    *lines: str,
+    trusted: Iterable[Network] = (),
+    hops: int = 0,
+    header: Header = "x-forwarded-for",
+) -> str | None:
+    """What a request from a peer with these lines is counted under."""
+    proxies = Proxies(trusted, hops, header)
+    address = proxies.client(scope(peer and (peer, 1), *lines, header=header))
+    return address and address.key
+
+
+def read(text: str, prefix: int = 64) -> Address:
+    address = read_address(text, prefix)
+    assert address is not None, text
+    return address
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:c000:201", "192.0.2.1"),
+        ("0:0:0:0:0:FFFF:C000:0201", "192.0.2.1"),
+        ("::ffff:192.0.2.1%eth0", "192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::c000:201", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:DB8:0:0:FFFF::1", "2001:db8::/64"),
+        ("2001:db8::192.0.2.1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("fe80::1%eth1", "fe80::/64"),
+        ("2002:c000:201:1::1", "2002:c000:201::/48"),
+        ("2002:c000:201:2::1", "2002:c000:201::/48"),
+        ("64:ff9b:1::c000:201", "64:ff9b:1::c000:201/128"),
+        ("64:ff9b:1:c0:0:201::", "64:ff9b:1:c0:0:201::/128"),
+    ],
+)
+def test_every_notation_of_an_address_is_one_identity_and_ipv6_counts_by_its_64_bits(
+    text: str, key: str
+) -> None:
+    assert read(text).key == key
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key"),
+    [
+        (16, "2001::/16"),
+        (48, "2001:db8:1::/48"),
+        (56, "2001:db8:1:200::/56"),
+        (64, "2001:db8:1:2ff::/64"),
+        (128, "2001:db8:1:2ff::9/128"),
+    ],
+)
+def test_ipv6_is_counted_by_as_many_bits_as_are_asked_for(prefix: int, key: str) -> None:
+    assert read("2001:db8:1:2ff::9", prefix).key == key
+    assert read("2001:db8:1:2ff::9", prefix).number == int(ip_address("2001:db8:1:2ff::9"))
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_an_ipv4_client_has_one_identity_at_any_ipv6_prefix(prefix: int) -> None:
+    """A 6to4 site is one client too: it has one IPv4 address, and 65,536 networks of 64 bits."""
+    for form in ("192.0.2.1", "::ffff:192.0.2.1", "::ffff:c000:201", "64:ff9b::192.0.2.1"):
+        assert read(form, prefix) == (4, 0xC0000201, "192.0.2.1")
+    assert read("2002:c000:201:7::1", prefix).key == "2002:c000:201::/48"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "testclient", "unknown", "_hidden", "192.0.2.01", "192.0.2", "3221225985", "1.2.3.4.5",
+     "/run/app.sock", "0x7f.1", "::g", "[::1]", "1.2.3.4:80", "<script>", "1" * 65,
+     "\udcff", "1.2.3.4\x00", "1.2.3.4\n", " 1.2.3.4", "\uff11.\uff12.\uff13.\uff14", "%",
+     "fe80::1%" + "x" * 60],
+)  # fmt: skip
+def test_what_is_no_address_is_none(text: str) -> None:
+    assert read_address(text) is None
+
+
+@pytest.mark.parametrize("peer", [None, (), ("testclient", 50_000), (None, None), ("", 0), [b"x"]])
+def test_a_peer_without_an_address_is_nobody_in_particular(peer: object) -> None:
+    assert Proxies(TRUSTED).client(scope(peer, "203.0.113.9")) is None
+    assert not Proxies(TRUSTED).trusts_peer(scope(peer))
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+def test_a_network_holds_its_addresses_and_no_others() -> None:
+    networks = Networks(["192.0.2.0/25", ip_network("198.51.100.7/32"), "2001:db8::/33"])
+    inside = ["192.0.2.127", "::ffff:192.0.2.0", "198.51.100.7", "2001:db8:7fff::1"]
+    outside = ["192.0.2.128", "198.51.100.6", "2001:db8:8000::", "::192.0.2.1"]
+    for text, expected in [(each, True) for each in inside] + [(each, False) for each in outside]:
+        assert (read(text) in networks) is expected, text
+    assert networks
+    assert not Networks()
+
+
+def test_networks_are_added_and_taken_out_one_by_one_whatever_lies_within_them() -> None:
+    networks = Networks()
+    inner, outer = read("10.1.2.3"), read("10.9.9.9")
+    for text in ("10.1.2.0/24", "10.0.0.0/8", "10.0.0.0/8", "2001:db8::/32", "10.3.0.0/24"):
+        networks.add(text)
+    assert (len(networks), inner in networks, outer in networks) == (4, True, True)
+    networks.discard(IPv4Network("10.0.0.0/8"))
+    networks.discard("10.0.0.0/9")
+    assert (len(networks), inner in networks, outer in networks) == (3, True, False)
+    networks.add("0.10.0.0/16")  # of the same bits as 10.0.0.0/8, which are not the same network
+    networks.discard("10.0.0.0/8")
+    assert read("0.10.0.1") in networks
+    networks.discard("0.10.0.0/16")
+    networks.discard("10.3.0.0/24")
+    assert set(networks) == {IPv4Network("10.1.2.0/24"), IPv6Network("2001:db8::/32")}
+    networks.discard("10.1.2.0/24")
+    networks.discard("2001:db8::/32")
+    assert (len(networks), inner in networks, bool(networks)) == (0, False, False)
+
+
+def test_networks_are_replaced_all_at_once_or_not_at_all() -> None:
+    networks = Networks(["192.0.2.0/24"])
+    with pytest.raises(ValueError, match="no address or network"):
+        networks.replace(["198.51.100.0/24", "x"])
+    assert list(networks) == [IPv4Network("192.0.2.0/24")]
+    networks.replace(iter(networks))
+    assert list(networks) == [IPv4Network("192.0.2.0/24")]
+    networks.replace([])
+    assert list(networks) == []
+
+
+def test_networks_made_of_other_networks_are_changed_alone() -> None:
+    first = Networks(["192.0.2.0/24", "2001:db8::/32"])
+    second = Networks(first)
+    assert set(second) == set(first)
+    second.add("198.51.100.0/24")
+    first.discard("2001:db8::/32")
+    assert set(first) == {IPv4Network("192.0.2.0/24")}
+    assert len(second) == 3
+
+
+def test_a_network_of_ipv4_addresses_in_ipv6_is_that_of_the_ipv4_addresses() -> None:
+    """Addresses are compared unwrapped, so that it would match none otherwise."""
+    for network in ("::ffff:192.0.2.0/120", "64:ff9b::c000:200/120"):
+        assert read_network(network) == IPv4Network("192.0.2.0/24")
+        assert read("192.0.2.9") in Networks([IPv6Network(network)])
+        assert read("192.0.3.9") not in Networks([IPv6Network(network)])
+    assert read_network("::ffff:0:0/96") == IPv4Network("0.0.0.0/0")
+    assert read("1.2.3.4") not in Networks(["::/0"])
+    assert read("2001:db8::") in Networks(["::/0"])
+
+
+def test_a_network_is_no_other_object() -> None:
+    with pytest.raises(
+        TypeError, match=r"^a network is text, IPv4Network or IPv6Network, not IPv4Address$"
+    ):
+        Networks().add(ip_address("192.0.2.1"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.0.2.7", IPv4Network("192.0.2.7/32")),
+        ("10.0.0.0/8", IPv4Network("10.0.0.0/8")),
+        ("10.0.0.0/255.0.0.0", IPv4Network("10.0.0.0/8")),
+        ("2001:DB8::/32", IPv6Network("2001:db8::/32")),
+        ("::1", IPv6Network("::1/128")),
+    ],
+)
+def test_a_network_is_written_as_an_address_or_with_its_prefix(text: str, network: Network) -> None:
+    assert read_network(text) == network
+
+
+NONE = 'is no address or network; write 192.0.2.7, 10.0.0.0/8 or "2001:db8::/32"'
+WHOLE = (
+    "would be every IPv4 address, as which those of NAT64 are counted; write 0.0.0.0/0 if all are "
+    "meant"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", f"'' {NONE}"),
+        ("proxy", f"'proxy' {NONE}"),
+        ("192.0.2.0/33", f"'192.0.2.0/33' {NONE}"),
+        ("192.0.2.0/", f"'192.0.2.0/' {NONE}"),
+        ("fe80::1%eth0", f"'fe80::1%eth0' {NONE}"),
+        ("fe80::%eth0/64", f"'fe80::%eth0/64' {NONE}"),
+        ("1.2.3.4:80", f"'1.2.3.4:80' {NONE}"),
+        ("x" * 99, f"'{'x' * 56}... {NONE}"),
+        (
+            "192.0.2.7/24",
+            "'192.0.2.7/24' has bits set beyond its prefix; the network is 192.0.2.0/24",
+        ),
+        (
+            "2001:db8::1/32",
+            "'2001:db8::1/32' has bits set beyond its prefix; the network is 2001:db8::/32",
+        ),
+        ("64:ff9b::/96", f"'64:ff9b::/96' {WHOLE}"),
+    ],
+)  # fmt: skip
+def test_what_is_no_network_is_refused_in_one_sentence(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        read_network(text)
+    assert str(caught.value) == message
+
+
+def test_a_file_of_networks_has_one_a_line_and_comments() -> None:
+    text = "# office\r\n192.0.2.0/24  # all of it\n\n\t2001:db8::7\r::ffff:198.51.100.9\n#"
+    networks = ["192.0.2.0/24", "2001:db8::7/128", "198.51.100.9/32"]
+    assert networks_in(text) == ([ip_network(each) for each in networks], [])
+    assert networks_in("") == ([], [])
+
+
+def test_every_mistake_in_a_file_of_networks_has_its_line_and_column() -> None:
+    text = "192.0.2.1\n  192.0.2.1 192.0.2.2\n10.0.0.0/8\n10.1.1.1/8#x\n"
+    networks, mistakes = networks_in(text)
+    assert networks == [ip_network("192.0.2.1"), ip_network("10.0.0.0/8")]
+    assert mistakes == [
+        (2, 3, f"'192.0.2.1 192.0.2.2' {NONE}"),
+        (4, 1, "'10.1.1.1/8' has bits set beyond its prefix; the network is 10.0.0.0/8"),
+    ]
+
+
+def test_a_hundred_thousand_networks_are_looked_up_as_fast_as_a_few() -> None:
+    """One probe per prefix length; and one more network is added at once, or all are copied."""
+    few = Networks(f"10.0.0.0/{length}" for length in range(9, 33))
+    many = Networks(
+        IPv4Network((11 << 24 | number << 32 - length & 0xFFFFFF, length))
+        for length in range(9, 33)
+        for number in range(8_000)
+    )
+    assert len(many) > 100_000
+    miss = read("192.0.2.1")
+
+    def seconds(networks: Networks) -> float:
+        best = 1.0
+        for _ in range(20):
+            start = time.thread_time()
+            for _ in range(200):
+                assert miss not in networks
+            best = min(best, time.thread_time() - start)
+        return best
+
+    assert seconds(many) < 4 * seconds(few)
+    start = time.thread_time()
+    many.add("192.0.2.0/24")
+    many.discard("11.0.0.0/9")
+    assert time.thread_time() - start < 0.005
+    assert miss in many
+    start = time.thread_time()
+    copied = Networks(many)
+    assert time.thread_time() - start < 0.05
+    assert miss in copied
+
+
+# --- X-Forwarded-For -----------------------------------------------------------------------------
+
+
+def test_the_header_of_a_peer_that_is_no_trusted_proxy_is_not_read() -> None:
+    assert client("192.0.2.1", "203.0.113.9", trusted=TRUSTED) == "192.0.2.1"
+    assert client(PROXY, "203.0.113.9") == PROXY
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ([], PROXY),
+        ([""], PROXY),
+        (["203.0.113.9"], "203.0.113.9"),
+        (["6.6.6.6, 203.0.113.9"], "203.0.113.9"),
+        (["6.6.6.6", "203.0.113.9"], "203.0.113.9"),
+        (["6.6.6.6", "203.0.113.9, 10.0.0.9", "10.0.0.8"], "203.0.113.9"),
+        (["6.6.6.6, 203.0.113.9, 10.0.0.9"], "203.0.113.9"),
+        (["10.0.0.7, 10.0.0.8"], "10.0.0.7"),
+        (["203.0.113.9,"], PROXY),
+        (["203.0.113.9, unknown"], PROXY),
+        (["203.0.113.9, garbage, 10.0.0.9"], "10.0.0.9"),
+        (["203.0.113.9:4711"], "203.0.113.9"),
+        (["203.0.113.9:"], PROXY),
+        (["203.0.113.9:port"], PROXY),
+        (["203.0.113.9:123456"], PROXY),
+        (["[2001:db8::9]:443"], "2001:db8::/64"),
+        (["[2001:db8::9]"], "2001:db8::/64"),
+        (["[2001:db8::9"], PROXY),
+        (["[2001:db8::9]x"], PROXY),
+        (["[2001:db8::9]:"], PROXY),
+        (["2001:db8::9"], "2001:db8::/64"),
+        (["fe80::1%eth0"], "fe80::/64"),
+        (["::ffff:203.0.113.9"], "203.0.113.9"),
+        (["::ffff:cb00:7109"], "203.0.113.9"),
+        (["203.0.113.9, ::ffff:10.0.0.9"], "203.0.113.9"),
+        (["203.0.113.9, fd00::1"], "203.0.113.9"),
+        (["203.0.113.9, [fd00::1%x]:1"], "203.0.113.9"),
+        (["203.0.113.9\t,\t10.0.0.9 "], "203.0.113.9"),
+        (["\xff\xfe"], PROXY),
+        (["203.0.113.9\xa0"], PROXY),
+        (["for=203.0.113.9"], PROXY),
+        ([", ".join(["6.6.6.6"] * 3_000 + ["203.0.113.9"])], "203.0.113.9"),
+        (["6" * 100_000 + ",203.0.113.9"], "203.0.113.9"),
+        (["6" * 100_000], PROXY),
+    ],
+)
+def test_the_header_is_walked_from_the_right_over_trusted_hops(lines: list[str], key: str) -> None:
+    """An element that is no address ends the walk at the last trusted hop."""
+    assert client(PROXY, *lines, trusted=TRUSTED) == key
+
+
+def test_a_proxy_whose_address_comes_mapped_into_ipv6_is_trusted_as_well() -> None:
+    for peer in ("::ffff:10.0.0.1", "::ffff:a00:1", "fd00::7%eth0"):
+        assert client(peer, "203.0.113.9", trusted=TRUSTED) == "203.0.113.9"
+
+
+def test_no_more_than_32_hops_are_read() -> None:
+    """Then the client is the last that was read, which is a trusted hop."""
+    chain = [f"10.1.0.{number}" for number in range(40)]
+    assert client(PROXY, "203.0.113.9", ",".join(chain), trusted=TRUSTED) == "10.1.0.8"
+
+
+def test_an_element_that_is_cut_at_4096_bytes_is_not_read() -> None:
+    """What is left of 203.0.113.9 would be another client's address."""
+    for length, key in ((4096, "203.0.113.9"), (4097, "10.0.0.9"), (4098, "10.0.0.9")):
+        line = "203.0.113.9" + ", 10.0.0.9".rjust(length - len("203.0.113.9"))
+        assert client(PROXY, line, trusted=TRUSTED) == key
+
+
+def test_ipv6_clients_behind_a_proxy_are_counted_by_the_prefix_too() -> None:
+    proxies = Proxies(TRUSTED, ipv6_prefix=48)
+    for peer, line in ((PROXY, "2001:db8:1:2::3"), ("2001:db8:1:2::3", "6.6.6.6")):
+        found = proxies.client(scope((peer, 1), line))
+        assert found
+        assert found.key == "2001:db8:1::/48"
+
+
+# --- Forwarded -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ([], PROXY),
+        ([""], PROXY),
+        (["for=203.0.113.9"], "203.0.113.9"),
+        (["For=203.0.113.9;proto=https;by=10.0.0.1"], "203.0.113.9"),
+        (["proto=https;by=10.0.0.1;FOR=203.0.113.9"], "203.0.113.9"),
+        (['for="203.0.113.9:4711"'], "203.0.113.9"),
+        (['for="203.0.113.9:_hidden"'], "203.0.113.9"),
+        (["for=203.0.113.9:4711"], "203.0.113.9"),
+        (['for="[2001:db8::9]:4711"'], "2001:db8::/64"),
+        (['for="[2001:db8::9]"'], "2001:db8::/64"),
+        (["for=[2001:db8::9]"], "2001:db8::/64"),
+        (['for="\\[2001:db8::9\\]"'], "2001:db8::/64"),
+        (["for=6.6.6.6, for=203.0.113.9"], "203.0.113.9"),
+        (["for=6.6.6.6", "for=203.0.113.9, for=10.0.0.9"], "203.0.113.9"),
+        (["for=6.6.6.6,for=203.0.113.9 ; proto=http ,\tfor=10.0.0.9;;"], "203.0.113.9"),
+        (["for=203.0.113.9, for=unknown"], PROXY),
+        (["for=203.0.113.9, for=_gazonk, for=10.0.0.9"], "10.0.0.9"),
+        (["for=203.0.113.9, proto=https"], PROXY),
+        (["for=203.0.113.9,"], PROXY),
+        (["for=203.0.113.9;for=6.6.6.6"], PROXY),
+        (["203.0.113.9"], PROXY),
+        (["for="], PROXY),
+        (["for =203.0.113.9"], PROXY),
+        (["for=203.0.113.9 x"], PROXY),
+        (["for='203.0.113.9'"], PROXY),
+        (['for="203.0.113.9'], PROXY),
+        (['for=203.0.113.9"'], PROXY),
+        (['"for=203.0.113.9"'], PROXY),
+        (["for=203.0.113.9\n"], PROXY),
+        (['for="203.0.113.9"\n'], PROXY),
+        (["\xff=\xfe;for=203.0.113.9"], PROXY),
+        (["for=203.0.113.9;secret=" + "x" * 5_000], PROXY),
+        (["for=" + "6" * 9_000 + ",for=203.0.113.9"], "203.0.113.9"),
+    ],
+)
+def test_forwarded_is_walked_like_x_forwarded_for(lines: list[str], key: str) -> None:
+    """Obfuscated and unknown nodes, and whatever RFC 7239 does not know, end the walk."""
+    assert client(PROXY, *lines, trusted=TRUSTED, header="forwarded") == key
+
+
+@pytest.mark.parametrize(
+    "written", ['for=6.6.6.6;x="', 'for=6.6.6.6;x="\\', '"', 'for="6.6.6.6', 'for=6.6.6.6;x="a"b"']
+)
+@pytest.mark.parametrize(
+    "appended",
+    [
+        "for=203.0.113.9",
+        'for="203.0.113.9:80"',
+        'for=203.0.113.9;host="a\\"b"',
+        'host="x, for=6.6.6.6;a=";for=203.0.113.9',
+        'for=203.0.113.9;host="=\\"6, for=6.6.6.6;a=\\\\"',
+    ],
+)
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_quote_that_a_client_leaves_open_does_not_hide_what_the_proxy_appends(
+    written: str, appended: str, lines: int
+) -> None:
+    """Nor does a list in a Host header that the proxy quotes."""
+    sent = [written, appended] if lines == 2 else [f"{written}, {appended}"]
+    assert client(PROXY, *sent, trusted=TRUSTED, header="forwarded") == "203.0.113.9"
+
+
+def test_only_the_header_that_is_chosen_is_read() -> None:
+    """A proxy that writes the one passes on whatever the client has put into the other."""
+    headers = [(b"x-forwarded-for", b"203.0.113.1"), (b"forwarded", b"for=203.0.113.2")]
+    chosen: list[tuple[Header, str]] = [
+        ("x-forwarded-for", "203.0.113.1"), ("forwarded", "203.0.113.2"),
+    ]  # fmt: skip
+    for header, key in chosen:
+        request = scope((PROXY, 1)) | {"headers": headers}
+        assert Proxies(TRUSTED, header=header).client(request) == read(key)
+        other = {"headers": [each for each in headers if each[0] != header.encode()]}
+        assert Proxies(TRUSTED, header=header).client(request | other) == read(PROXY)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [" " * 60_000 + "x", '="' * 30_000, '"' * 60_000, '=",' * 20_000, 'a="' * 20_000,
+     "," * 60_000, 'for="' + "\\" * 60_000 + '"', ";" * 60_000, "for=" + " \t" * 30_000,
+     "a" * 60_000, "for=1.2.3.4;" * 5_000, "[" * 60_000, ":" * 60_000],
+    ids=lambda line: ascii(line[:4]),
+)  # fmt: skip
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded"])
+def test_a_header_made_to_be_slow_to_read_is_not(line: str, header: Header) -> None:
+    request = scope((PROXY, 1), line, header=header)
+    everybody = Proxies([ip_network("0.0.0.0/0")], header=header)
+    start = time.thread_time()
+    everybody.client(request)
+    Proxies(hops=32, header=header).client(request)
+    forwarded_but_untrusted(request)
+    assert time.thread_time() - start < 0.05
+
+
+# --- counted hops --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hops", "lines", "key"),
+    [
+        (1, ["203.0.113.9"], "203.0.113.9"),
+        (1, ["6.6.6.6, 203.0.113.9"], "203.0.113.9"),
+        (1, ["6.6.6.6", "203.0.113.9"], "203.0.113.9"),
+        (2, ["6.6.6.6, 203.0.113.9, 10.0.0.9"], "203.0.113.9"),
+        (3, ["6.6.6.6", "203.0.113.9, 10.0.0.9", "10.0.0.8"], "203.0.113.9"),
+        (32, [", ".join(["203.0.113.9"] + ["10.0.0.9"] * 31)], "203.0.113.9"),
+        (3, ["203.0.113.9"], "203.0.113.9"),
+        (2, [], PROXY),
+        (2, [""], PROXY),
+        (1, ["203.0.113.9, unknown"], PROXY),
+        (2, ["unknown, 10.0.0.9"], "10.0.0.9"),
+        (2, ["203.0.113.9, unknown"], PROXY),
+    ],
+)
+def test_with_counted_hops_the_client_is_that_many_elements_from_the_right(
+    hops: int, lines: list[str], key: str
+) -> None:
+    """Or the leftmost there is; the walk ends before what is no address."""
+    assert client(PROXY, *lines, hops=hops) == key
+    forwarded = [
+        ", ".join(f'for="{node.strip()}"' for node in line.split(",") if node) for line in lines
+    ]
+    assert client(PROXY, *forwarded, hops=hops, header="forwarded") == key
+
+
+def test_with_counted_hops_the_nearest_proxy_may_come_through_a_unix_socket() -> None:
+    assert client(None, "6.6.6.6, 203.0.113.9", hops=1) == "203.0.113.9"
+    assert client(None, hops=1) is None
+    assert Proxies(hops=1).trusts_peer(scope(None))
+    assert client(None, "203.0.113.9", trusted=TRUSTED) is None
+
+
+def test_a_peer_is_trusted_by_its_network_or_because_all_are() -> None:
+    for peer in ("192.0.2.1", PROXY):
+        assert Proxies(hops=1).trusts_peer(scope((peer, 1)))
+        assert Proxies(TRUSTED).trusts_peer(scope((peer, 1))) is (peer == PROXY)
+        assert not Proxies().trusts_peer(scope((peer, 1)))
+    assert (Proxies().believes, Proxies(TRUSTED).believes, Proxies(hops=1).believes) == (
+        False,
+        True,
+        True,
+    )
+
+
+# --- where nothing is trusted --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "expected"),
+    [
+        ("10.0.0.1", {"x-forwarded-for": "203.0.113.9"}, True),
+        ("10.0.0.1", {"forwarded": "for=203.0.113.9"}, True),
+        ("10.0.0.1", {"forwarded": ""}, True),
+        ("10.0.0.1", {"x-real-ip": "203.0.113.9"}, False),
+        ("10.0.0.1", {}, False),
+        ("/run/app.sock", {"x-forwarded-for": "203.0.113.9"}, True),
+        ("/run/app.sock", {"x-forwarded-for": "unknown"}, True),
+        ("203.0.113.9", {"x-forwarded-for": "6.6.6.6, 203.0.113.9"}, False),
+        ("203.0.113.9", {"x-forwarded-for": "::ffff:203.0.113.9, 10.0.0.1"}, False),
+        ("203.0.113.9", {"x-forwarded-for": "6.6.6.6", "forwarded": "for=203.0.113.9"}, False),
+        ("2001:db8::1", {"x-forwarded-for": "2001:db8::2"}, True),
+    ],
+)
+def test_a_forwarded_header_that_nobody_reads_is_told_unless_it_names_the_peer(
+    peer: str, headers: dict[str, str], expected: bool
+) -> None:
+    """Where it does, the server took the peer from it."""
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert forwarded_but_untrusted(scope((peer, 1), headers=pairs)) is expected
+
+
+# --- uvicorn's own proxy headers -----------------------------------------------------------------
+
+
+async def behind_uvicorn(allowed: str, peer: str, line: str) -> dict[str, Any]:
+    """The scope that an application gets from uvicorn with --forwarded-allow-ips."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: object, send: object) -> None:
+        seen.append(scope)
+
+    request: Any = scope((peer, 1), line)
+    await ProxyHeadersMiddleware(app, allowed)(request, None, None)  # type: ignore[arg-type]
+    (found,) = seen
+    return dict(found)
+
+
+async def test_where_uvicorn_tells_the_client_nothing_else_need_and_nothing_is_warned_of() -> None:
+    request = await behind_uvicorn("10.0.0.0/8", PROXY, "6.6.6.6, 203.0.113.9, 10.0.0.9")
+    assert Proxies().client(request) == read("203.0.113.9")
+    assert not forwarded_but_untrusted(request)
+
+
+async def test_a_unix_socket_or_a_mapped_peer_is_told_though_uvicorn_leaves_it() -> None:
+    """Uvicorn does not know ::ffff:10.0.0.1, as IPv4 comes to its workers on [::]."""
+    request = await behind_uvicorn("10.0.0.0/8", "::ffff:10.0.0.1", "203.0.113.9")
+    assert Proxies().client(request) == read(PROXY)
+    assert forwarded_but_untrusted(request)
+    assert Proxies(TRUSTED).client(request) == read("203.0.113.9")
+
+
+async def test_counted_hops_do_not_depend_on_what_uvicorn_made_of_the_peer() -> None:
+    """Not even where it believes everyone, and takes the leftmost."""
+    for allowed in ("*", "10.0.0.0/8", "127.0.0.1"):
+        request = await behind_uvicorn(allowed, PROXY, "6.6.6.6, 203.0.113.9")
+        assert Proxies(hops=1).client(request) == read("203.0.113.9")
+
+
+async def test_a_uvicorn_that_believes_everyone_lets_clients_choose_their_peer() -> None:
+    """Which is why its own proxy headers are to be off where proxies are trusted here."""
+    request = await behind_uvicorn("*", PROXY, "6.6.6.6, 203.0.113.9")
+    assert Proxies(TRUSTED).client(request) == read("6.6.6.6")
+
+
+# --- bypasses that other limiters had ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_two_ipv4_clients_never_share_an_identity_through_their_ipv6_forms(prefix: int) -> None:
+    """CVE-2026-30827: a prefix laid over ::ffff:a.b.c.d put all of IPv4 into one bucket."""
+    forms = ("192.0.2.{}", "::ffff:192.0.2.{}", "::ffff:c000:20{}", "64:ff9b::192.0.2.{}")
+    keys = {read(form.format(last), prefix).key for last in (1, 2) for form in forms}
+    assert keys == {"192.0.2.1", "192.0.2.2"}
+    sites = {read(f"2002:c000:20{last}::1", prefix).key for last in (1, 2)}
+    local = {read(f"64:ff9b:1::192.0.2.{last}", prefix).key for last in (1, 2)}
+    assert len(sites) == len(local) == 2
+
+
+def test_a_mapped_address_is_known_by_its_bits_and_not_by_its_dots() -> None:
+    """express-rate-limit, pull request 667."""
+    assert read("::ffff:102:304").key == "1.2.3.4"
+    assert read("2001:db8::1.2.3.4").key == "2001:db8::/64"
+    assert read("::fffe:1.2.3.4").key == "::/64"
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "x-real-ip", "client-ip"])
+@pytest.mark.parametrize("proxies", [Proxies(), Proxies(TRUSTED)], ids=["none", "some"])
+def test_a_client_that_writes_a_new_address_each_time_stays_who_it_is(
+    proxies: Proxies, header: str
+) -> None:
+    """GHSA-hm36-ffrh-c77c, CVE-2025-46814, fastapi-limiter issues 9 and 10."""
+    found = {
+        proxies.client(scope(("192.0.2.1", 1), f"{prefix}203.0.113.{number}", header=header))
+        for number in range(20)
+        for prefix in ("", "for=")
+    }
+    assert found == {read("192.0.2.1")}
+
+
+@pytest.mark.parametrize("line", ["{}, 203.0.113.9", "{},203.0.113.9", "for={}, 203.0.113.9"])
+@pytest.mark.parametrize(
+    "written", ["6.6.6.6", "", "6.6.6.6, 7.7.7.7", "10.0.0.9", "unknown", "'; drop table", "\x00"]
+)
+def test_what_a_client_writes_before_the_proxy_appends_its_address_changes_nothing(
+    line: str, written: str
+) -> None:
+    """GHSA-hm36-ffrh-c77c: the text of the whole header was the key, so that each was another."""
+    assert client(PROXY, line.format(written), trusted=TRUSTED) == "203.0.113.9"
+    assert client(PROXY, line.format(written), hops=1) == "203.0.113.9"
