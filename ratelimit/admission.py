@@ -2,24 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
 from ratelimit.decisions import Check, Decision
 from ratelimit.headers import Dialect, Refusal, Told, fields
 from ratelimit.rules import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Charge"]
+__all__ = ["Admission"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
-
-class Charge(NamedTuple):
-    """What was taken for a request, to be returned if something further in refuses it."""
-
-    limiter: Any
-    check: Check
-    decision: Decision
+T = TypeVar("T")
 
 
 class Admission:
@@ -30,9 +24,9 @@ class Admission:
     """
 
     __slots__ = (
+        "_charged",
         "_decided",
         "app",
-        "charges",
         "degraded",
         "delay_us",
         "dialects",
@@ -52,9 +46,9 @@ class Admission:
         """What was assumed of checks that the store could not decide."""
         self.delay_us = 0
         """How long the request has to wait for its turn before it goes on."""
-        self.dialects: Sequence[Dialect] = limiter.rules.headers
-        self.charges: list[Charge] = []
-        self._decided: dict[str, list[tuple[Store, Rule]]] = {}
+        self.dialects: Sequence[str | Dialect] = limiter.rules.headers
+        self._charged: list[tuple[Any, Sequence[Check], Sequence[Decision]]] = []
+        self._decided: list[tuple[Store, Sequence[tuple[Rule, Any]]]] = []
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
@@ -65,22 +59,32 @@ class Admission:
         """The enforced decisions in the order they were made, then the assumed ones."""
         return (*(decision for _, decision in self.told), *self.degraded)
 
-    def knows(self, store: Store, rule: Rule) -> bool:
-        """Whether a rule has been decided for this request by this store; remembers it if not."""
-        before = self._decided.setdefault(rule.name, [])
-        if any(each is store and other == rule for each, other in before):
-            return True
-        before.append((store, rule))
-        return False
+    def take(self, store: Store, matching: Sequence[tuple[Rule, T]]) -> Sequence[tuple[Rule, T]]:
+        """Of rules that are about to be decided by a store, those that it has not decided yet."""
+        for before, rules in self._decided:
+            if before is store:
+                known = [rule for rule, _ in rules]
+                matching = [each for each in matching if each[0] not in known]
+        self._decided.append((store, matching))
+        return matching
+
+    def charged(self, limiter: Any, checks: Sequence[Check], decisions: Sequence[Decision]) -> None:
+        """Remembers what was taken, to be returned if something further in refuses the request."""
+        self._charged.append((limiter, checks, decisions))
 
     async def give_back(self) -> None:
         """Returns what was charged: something further in has refused the request."""
-        charges, self.charges = self.charges, []
-        for limiter in {id(each.limiter): each.limiter for each in charges}.values():
+        charged, self._charged = self._charged, []
+        for limiter in {id(each): each for each, _, _ in charged}.values():
             returned = [
-                check.given_back(decision) for owner, check, decision in charges if owner is limiter
+                check.given_back(decision)
+                for owner, checks, decisions in charged
+                if owner is limiter
+                for check, decision in zip(checks, decisions, strict=True)
+                if decision.allowed and check.cost and not decision.degraded
             ]
             try:
-                await limiter.give_back(returned)
+                if returned:
+                    await limiter.give_back(returned)
             except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
                 _LOG.exception("give-back-failed: a refused request keeps its charge")

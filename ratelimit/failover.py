@@ -13,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
+from ratelimit.background import Background
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limits import Limit
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
@@ -117,18 +118,19 @@ class Failover:
         self._local: MemoryStore | None = None
         self._shares: dict[tuple[str, int], Limit] = {}
         self._owed: set[tuple[Limit, str, str]] = set()
-        self._tasks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
+        self._heartbeat = Background("heartbeat", self._beat)
+        self._probing = Background("probe", self._probe)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """What the store decides; raises StoreUnavailable at once while it is known to be away."""
         if not self._guarded:
             return await self.store.decide(checks)
         if self._beats:
-            self._run("heartbeat", self._beat)
+            self._heartbeat.run()
         breaker = self.breaker
         if not self._breaks:
             return await self.store.decide(checks)
-        if breaker.is_open() and self._run("probe", self._probe):
+        if breaker.is_open() and self._probing.run():
             raise StoreUnavailable(f"the store is away: {breaker.last_error}", kind="open")
         repeated = getattr(self.store, "denials_repeated", 0)
         try:
@@ -136,7 +138,7 @@ class Failover:
         except StoreUnavailable as error:
             breaker.failed(error)
             if breaker.is_open():
-                self._run("probe", self._probe)
+                self._probing.run()
             raise
         if repeated == getattr(self.store, "denials_repeated", 0):  # the store itself answered
             if breaker.is_open():
@@ -185,28 +187,9 @@ class Failover:
 
     async def aclose(self) -> None:
         """Ends what runs in the background, and closes the store."""
-        loop = asyncio.get_running_loop() if self._tasks else None
-        for owner, task in self._tasks.values():
-            if owner is loop and not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        self._tasks.clear()
+        await self._heartbeat.aclose()
+        await self._probing.aclose()
         await self.store.aclose()
-
-    def _run(self, name: str, job: Callable[[], Any]) -> bool:
-        """Runs a job in the background of this event loop, if it does not run there already.
-
-        False where there is no event loop of asyncio's; every request is then a probe.
-        """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return False
-        owner, task = self._tasks.get(name, (None, None))
-        if owner is not loop or task is None or task.done():
-            self._tasks[name] = loop, loop.create_task(job(), name=f"ratelimit {name}")
-        return True
 
     async def _probe(self) -> None:
         """Looks whether the store is back, alone and ever less often; then closes the breaker."""

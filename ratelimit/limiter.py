@@ -4,36 +4,83 @@ The law of this module: a fault of the limiter never becomes a fault of the appl
 goes wrong in here ends as the policy of the rule says, allow or 503, and in the log.
 """
 
+import asyncio
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from fractions import Fraction
+from inspect import isawaitable
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
-from ratelimit.admission import Admission, Charge
-from ratelimit.decisions import Action, Check, Decision, assumed
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from ratelimit.addresses import Address, Networks, Proxies, forwarded_but_untrusted
+from ratelimit.admission import Admission
+from ratelimit.advice import advise
+from ratelimit.decisions import Action, Check, Decision, assumed, charges
+from ratelimit.denials import Denials
 from ratelimit.failover import Breaker, Failover
-from ratelimit.headers import Told, forbid, refuse, unavailable
-from ratelimit.identity import Address, Identify, Networks, client_address, identity
+from ratelimit.headers import Refusal, Told, forbid, refuse, unavailable
+from ratelimit.identity import Identify
+from ratelimit.options import Ask
+from ratelimit.questions import Registered, Request, TurnedAway, question
+from ratelimit.reload import Watcher
 from ratelimit.reports import Reports
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
-from ratelimit.rules import Rule, RuleSet, policy_names
+from ratelimit.rules import Rule, RuleSet
 from ratelimit.stores import Store, StoreUnavailable, open_store
+from ratelimit.switches import Switches
 
 __all__ = ["Admission", "RateLimiter"]
 
 _LOG: Final = logging.getLogger("ratelimit")
+_SHADOW: Final = int(Action.SHADOW)
+
+Matching = Sequence[tuple[Rule, Mapping[str, object]]]
+Answer = Callable[[HTTPConnection, Refusal], Any]
+"""The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
+
+
+class _InForce(NamedTuple):
+    """The rules that hold now, and what was made of them; swapped as a whole."""
+
+    rules: RuleSet
+    proxies: Proxies
+    share: Fraction
+    """This region's part of every quota, which ``rules`` are cut to already."""
+    routes: dict[Rule, Rule]
+    """The rules of routes that were met, and what they are here."""
+
+    def of_route(self, rule: Rule) -> Rule:
+        """A route's own rule at this region's share."""
+        if self.share == 1 and self.rules.ipv6_prefix == 64:
+            return rule
+        found = self.routes.get(rule)
+        if found is None:
+            found = self.routes[rule] = rule.in_force(self.share, self.rules.ipv6_prefix)
+        return found
 
 
 class RateLimiter:
     """Rules and the store that counts for them.
 
     ``rules`` are a `RuleSet` or any rules; ``store`` is a `Store` or its URI, and without one the
-    rule set's own (``memory://`` where that has none). ``identities`` gives the names that rules
-    may use in ``by``: callables, sync or async, over the connection, giving text or None.
+    rule set's own (``memory://`` where that has none).
 
-    Raises ValueError where a rule names an identity that nobody registered.
+    Functions over the connection, sync or async, by the names that rules use them under:
+    ``identities`` give text or None for ``by``, ``tiers`` a tier's name or None for ``tier``,
+    ``costs`` whole numbers for ``cost``. ``skip`` says of a request that no rule applies to it.
+    ``response``, a function over the connection and the `Refusal`, gives the response to a refused
+    request; what it raises is logged, and the usual answer given. ``enabled`` False (or
+    RATELIMIT_ENABLED=0 in the environment) lets everything through uncounted.
+
+    Raises ValueError where a rule names a function that nobody registered.
     """
+
+    everywhere: ClassVar[bool] = True
+    """False turns every limiter of the process off; `ratelimit.testing.disabled` does it."""
 
     def __init__(
         self,
@@ -41,30 +88,41 @@ class RateLimiter:
         *,
         store: Store | str | None = None,
         identities: Mapping[str, Identify] | None = None,
+        tiers: Mapping[str, Ask[str | None]] | None = None,
+        costs: Mapping[str, Ask[int]] | None = None,
+        skip: Ask[bool] | None = None,
+        response: Answer | None = None,
+        enabled: bool = True,
     ) -> None:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
-        self.rules = rule_set.of_region()
-        self.identities = dict(identities or {})
-        self.check_identities(self.rules.rules)
+        self.enabled = enabled and _enabled_by_environment()
+        """Whether anything is limited; may be set at any time."""
+        self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._skip = skip
+        self._response = response
+        self._take(rule_set)
+        rule_set = self.rules
         if store is None:
-            store = self.rules.store
+            store = rule_set.store
         if isinstance(store, str):
-            store = open_store(store, deadline=self.rules.deadline_us / 1_000_000)
-        policies = {rule.on_store_failure for rule in self.rules.rules}
+            store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
+        policies = {rule.on_store_failure for rule in rule_set.rules}
         self._failover = Failover(
-            store,
-            self.rules.workers,
-            local="local" in (policies | {self.rules.on_store_failure}),
+            store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
+        self._switches = Switches(store)
+        self._watcher: Watcher | None = None
+        self.denials = Denials(store)
+        """Who was denied most, by this process."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
-        "shadow-denied", "shadow-allowed", "store-failed"; and ("denylist", "denied")."""
-        self._reports = Reports(self.rules)
+        "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
+        want of an identity); and ("denylist", "denied")."""
+        self._reports = Reports(rule_set)
         self.breaker.on_change = self._reports.breaker_changed
-        self._trusted = Networks(self.rules.trusted_proxies)
-        self._allowlist = Networks(self.rules.allowlist)
-        self._denylist = Networks(self.rules.denylist)
-        self._warned_unidentified = False
+        self._seen = 0
+        self._started: object = None
+        """The event loop in which the background runs."""
 
     @classmethod
     def from_file(
@@ -72,20 +130,105 @@ class RateLimiter:
         path: str | os.PathLike[str],
         store: Store | str | None = None,
         *,
+        watch: bool = False,
+        sighup: bool = False,
         identities: Mapping[str, Identify] | None = None,
+        tiers: Mapping[str, Ask[str | None]] | None = None,
+        costs: Mapping[str, Ask[int]] | None = None,
+        skip: Ask[bool] | None = None,
+        response: Answer | None = None,
+        enabled: bool = True,
     ) -> Self:
-        """A limiter with the rules of a file. Raises RuleFileError with every mistake in it."""
-        return cls(RuleSet.load(path), store=store, identities=identities)
+        """A limiter with the rules of a file, which `reload` reads again.
 
-    def check_identities(self, rules: Iterable[Rule]) -> None:
-        """Raises ValueError where a rule uses an identity that is not registered."""
+        ``watch`` reads it whenever it changes (needs the extra ``watch``), ``sighup`` at each
+        SIGHUP. A file with a mistake changes nothing: the log and `health` tell it.
+
+        Raises RuleFileError with every mistake in it.
+        """
+        watcher = Watcher(path, watch=watch, sighup=sighup)
+        limiter = cls(
+            watcher.rules,
+            store=store,
+            identities=identities,
+            tiers=tiers,
+            costs=costs,
+            skip=skip,
+            response=response,
+            enabled=enabled,
+        )
+        limiter._watcher = watcher
+        watcher.follow(limiter.use)
+        return limiter
+
+    async def reload(self) -> bool:
+        """Reads the rule file again, and puts its rules in force from the next request on.
+
+        False where it has a mistake, and the rules stay as they are. Raises RuntimeError where the
+        rules came from no file.
+        """
+        if self._watcher is None:
+            raise RuntimeError("these rules came from no file; RateLimiter.from_file reads one")
+        return await self._watcher.reload()
+
+    def use(self, rules: RuleSet) -> None:
+        """From the next request on, these rules hold; counters of unchanged rules go on.
+
+        The store stays the one that is open, with its deadline. Raises ValueError, and changes
+        nothing, where a rule names a function that nobody registered.
+        """
+        before = self.rules
+        self._take(rules)
+        self._reports.rules = self.rules
+        if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
+            _LOG.warning(
+                "store-unchanged: the new rules name another store or deadline; the one that is "
+                "open stays until this process starts again"
+            )
+
+    def _take(self, rules: RuleSet) -> None:
+        share, rules = rules.share, rules.in_force()
+        self.check_registered(rules.rules)
+        for advice in advise(rules):
+            if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
+                _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+        self._now = _InForce(
+            rules,
+            Proxies(
+                rules.trusted_proxies, rules.trusted_hops, rules.forwarded_header, rules.ipv6_prefix
+            ),
+            share,
+            {},
+        )
+        self.allowlist = Networks(rules.allowed_clients)
+        """Clients that nothing limits; may be changed at any time, until other rules are taken."""
+        self.denylist = Networks(rules.denied_clients)
+        """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
+
+    def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
+        """Raises ValueError where a rule uses a function that is not registered.
+
+        ``known`` are identities beside the registered ones.
+        """
+        identities, tiers, costs = self._registered
         for rule in rules:
-            unknown = rule.registered_names - self.identities.keys()
+            unknown = rule.registered_names - identities.keys() - set(known)
             if unknown:
                 raise ValueError(
                     f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
                     "registered; pass RateLimiter(..., identities={name: callable})"
                 )
+            for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+                if isinstance(value, str) and ":" not in value and value not in there:
+                    raise ValueError(
+                        f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
+                        f"RateLimiter(..., {name}s={{name: callable}})"
+                    )
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules that hold now."""
+        return self._now.rules
 
     @property
     def store(self) -> Store:
@@ -115,7 +258,9 @@ class RateLimiter:
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many share a quota while the store is away;
-        ``last_error`` what the store last failed with, and ``meanwhile`` what answers then.
+        ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
+        ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
+        came from, since when they hold, and the ``mistakes`` of a newer one.
         """
         breaker = self.breaker
         return {
@@ -126,10 +271,27 @@ class RateLimiter:
             "workers": self._failover.workers,
             "last_error": breaker.last_error,
             "meanwhile": self._reports.meanwhile(),
+            "off": sorted(self._switches.off),
+            "rules": {} if self._watcher is None else self._watcher.health(),
         }
+
+    def start(self) -> None:
+        """Begins, in this event loop, to learn of switches and changes of the rule file.
+
+        The first request does it as well, and the middleware when its application starts.
+        """
+        self._switches.run()
+        if self._watcher is not None:
+            self._watcher.run()
+        self._started = _running_loop()
 
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
+        self._started = None
+        await self._switches.aclose()
+        await self.denials.aclose()
+        if self._watcher is not None:
+            await self._watcher.aclose()
         await self._failover.aclose()
 
     async def __aenter__(self) -> Self:
@@ -147,161 +309,221 @@ class RateLimiter:
         admission = scope.get("ratelimit")
         if admission is None:
             admission = Admission(self, app if app is not None else scope.get("app"))
+        if not (self.enabled and RateLimiter.everywhere):
+            return admission
+        now = self._now
         try:
-            client = client_address(scope, self._trusted)
-            if self._listed(admission, client):
+            client = now.proxies.client(scope)
+            if not (self.denylist.empty and self.allowlist.empty) and self._listed(
+                admission, client
+            ):
                 return admission
             method = scope["method"] if scope["type"] == "http" else "GET"
-            matching = self.rules.matching(method, route_path(scope))
-            if EXEMPT and matching and self._exempt(admission, scope):
+            matching: Matching = now.rules.matching(method, route_path(scope))
+            if method == "OPTIONS":
+                matching = self._without_preflight(matching, scope)
+            if not matching or (EXEMPT and self._exempt(admission, scope)):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fault(admission, (), problem)
             return admission
-        await self._decide(admission, scope, client, matching)
+        await self._decide(admission, scope, client, matching, self._registered, None)
         return admission
 
     async def decide(
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        matching: Sequence[tuple[Rule, Mapping[str, object]]],
+        matching: Matching,
         *,
         template: str | None = None,
+        identities: Mapping[str, Identify] | None = None,
     ) -> None:
-        """Decides a route's rules in one go and adds that to ``admission``; never raises."""
+        """Decides a route's rules in one go and adds that to ``admission``; never raises.
+
+        ``identities`` are known for this request alone, beside the registered ones.
+        """
+        if not (self.enabled and RateLimiter.everywhere):
+            return
+        registered = self._registered
+        if identities:
+            registered = registered._replace(identities={**registered.identities, **identities})
         try:
-            client = client_address(scope, self._trusted)
+            client = self._now.proxies.client(scope)
             if self._listed(admission, client):
                 return
+            method = scope["method"] if scope["type"] == "http" else "GET"
+            of_route = self._now.of_route
+            matching = [
+                (of_route(rule), path_params)
+                for rule, path_params in matching
+                if rule.mode != "off" and (rule.methods is None or method in rule.methods)
+            ]
+            if method == "OPTIONS":
+                matching = self._without_preflight(matching, scope)
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, [rule for rule, _ in matching], problem)
+            await self._fault(admission, matching, problem)
             return
-        await self._decide(admission, scope, client, matching, template)
+        await self._decide(admission, scope, client, matching, registered, template)
+
+    def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
+        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
+        if self.rules.preflights == "count":
+            return matching
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names >= {b"origin", b"access-control-request-method"}:
+            return matching
+        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
 
     def _listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
             return False
-        if self._denylist and client in self._denylist:
+        if client in self.denylist:
             self.counts["denylist", "denied"] += 1
             admission.told.clear()
             admission.refusal = forbid()
             return True
-        return bool(self._allowlist) and client in self._allowlist
+        return client in self.allowlist
 
-    async def _decide(
+    async def _decide(  # noqa: PLR0912  # one step after the other, on every request's way
         self,
         admission: Admission,
         scope: Mapping[str, Any],
         client: Address | None,
-        matching: Sequence[tuple[Rule, Mapping[str, object]]],
-        template: str | None = None,
+        matching: Matching,
+        registered: Registered,
+        template: str | None,
     ) -> None:
-        matching = [each for each in matching if not admission.knows(self.store, each[0])]
+        if self._started is not _running_loop():
+            self.start()
+        if self._switches.off:
+            matching = self._still_on(matching)
+        matching = admission.take(self.store, matching)
         if not matching:
             return
-        rules = [rule for rule, _ in matching]
         checks: list[Check] = []
+        policies: list[str] = []
         try:
-            if client is None:
-                self._warn_unidentified(scope)
-            policies: list[str] = []
+            self._seen += 1
+            # Who stands behind a proxy sees its header at once; nobody pays for the look for ever.
+            if client is None or self._seen < 1_000 or not self._seen % 64:
+                self._suspect(scope, client)
+            request: Request | None = None
             for rule, path_params in matching:
-                by = rule.by
-                if by == ("client",) and client is not None:
-                    text = first = client.key
-                else:
-                    text, first = await identity(
-                        by,
+                if rule.plain and client is not None and self._skip is None:
+                    checks += charges(rule.limits, client.key, rule.cost, rule.name)  # type: ignore[arg-type]  # a plain rule's is a number
+                    policies += rule.policies
+                    continue
+                if request is None:
+                    request = Request(
                         scope,
                         client,
-                        route=lambda: template or self._template(admission, scope),
-                        path_params=path_params,
-                        registered=self.identities,
+                        self._now.proxies,
+                        registered,
+                        lambda: template or self._template(admission, scope),
                     )
-                limits = rule.overrides.get(first, rule.limits) if rule.overrides else rule.limits
-                action = Action.SHADOW if rule.mode == "shadow" else Action.CHARGE
-                names = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
-                for limit, policy in zip(limits, names, strict=True):
-                    checks.append(Check(limit, text, rule.cost, rule.name, action=action))
-                    policies.append(policy)
-            if not checks:
-                return
-            decisions = await self._failover.decide(checks)
-            await self._conclude(admission, rules, checks, policies, decisions)
+                    if self._skip is not None and await request.told(self._skip):
+                        return
+                asked = await question(rule, path_params, request)
+                if asked is not None:
+                    if rule.by[0] == "user" and "user" not in scope:
+                        self._reports.once("user-missing", rule.name)
+                    limits, names, key, cost, action = asked
+                    checks += [
+                        Check(limit, key, cost, rule.name, action=Action(action))
+                        for limit in limits
+                    ]
+                    policies += names
+        except TurnedAway as turned:
+            self.counts[turned.rule, "turned-away"] += 1
+            admission.told.clear()
+            admission.refusal = turned.refusal
+            return
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, rules, problem, checks, policies)
+            await self._fault(admission, matching, problem)
+            return
+        if not checks:
+            return
+        try:
+            decisions = await self._failover.decide(checks)
+            lost = self._conclude(admission, checks, policies, decisions)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fault(admission, matching, problem, checks, policies)
+        else:
+            if lost:
+                shard = StoreUnavailable("a shard gave no answer", kind="shard")
+                await self._fault(
+                    admission,
+                    matching,
+                    shard,
+                    [check for check, _ in lost],
+                    [policy for _, policy in lost],
+                )
 
-    async def _conclude(
+    def _still_on(self, matching: Matching) -> Matching:
+        """The rules that the kill switch has not turned off."""
+        off = self._switches.off
+        return [] if "*" in off else [each for each in matching if each[0].name not in off]
+
+    def _conclude(
         self,
         admission: Admission,
-        rules: Sequence[Rule],
         checks: Sequence[Check],
         policies: Sequence[str],
         decisions: Sequence[Decision],
-    ) -> None:
-        counts = self.counts
-        assumed_rules = {
-            check.rule for check, it in zip(checks, decisions, strict=True) if it.degraded
-        }
-        if self._reports.failing and not assumed_rules:
-            self._reports.answered()
-        told: list[Told] = []
+    ) -> list[tuple[Check, str]]:
+        """What the decisions come to; returns the checks that no shard has decided."""
+        counts, told = self.counts, []
+        lost: list[tuple[Check, str]] = []
         passed = True
-        delay_us = 0
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
-            allowed = decision.allowed
             if decision.degraded:
-                continue
-            if check.action == Action.SHADOW:
-                counts[check.rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
-                continue
-            told.append(Told(policy, decision))
-            delay_us = max(delay_us, decision.delay_us)
-            if not allowed:
-                passed = False
-                counts[check.rule, "never" if decision.retry_after_us is None else "denied"] += 1
+                lost.append((check, policy))
+            elif check.action == _SHADOW:
+                counts[check.rule, "shadow-allowed" if decision.allowed else "shadow-denied"] += 1
             else:
-                counts[check.rule, "allowed"] += 1
-        if not passed:
-            admission.told = told
-            admission.refusal = refuse(told, admission.dialects)
-            return
-        admission.told += told
-        admission.delay_us = max(admission.delay_us, delay_us)
-        admission.charges += [
-            Charge(self, check, decision)
-            for check, decision in zip(checks, decisions, strict=True)
-            if decision.allowed and check.cost and not decision.degraded
-        ]
-        if assumed_rules:
-            failed = [rule for rule in rules if rule.name in assumed_rules]
-            lost = [
-                (check, policy)
-                for check, policy, it in zip(checks, policies, decisions, strict=True)
-                if it.degraded
-            ]
-            await self._fault(
-                admission,
-                failed,
-                StoreUnavailable("a shard gave no answer", kind="shard"),
-                [check for check, _ in lost],
-                [policy for _, policy in lost],
-            )
+                told.append(Told(policy, decision))
+                if decision.allowed:
+                    counts[check.rule, "allowed"] += 1
+                    if decision.delay_us:
+                        admission.delay_us = max(admission.delay_us, decision.delay_us)
+                else:
+                    passed = False
+                    self.denials.add(check.rule, check.key)
+                    never = decision.retry_after_us is None
+                    counts[check.rule, "never" if never else "denied"] += 1
+        if self._reports.failing and not lost:
+            self._reports.answered()
+        if passed:
+            admission.told += told
+            admission.charged(self, checks, decisions)
+            return lost
+        admission.told = told
+        admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
+        return []
 
     async def _fault(
         self,
         admission: Admission,
-        rules: Sequence[Rule],
+        matching: Matching,
         problem: Exception,
         checks: Sequence[Check] = (),
         policies: Sequence[str] = (),
     ) -> None:
-        """Answers as the rules at hand say; the application never notices."""
+        """Answers as the rules at hand say; the application never notices.
+
+        Those are the rules that asked something, where it is known what they asked.
+        """
         default = self.rules.on_store_failure
-        enforced = [rule for rule in rules if rule.mode == "enforce"]
-        words = {rule.name: rule.on_store_failure or default for rule in enforced}
+        asking = {check.rule for check in checks}
+        shadows = {check.rule for check in checks if check.action == _SHADOW}
+        rules = [rule for rule, _ in matching if not checks or rule.name in asking]
+        words = {
+            rule.name: rule.on_store_failure or default
+            for rule in rules
+            if rule.mode == "enforce" and rule.name not in shadows
+        }
         for rule in rules:
             self.counts[rule.name, "store-failed"] += 1
         self._reports.fault(problem)
@@ -341,22 +563,64 @@ class RateLimiter:
         if refused:
             admission.told = told
             admission.delay_us = 0
-            admission.refusal = refuse(told, admission.dialects)
+            admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
 
     def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
         found = resolve(admission.app, scope)
-        return found is not None and id(innermost(found.endpoint)) in EXEMPT
+        if found is None:
+            return False
+        endpoint = found.endpoint
+        if isinstance(endpoint, type):  # an HTTPEndpoint, of which a method may be exempt
+            method = scope.get("method", "").lower()
+            if method == "head" and not hasattr(endpoint, "head"):
+                method = "get"
+            handler = getattr(endpoint, method, None)
+            if handler is not None and id(innermost(handler)) in EXEMPT:
+                return True
+        return id(innermost(endpoint)) in EXEMPT
 
     def _template(self, admission: Admission, scope: Mapping[str, Any]) -> str | None:
         found = resolve(admission.app, scope)
         return found.template if found else None
 
-    def _warn_unidentified(self, scope: Mapping[str, Any]) -> None:
-        if not self._warned_unidentified:
-            self._warned_unidentified = True
-            _LOG.warning(
-                "client-unknown: a request came whose peer is no IP address (%.60r); all such "
-                "requests share one bucket per rule. Behind a unix socket or a test client, limit "
-                "by something else, such as a header or a registered identity (said once)",
-                scope.get("client"),
-            )
+    def _suspect(self, scope: Mapping[str, Any], client: Address | None) -> None:
+        """Says, once each, what makes clients look like one another."""
+        if client is None:
+            self._reports.once("client-unknown", scope.get("client"))
+        if not self._now.proxies.believes and forwarded_but_untrusted(scope):
+            self._reports.once("forwarded-untrusted", scope.get("client"))
+
+    async def answer(self, scope: Mapping[str, Any], refusal: Refusal) -> Response:
+        """The response to a refused request: the application's own, or the usual one by Accept.
+
+        The refusal's fields are added to the application's response where it has not set them.
+        """
+        if self._response is not None:
+            try:
+                response = self._response(HTTPConnection(dict(scope)), refusal)
+                if isawaitable(response):
+                    response = await response
+                for name, value in refusal.headers:
+                    if name not in (b"content-type", b"content-length", b"vary"):
+                        response.headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+            except Exception:  # noqa: BLE001  # the law of this module
+                _LOG.exception("response-failed: the response callable raised; a problem is sent")
+            else:
+                return response  # type: ignore[no-any-return]  # what it is said to give
+        accept = [value for name, value in scope.get("headers", ()) if name == b"accept"]
+        return refusal.rendered(b",".join(accept).decode("latin-1") or None).response()
+
+
+def _running_loop() -> object:
+    """The event loop of asyncio's that runs here; what is no loop where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return _LOG
+
+
+def _enabled_by_environment() -> bool:
+    if os.environ.get("RATELIMIT_ENABLED", "1").lower() not in ("0", "false", "no", "off"):
+        return True
+    _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
+    return False

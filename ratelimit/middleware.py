@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import anyio
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,9 +16,14 @@ from ratelimit.headers import Refusal, Refused
 from ratelimit.limiter import RateLimiter
 from ratelimit.routing import below, router_below
 
-__all__ = ["RateLimitMiddleware", "send_refusal"]
+__all__ = ["RateLimitMiddleware", "answer"]
 
 SCOPE_KEY: Final = "ratelimit"
+"""Where the outermost middleware leaves its admission, which it will write the fields of."""
+
+ROUTE_KEY: Final = "ratelimit.route"
+"""Where the first limit on a route leaves its admission, if no middleware stands around it."""
+
 _LOG: Final = logging.getLogger("ratelimit")
 
 
@@ -34,25 +40,25 @@ class RateLimitMiddleware:
         self.limiter = limiter
         self._router = router_below(app)
         _answer_refused(app)
+        _warn_of_cors_inside(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self.app(scope, receive, self._closing(send))
-        else:
+        if scope["type"] not in ("http", "websocket"):
+            if scope["type"] == "lifespan":
+                self.limiter.start()
+                send = self._closing(send)
             await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         admission = await self.limiter.admit(scope, below(self._router, scope))
         if admission.refusal is not None:
             await admission.give_back()
-            await send_refusal(admission.refusal, scope, send)
+            await answer(self.limiter, admission.refusal, scope, receive, send)
             return
         if admission.delay_us:
             delay_us, admission.delay_us = admission.delay_us, 0
             await anyio.sleep(delay_us / 1_000_000)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
+            admission.limiter = self.limiter
             await self.app(scope, receive, send)
             return
         scope[SCOPE_KEY] = admission
@@ -61,9 +67,13 @@ class RateLimitMiddleware:
             if message["type"] == "http.response.start":
                 # Read only now, since limits on the route may have added theirs.
                 fields = admission.headers()
-                headers = list(message.get("headers", ()))
-                if fields and not any(name == fields[0][0] for name, _ in headers):
-                    message = {**message, "headers": [*headers, *fields]}
+                if fields:
+                    headers = list(message.get("headers", ()))
+                    own = dict(headers)
+                    for field in fields:
+                        if field[0] not in own:
+                            headers.append(field)  # noqa: PERF401  # a list would be made by a call
+                    message = {**message, "headers": headers}
             await send(message)
 
         await self.app(scope, receive, send_with_fields)
@@ -82,41 +92,40 @@ class RateLimitMiddleware:
         return send_after_closing
 
 
-async def send_refusal(refusal: Refusal, scope: Scope, send: Send) -> None:
-    """Answers a request, or a WebSocket's handshake, with a refusal."""
-    prefix = "http"
-    if scope["type"] == "websocket":
-        if not _can_deny(scope):
-            await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
-            return
-        prefix = "websocket.http"
-    await send(
-        {
-            "type": f"{prefix}.response.start",
-            "status": refusal.status,
-            "headers": list(refusal.headers),
-        }
-    )
-    body = b"" if scope.get("method") == "HEAD" else refusal.body
-    await send({"type": f"{prefix}.response.body", "body": body})
+async def answer(
+    limiter: RateLimiter, refusal: Refusal, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answers a request, or a WebSocket's handshake, with a limiter's refusal."""
+    if _cannot_be_answered(scope):
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
+        return
+    response = await _response(limiter, refusal, scope)
+    await response(scope, receive, send)
 
 
-def _can_deny(websocket: Scope) -> bool:
-    """Whether the server can answer a WebSocket's handshake with a response."""
-    return "websocket.http.response" in (websocket.get("extensions") or {})
+def _cannot_be_answered(scope: Scope) -> bool:
+    """Whether this is a WebSocket's handshake which the server can only close."""
+    extensions = scope.get("extensions") or {}
+    return scope["type"] == "websocket" and "websocket.http.response" not in extensions
+
+
+async def _response(limiter: RateLimiter | None, refusal: Refusal, scope: Scope) -> Response:
+    response = await limiter.answer(scope, refusal) if limiter else refusal.response()
+    if scope.get("method") == "HEAD":
+        response.body = b""
+    return response
 
 
 async def refused(request: Request | WebSocket, error: Exception) -> Response | None:
     """The exception handler that answers what a route's limit raises as the middleware would."""
     if not isinstance(error, Refused):
         raise error
-    if isinstance(request, WebSocket) and not _can_deny(request.scope):
+    scope = request.scope
+    if isinstance(request, WebSocket) and _cannot_be_answered(scope):
         await request.close(1008, error.refusal.title)
         return None
-    response = error.refusal.response()
-    if request.scope.get("method") == "HEAD":
-        response.body = b""
-    return response
+    admission = scope.get(SCOPE_KEY) or scope.get(ROUTE_KEY)
+    return await _response(admission and admission.limiter, error.refusal, scope)
 
 
 def _answer_refused(app: Any) -> None:
@@ -130,6 +139,24 @@ def _answer_refused(app: Any) -> None:
     if app is not None:
         # Starlette has no public way in once it has put its middlewares together.
         register_refused(app._exception_handlers, app._status_handlers)  # noqa: SLF001
+
+
+def _warn_of_cors_inside(app: Any) -> None:
+    """Says that a browser will hide every refusal from the scripts of other origins.
+
+    What stands further in is seen as it is put together: a chain of middlewares, or an application
+    that has not built its own yet.
+    """
+    while app is not None:
+        waiting = [each.cls for each in getattr(app, "user_middleware", ())]
+        if isinstance(app, CORSMiddleware) or CORSMiddleware in waiting:
+            _LOG.warning(
+                "cors-inside: CORSMiddleware stands further in than RateLimitMiddleware, so a "
+                "refusal has no Access-Control-Allow-Origin, and a browser shows it to no script; "
+                "put CORSMiddleware further out (with add_middleware: add it last)"
+            )
+            return
+        app = getattr(app, "app", None)
 
 
 def register_refused(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:

@@ -19,6 +19,21 @@ STEADY_AFTER: Final = 1.0
 AGAIN_AFTER: Final = 60.0
 """Seconds after which an exception of one place is logged again."""
 
+ONCE: Final = {
+    "client-unknown": "a request came whose peer is no IP address (%.60r); all such requests share "
+    "one bucket per rule. Behind a unix socket or a test client, limit by something else, such as "
+    "a header or a registered identity, or say `on_missing: skip` or `refuse`, or how many proxies "
+    "stand in front (`trusted_hops`)",
+    "forwarded-untrusted": "a request from %.60r says whom it was forwarded for, and is not "
+    "believed, so everybody behind that address is one client. If it is a proxy of yours, write "
+    "its network under `trusted_proxies`, or how many stand in front under `trusted_hops`; if it "
+    "is not, nothing is amiss",
+    "user-missing": "rule %.60r limits by user, but nothing has set scope['user'], so clients are "
+    "counted by address. Put the middleware inside of the one that authenticates, or limit by what "
+    "the request carries",
+}
+"""Said once each: what makes clients look like one another."""
+
 WORDS: Final = {
     "allow": "allowed",
     "deny": "refused with 503",
@@ -30,7 +45,7 @@ class Reports:
     """The log lines of one limiter's faults."""
 
     def __init__(self, rules: RuleSet) -> None:
-        self._rules = rules
+        self.rules = rules
         self.on_breaker_change: Callable[[str], None] | None = None
         """Called with "open" or "closed", once per change of the breaker."""
         self.failing = ""
@@ -67,6 +82,12 @@ class Reports:
                 exc_info=problem,
             )
 
+    def once(self, code: str, about: object) -> None:
+        """Says one of `ONCE`, the first time."""
+        if code not in self._told:
+            self._told[code] = math.inf
+            _LOG.warning(f"{code}: {ONCE[code]} (said once)", about)  # ours, a constant
+
     def answered(self) -> None:
         """Says that the store is back, once it has been for a while."""
         if time.monotonic() - self.failed_at >= STEADY_AFTER:
@@ -88,12 +109,12 @@ class Reports:
 
     def meanwhile(self) -> str:
         """What answers while the store does not, in words."""
-        default = self._rules.on_store_failure
+        default = self.rules.on_store_failure
         said = WORDS[default]
         for word, meaning in WORDS.items():
             names = [
                 rule.name
-                for rule in self._rules.rules
+                for rule in self.rules.rules
                 if rule.mode == "enforce" and word == rule.on_store_failure != default
             ]
             if names:

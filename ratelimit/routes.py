@@ -1,81 +1,113 @@
 """Limits on a route: `@limit` and `@exempt` on endpoints, `RateLimit` for FastAPI's `Depends`."""
 
 import functools
-import gc
 import inspect
 import logging
 import re
-import sys
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
 from types import EllipsisType
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypedDict, TypeVar, Unpack
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket
 
 from ratelimit.admission import Admission
+from ratelimit.endpoints import is_async, refuse_misplaced, scope_of, with_injected
 from ratelimit.headers import RateLimitExceeded, Refusal, Refused
+from ratelimit.identity import Identify
 from ratelimit.limiter import RateLimiter
-from ratelimit.limits import Algorithm, Limit, Rounding
-from ratelimit.middleware import SCOPE_KEY, register_refused, send_refusal
+from ratelimit.limits import Algorithm, Rounding
+from ratelimit.middleware import ROUTE_KEY, SCOPE_KEY, answer, register_refused
+from ratelimit.options import Ask, Mode, OnMissing, OnStoreFailure, SomeLimits
 from ratelimit.routing import EXEMPT, innermost
-from ratelimit.rules import OnStoreFailure, Rule
+from ratelimit.rules import Rule
 
-__all__ = ["RateLimit", "exempt", "limit"]
+__all__ = ["LimitOptions", "RateLimit", "exempt", "limit", "limits_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Scope = MutableMapping[str, Any]
+Dependency = Callable[..., Any]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
-# What FastAPI is asked to pass to a decorated endpoint; Starlette passes the request by itself.
-_CONNECTION: Final = "ratelimit_connection"
-_RESPONSE: Final = "ratelimit_response"
+_MET_KEY: Final = "ratelimit.met"
+"""The dependencies that a request has met so far, each with its number on its route."""
+
+_WHO: Final = ("identity", "username", "id")
+"""The attributes by which an object is told from others of its kind, the first that it has."""
+
+
+class LimitOptions(TypedDict, total=False):
+    """What `limit` and `RateLimit` take beside the limit and ``by``."""
+
+    algorithm: Algorithm | str | None
+    burst: int | None
+    rounding: Rounding | None
+    max_delay: float | EllipsisType | None
+    """Seconds that a leaking bucket may hold a request: 10 if left out, None for no bound."""
+    cost: int | str | Ask[int]
+    """Units that one request takes: a number, a name in ``RateLimiter(costs=...)``, a function."""
+    methods: Iterable[str] | None
+    """The methods that are limited; GET stands for HEAD as well."""
+    tier: str | Ask[str | None] | None
+    """Who chooses, where the limit is a mapping of tiers."""
+    skip: Ask[bool] | None
+    """A function that says of a request that it is not limited here."""
+    mode: Mode
+    on_store_failure: OnStoreFailure | None
+    on_missing: OnMissing
+    """What becomes of a request that lacks a part of ``by``."""
+    scope: str | None
+    """Routes that share a scope share their counters."""
+    limiter: RateLimiter | None
+    """What decides; else the middleware around the application, else one of the library's."""
 
 
 class RateLimit:
     """A limit as a FastAPI dependency: ``Depends(RateLimit("5/minute"))``.
 
     On a route, a router or the whole application; each route counts by itself unless ``scope``
-    names what they share. The options are those of `limit`. Raises RateLimitExceeded.
+    names what they share. ``limit`` and the options are those of `limit`, and ``by`` may be, or
+    hold, one dependency of the application's: ``by=current_user`` counts by what
+    ``Depends(current_user)`` gives, which FastAPI resolves once per request. That is text, a whole
+    number or a UUID, or an object that has one as its ``identity``, ``username`` or ``id``. None,
+    an empty text and a user who is not authenticated are a missing identity (``on_missing``).
+
+    Raises RateLimitExceeded when called, and what `limit` raises when built.
     """
 
     def __init__(
         self,
-        limit: str | Limit | Sequence[Limit],
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
         *,
-        by: str | Sequence[str] = "client",
-        algorithm: Algorithm | str | None = None,
-        burst: int | None = None,
-        rounding: Rounding | None = None,
-        max_delay: float | EllipsisType | None = ...,
-        cost: int = 1,
-        scope: str | None = None,
-        limiter: RateLimiter | None = None,
-        on_store_failure: OnStoreFailure | None = None,
+        by: str | Dependency | Sequence[str | Dependency] = "client",
+        **options: Unpack[LimitOptions],
     ) -> None:
-        self.limiter = limiter
-        self._scope = scope
+        unknown = options.keys() - LimitOptions.__optional_keys__
+        if unknown:
+            raise TypeError(
+                f"a limit has no option {', '.join(sorted(unknown))}; there are by, "
+                + ", ".join(sorted(LimitOptions.__optional_keys__))
+            )
+        of_rule: dict[str, Any] = dict(options)
+        self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
+        self._scope: str | None = of_rule.pop("scope", None)
+        names, self.dependency = _parts(by)
         self._rules: dict[str, Rule] = {}
-        self._build = functools.partial(
-            Rule,
-            limit=limit,
-            by=by,
-            algorithm=algorithm,
-            burst=burst,
-            rounding=rounding,
-            max_delay=max_delay,
-            cost=cost,
-            on_store_failure=on_store_failure,
+        self._build: Callable[[str], Rule] = lambda name: Rule(
+            name, limit, by=names, on_route=True, **of_rule
         )
-        self.rule_for(scope or "anything")  # a mistake is told where it is made
+        # A mistake is told where it is made.
+        self.rule = self.rule_for(self._scope or "anything")
+        self.__signature__ = _signature(self.dependency)
 
     def rule_for(self, scope: str, number: int = 1) -> Rule:
         """The rule under which a scope is counted; ``number`` tells limits of one scope apart."""
@@ -87,37 +119,45 @@ class RateLimit:
             rule = self._rules[name] = self._build(name)
         return rule
 
-    async def __call__(self, connection: HTTPConnection, response: Response) -> None:
+    async def __call__(
+        self, connection: HTTPConnection, response: Response, identity: object = None
+    ) -> None:
         scope = connection.scope
-        endpoint = scope.get("endpoint")
-        admission = await _admit(scope, [(self.limiter, self.rule_for(_scope_of(endpoint)))])
+        identities: dict[str, Identify] = {}
+        if self.dependency is not None:
+            identities[_part(self.dependency)] = lambda _: _who(identity)
+        admission = await _admit(scope, [(self.limiter, self._rule_on_route(scope))], identities)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
 
+    def _rule_on_route(self, scope: Scope) -> Rule:
+        if self._scope is not None:
+            return self.rule
+        met: dict[RateLimit, int] = scope.setdefault(_MET_KEY, {})
+        number = met.setdefault(self, len(met) + 1)
+        # Beside its name, so that no @limit on the endpoint has the same one.
+        return self.rule_for(f"{scope_of(scope.get('endpoint'))}()", number)
+
 
 def limit(
-    limit: str | Limit | Sequence[Limit],
+    limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
     *,
     by: str | Sequence[str] = "client",
-    algorithm: Algorithm | str | None = None,
-    burst: int | None = None,
-    rounding: Rounding | None = None,
-    max_delay: float | EllipsisType | None = ...,
-    cost: int = 1,
-    scope: str | None = None,
-    limiter: RateLimiter | None = None,
-    on_store_failure: OnStoreFailure | None = None,
+    **options: Unpack[LimitOptions],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Limits an endpoint: put it *below* the route decorator.
 
-    ``limit`` is text (``"5/minute; 100/day"``) or ready-made limits; ``by`` says who is counted
-    together; ``cost`` is what one request takes. ``max_delay`` bounds the wait in a leaking
-    bucket, in seconds (10 if left out, None for no bound). Routes that share a ``scope`` share
-    their counters; without one an endpoint counts by its module and qualified name. ``limiter``
-    decides, else the middleware around the application, else an in-process one of the library's,
-    with a warning.
+    ``limit`` is text (``"5/minute; 100/day"``), ready-made limits, a mapping of tiers to those
+    (``tier`` says who chooses), or a function over the connection, sync or async, that gives one
+    of those, or None for no limit. ``by`` says who is counted together; ``"path:NAME"`` is a
+    parameter of the route. The other options are those of `LimitOptions`; ``cost``, ``tier`` and
+    ``skip`` may be such functions, too.
+
+    Routes that share a ``scope`` share their counters; without one an endpoint counts by its
+    module and qualified name. ``limiter`` decides, else the innermost middleware around the route,
+    else an in-process one of the library's, with a warning.
 
     Works on async and sync functions and methods, which need no ``request`` parameter. Several may
     be stacked; all of them are decided together, all or nothing.
@@ -125,23 +165,17 @@ def limit(
     Raises ValueError or TypeError for options that make no rule, and RuntimeError where it stands
     above the route decorator and would never run.
     """
-    dependency = RateLimit(
-        limit,
-        by=by,
-        algorithm=algorithm,
-        burst=burst,
-        rounding=rounding,
-        max_delay=max_delay,
-        cost=cost,
-        scope=scope,
-        limiter=limiter,
-        on_store_failure=on_store_failure,
-    )
+    one = RateLimit(limit, by=by, **options)
+    if one.dependency is not None:
+        raise TypeError(
+            f"by names the dependency {_part(one.dependency)}, which FastAPI gives to "
+            "Depends(RateLimit(...)) alone; on an endpoint, by is text"
+        )
 
     def decorate(endpoint: Callable[P, R]) -> Callable[P, R]:
-        _refuse_misplaced(endpoint)
+        refuse_misplaced(endpoint)
         function, inner = _LIMITED.get(endpoint, (endpoint, []))
-        return _wrap(function, [*inner, dependency])
+        return _wrap(function, [*inner, one])
 
     return decorate
 
@@ -157,16 +191,32 @@ _LIMITED: Final[WeakKeyDictionary[Any, tuple[Any, list[RateLimit]]]] = WeakKeyDi
 """What `_wrap` made, with what it wraps; an attribute would be copied by functools.wraps."""
 
 
+def limits_of(endpoint: Any) -> list[RateLimit]:
+    """The limits that stand on an endpoint, seen through partials, wrappers and bound methods."""
+    found: list[RateLimit] = []
+    while endpoint is not None:
+        endpoint = getattr(endpoint, "__func__", endpoint)
+        try:
+            found += _LIMITED.get(endpoint, (None, ()))[1]
+        except TypeError:  # what cannot be hashed has not been limited
+            return found
+        if isinstance(endpoint, functools.partial):
+            endpoint = endpoint.func
+        else:
+            endpoint = getattr(endpoint, "__wrapped__", None)
+    return found
+
+
 def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
-    scope_name = _scope_of(function)
+    scope_name = scope_of(function)
     names: dict[str, int] = {}
     rules: list[tuple[RateLimiter | None, Rule]] = []
     for each in limits:
         name = each.rule_for(scope_name).name
         names[name] = names.get(name, 0) + 1
         rules.append((each.limiter, each.rule_for(scope_name, names[name])))
-    is_async = _is_async(function)
-    signature, connection_name, response_name = _with_injected(function)
+    awaits = is_async(function)
+    signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
     @functools.wraps(function)
@@ -188,11 +238,12 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
         admission = await _admit(scope, rules)
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
-                await send_refusal(admission.refusal, scope, connection._send)  # noqa: SLF001  # what its own send is built on
+                receive, send = connection._receive, connection._send  # noqa: SLF001  # what its own methods are built on
+                await answer(admission.limiter, admission.refusal, scope, receive, send)
                 return None
             raise _error(scope, admission, admission.refusal)
         result: Any
-        if is_async:
+        if awaits:
             result = function(*args, **kwargs)
         else:
             result = await run_in_threadpool(function, *args, **kwargs)
@@ -216,24 +267,37 @@ def _tell(response: Response, admission: Admission) -> None:
 
 
 async def _admit(
-    scope: Mapping[str, Any], rules: Iterable[tuple[RateLimiter | None, Rule]]
+    scope: Scope,
+    rules: Iterable[tuple[RateLimiter | None, Rule]],
+    identities: Mapping[str, Identify] = {},  # only read
 ) -> Admission:
-    """Decides a route's rules, each by its own limiter, and waits for the request's turn."""
+    """Decides a route's rules, each by its own limiter, and waits for the request's turn.
+
+    Without a middleware around it, the first limit of a route leaves its admission for the next,
+    so that a later refusal gives back what an earlier one took.
+    """
     outer: Admission | None = scope.get(SCOPE_KEY)
+    admission = outer or scope.get(ROUTE_KEY)
     groups: dict[int, tuple[RateLimiter, list[tuple[Rule, Mapping[str, object]]]]] = {}
     for own, rule in rules:
         limiter = own or (outer.limiter if outer else _fallback())
         groups.setdefault(id(limiter), (limiter, []))[1].append(
             (rule, scope.get("path_params", {}))
         )
-    admission = outer
     delay_us = 0
     for limiter, matching in groups.values():
         if admission is None:
-            admission = Admission(limiter, scope.get("app"))
-        limiter.check_identities(rule for rule, _ in matching)
-        await limiter.decide(admission, scope, matching, template=_scope_of(scope.get("endpoint")))
+            admission = scope[ROUTE_KEY] = Admission(limiter, scope.get("app"))
+        limiter.check_registered((rule for rule, _ in matching), known=identities)
+        await limiter.decide(
+            admission,
+            scope,
+            matching,
+            template=scope_of(scope.get("endpoint")),
+            identities=identities,
+        )
         if admission.refusal is not None:
+            admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
             return admission
         delay_us = max(delay_us, admission.delay_us)
@@ -245,13 +309,13 @@ async def _admit(
     return admission
 
 
-def _error(scope: Mapping[str, Any], admission: Admission, refusal: Refusal) -> Refused:
+def _error(scope: Scope, admission: Admission, refusal: Refusal) -> Refused:
     """What to raise for a refusal; makes sure that somebody will answer it."""
     handlers = scope.get("starlette.exception_handlers")
     if handlers is not None:
         register_refused(*handlers)
     if refusal.status == 429:
-        return RateLimitExceeded(admission.told, admission.dialects)
+        return RateLimitExceeded(admission.told, admission.dialects, refusal=refusal)
     return Refused(refusal)
 
 
@@ -264,112 +328,61 @@ def _fallback() -> RateLimiter:
     return RateLimiter()
 
 
-def _scope_of(endpoint: Any) -> str:
-    """Module and qualified name of an endpoint, seen through partials and wrappers."""
-    function = innermost(endpoint)
-    if not hasattr(function, "__qualname__"):
-        function = type(function)
-    return f"{function.__module__}.{function.__qualname__}"
-
-
 def _rule_name(scope: str) -> str:
     """A name that clients may see: the function's, and a digest of where it is."""
-    label = re.sub("[^A-Za-z0-9_]", "_", scope.rpartition(".")[2])[:40].lstrip("_0123456789")
+    label = re.sub("[^A-Za-z0-9_]", "", scope.rpartition(".")[2])[:40].lstrip("_0123456789")
     digest = urlsafe_b64encode(blake2b(scope.encode(), digest_size=6).digest()).decode()
     return f"{label or 'route'}.{digest.replace('=', '')}"
 
 
-def _is_async(function: Any) -> bool:
-    """Whether the outermost layer is async; what it wraps does not matter to its caller."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  # whether *it* is async, not whether it is
-    )
-
-
-def _with_injected(function: Callable[..., Any]) -> tuple[inspect.Signature, str, str]:
-    """The function's signature and what FastAPI is to inject, with the names of the two.
-
-    They are left out of OpenAPI. FastAPI fills one parameter of a kind, so one that the function
-    has itself serves us as well.
-    """
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    catch_all = parameters.pop() if parameters and parameters[-1].kind is _VAR_KEYWORD else None
-    names = []
-    for name, kind in ((_CONNECTION, HTTPConnection), (_RESPONSE, Response)):
-        own = next((each.name for each in parameters if _is_given(each, kind, function)), None)
-        if own is None:
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
-            )
-        names.append(own or name)
-    parameters += [catch_all] if catch_all else []
-    return signature.replace(parameters=parameters), names[0], names[1]
-
-
-def _is_given(parameter: inspect.Parameter, kind: type, function: Any) -> bool:
-    """Whether FastAPI would fill a parameter with the connection, or with the response."""
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        try:
-            annotation = eval(annotation, getattr(innermost(function), "__globals__", {}))  # noqa: S307
-        except Exception:  # noqa: BLE001  # a name that is not there yet, if ever
-            return False
-    markers = (parameter.default, *getattr(annotation, "__metadata__", ()))
-    if any(hasattr(marker, "dependency") for marker in markers):
-        return False
-    annotation = getattr(annotation, "__origin__", annotation)
-    return isinstance(annotation, type) and issubclass(annotation, kind)
-
-
-_VAR_KEYWORD: Final = inspect.Parameter.VAR_KEYWORD
-
-
-def _refuse_misplaced(endpoint: Any) -> None:
-    """Raises where a limit would have no effect: on classes, on generators, on what is routed.
-
-    A route decorator returns the very function that it registered, so a limit above it wraps
-    something that nobody will call. The route is then among the function's referrers; they are
-    only searched where the function has more of them than a new one has.
-    """
-    if isinstance(endpoint, type):
-        raise TypeError(f"@limit goes on the methods of {endpoint.__qualname__}, not on the class")
-    if not callable(endpoint):
-        raise TypeError(f"@limit goes on an endpoint, not on {type(endpoint).__name__}")
-    if inspect.isgeneratorfunction(endpoint) or inspect.isasyncgenfunction(endpoint):
+def _parts(by: object) -> tuple[Any, Dependency | None]:
+    """What a rule is told of ``by``, and the dependency among its parts."""
+    if isinstance(by, str) or not (callable(by) or isinstance(by, Sequence)):
+        return by, None
+    parts = (by,) if callable(by) else by
+    dependencies = [each for each in parts if callable(each)]
+    if len(dependencies) > 1:
         raise TypeError(
-            f"{endpoint.__qualname__} yields, so its response has begun before a limit could "
-            "refuse it; use Depends(RateLimit(...)) on its route"
+            f"by names {len(dependencies)} dependencies; it may name one, which can depend on more"
         )
-    if sys.getrefcount(endpoint) <= _NEW_REFERENCES:
-        return
-    for referrer in gc.get_referrers(endpoint):
-        owner = referrer
-        if isinstance(referrer, dict) and referrer.get("endpoint") is endpoint:
-            owner = next(
-                (each for each in gc.get_referrers(referrer) if isinstance(each, BaseRoute)), None
-            )
-        if isinstance(owner, BaseRoute) and getattr(owner, "endpoint", None) is endpoint:
-            raise RuntimeError(
-                f"@limit stands above the route decorator of {_scope_of(endpoint)}, which has "
-                "registered the function below it, so the limit would never run; put @limit "
-                "between the route decorator and the function"
-            )
+    names = [_part(each) if callable(each) else each for each in parts]
+    return names, dependencies[0] if dependencies else None
 
 
-def _count_new_references() -> int:
-    """How many references a function has that nobody but its decorator knows of."""
-
-    def measure(endpoint: Any) -> int:
-        return sys.getrefcount(endpoint)
-
-    def decorate(endpoint: Any) -> int:
-        return measure(endpoint)
-
-    @decorate
-    def new() -> None: ...
-
-    return new
+def _part(dependency: Dependency) -> str:
+    """The name of a dependency among the parts of ``by``."""
+    name = scope_of(dependency).rpartition(".")[2].lower()
+    return "depends_" + re.sub("[^a-z0-9_]", "_", name)[:50]
 
 
-_NEW_REFERENCES: Final[int] = _count_new_references()
+def _signature(dependency: Dependency | None) -> inspect.Signature:
+    """What FastAPI is to pass: the connection, the response, and what the dependency gives."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("connection", keyword, annotation=HTTPConnection),
+        inspect.Parameter("response", keyword, annotation=Response),
+    ]
+    if dependency is not None:
+        from fastapi import Depends  # noqa: PLC0415  # an extra, which only this needs
+
+        parameters.append(inspect.Parameter("identity", keyword, default=Depends(dependency)))
+    return inspect.Signature(parameters)
+
+
+def _who(value: object) -> str | None:
+    """Whom a dependency's result stands for; None for nobody."""
+    if value in (None, "") or not getattr(value, "is_authenticated", True):
+        return None
+    candidates = [value]
+    for attribute in _WHO:
+        try:
+            candidates.append(getattr(value, attribute, None))
+        except NotImplementedError:  # starlette.authentication.BaseUser leaves some open
+            continue
+    for each in candidates:
+        if isinstance(each, str | int | UUID) and not isinstance(each, bool) and each != "":
+            return str(each)
+    raise TypeError(
+        f"a dependency named in by gave {type(value).__name__}; it gives text, a whole number or a "
+        f"UUID, or an object that has one as its {', '.join(_WHO[:-1])} or {_WHO[-1]}"
+    )

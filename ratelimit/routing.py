@@ -87,7 +87,7 @@ def resolve(app: Any, scope: Mapping[str, Any]) -> Resolved | None:
     scope = {**scope, "root_path": root}
     while True:
         full = partial = None
-        for route in _flat(routes):
+        for route in flat(routes):
             try:
                 match, child = route.matches(scope)
             except Exception:  # noqa: BLE001  # a convertor (5,000 digits); the router fails alike
@@ -111,7 +111,8 @@ def resolve(app: Any, scope: Mapping[str, Any]) -> Resolved | None:
         routes = route.routes
 
 
-def _flat(routes: Any) -> Iterator[Any]:
+def flat(routes: Any) -> Iterator[Any]:
+    """The routes themselves, also those that FastAPI keeps by the router that was included."""
     for route in routes:
         contexts = getattr(route, "effective_route_contexts", None)
         if contexts is None:

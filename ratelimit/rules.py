@@ -1,8 +1,6 @@
 """Which requests, by which identity, under which limits: `Rule`, and the set of them.
 
 Pure and frozen: everything that can be known before a request is computed when a rule is built.
-A rule matches at least what Starlette's router would: whatever reaches a route is limited by the
-rule of the same path.
 """
 
 import re
@@ -11,49 +9,36 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from http import HTTPMethod
-from ipaddress import IPv4Network, IPv6Network
+from functools import lru_cache
+from hashlib import blake2b
 from os import PathLike
 from types import EllipsisType, MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
-from starlette.routing import compile_path
-
-from ratelimit.identity import read_address
+from ratelimit import options
+from ratelimit.addresses import Network, Networks, read_address
 from ratelimit.limits import Algorithm, Limit, Rounding
+from ratelimit.options import (
+    Ask,
+    Counting,
+    Mode,
+    OnMissing,
+    OnStoreFailure,
+    SomeLimits,
+    shown,
+)
+from ratelimit.paths import Path
 
-__all__ = ["Mode", "Network", "OnStoreFailure", "Rule", "RuleSet", "policy_names"]
+__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "RuleSet", "policy_names"]
 
-Mode = Literal["enforce", "shadow", "off"]
-OnStoreFailure = Literal["allow", "deny", "local"]
-Network = IPv4Network | IPv6Network
+Header = Literal["draft", "legacy", "draft-03"]
 
 MOST_WORKERS: Final = 10_000
-
-MOST_COST: Final = 2**42
-"""What one check can carry (ratelimit.decisions has the same bound)."""
-
-DEFAULT_MAX_DELAY: Final = 10.0
-"""Seconds that a leaking bucket may hold a request, where a rule does not say."""
-
-BUILT_IN_BY: Final = ("client", "global", "route", "user")
-NAMED_BY: Final = ("header", "cookie", "query", "path")
+LONGEST_JITTER_US: Final = 60_000_000
+HEADERS: Final = ("draft", "legacy", "draft-03")
 STORE_SCHEMES: Final = (
     "memory", "redis", "rediss", "unix", "redis+cluster", "redis+sentinel",
 )  # fmt: skip
-METHODS: Final = frozenset(HTTPMethod) | {
-    "QUERY", "PURGE", "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT",
-    "SEARCH",
-}  # fmt: skip
-
-_NAME: Final = re.compile("[A-Za-z][A-Za-z0-9_.:-]{0,63}", re.ASCII)
-_TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
-_REGISTERED: Final = re.compile("[a-z_][a-z0-9_]*", re.ASCII)
-_PARAMETER: Final = re.compile("{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?}", re.ASCII)
-_NEVER_IN_PATH: Final = re.compile(r"[?#\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
-_LONGEST_PATH: Final = 2_000
-_MOST_LIMITS: Final = 20
-_MOST_PARTS: Final = 10
 
 
 @dataclass(frozen=True, init=False, slots=True)
@@ -62,11 +47,18 @@ class Rule:
 
     ``Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"], by="client")``.
 
-    ``limit`` is text (one limit or several), a `Limit`, or a sequence of them. ``algorithm``,
-    ``burst``, ``rounding`` and ``max_delay`` (seconds; None for no cut, 10 for a leaking bucket
-    if left out) go with text only: a `Limit` carries its own. ``overrides`` maps identities to
-    limits in the same forms, counted by the rule's algorithm; an override has no burst but the
-    one in its own text.
+    ``limit`` is text (one limit or several), a `Limit`, or a sequence of them; or a mapping of
+    tiers to those ("unlimited" or None for no limit), of which ``tier`` chooses and the first
+    holds where it gives none that is known; or a function over the connection, sync or async, that
+    gives one of those (None for no limit).
+
+    ``algorithm``, ``burst``, ``rounding`` and ``max_delay`` (seconds; None for no cut, 10 for a
+    leaking bucket if left out) go with text only: a `Limit` carries its own. ``overrides`` maps
+    identities to limits in the same forms, counted by the rule's algorithm; an override has no
+    burst but the one in its own text.
+
+    ``cost`` is a number, a registered name, or a function over the connection. ``skip``, a function
+    over the connection, says of a request that this rule does not apply to it.
 
     Raises ValueError or TypeError, in one sentence, for anything that could not be meant.
     """
@@ -74,31 +66,54 @@ class Rule:
     name: str
     """1 to 64 of ``A-Z a-z 0-9 _ . : -``, a letter first."""
     limits: tuple[Limit, ...]
-    """At least one; no two alike."""
+    """No two alike; those of the first tier; none where that is unlimited, or chosen by request."""
+    tiers: Mapping[str, tuple[Limit, ...]] = field(hash=False)
+    """The limits of each tier, none for an unlimited one; empty where there are no tiers."""
+    tier: str | Ask[str | None] | None
+    """Who says which tier: ``user:ATTRIBUTE``, ``header:NAME``, a registered name, a function."""
+    dynamic: Ask[SomeLimits] | None
+    """What gives the limits, request by request."""
     by: tuple[str, ...]
     """What an identity is made of, in order; header names in lower case."""
     path: str | None
     """In Starlette's route syntax; None for every path."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
-    cost: int
-    """Units per request; 0 or more, and no more than any limit can ever let through."""
+    cost: int | str | Ask[int]
+    """Units per request; a number is 0 or more, and no more than any limit can let through."""
     mode: Mode
+    enforce_share: Fraction
+    """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
     on_store_failure: OnStoreFailure | None
     """None for what the `RuleSet` says."""
+    on_missing: OnMissing
+    """What becomes of a request that lacks a part of ``by``: it counts under the client's address,
+    the rule does not apply, or it is refused (403)."""
     overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
-    """Limits of single identities, by the text of the first part of ``by``. An IPv6 address
-    stands for its network of 64 bits, which is what clients are counted by."""
+    """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
+    An IPv6 address stands for its network of 64 bits, which is what clients are counted by."""
+    allowlist: tuple[Network, ...]
+    """Clients to whom this rule does not apply."""
+    denylist: tuple[Network, ...]
+    """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
+    skip: Ask[bool] | None
     policies: tuple[str, ...] = field(repr=False, compare=False)
     """The names under which ``limits`` are shown to clients, in the same order."""
-    _regex: re.Pattern[str] | None = field(repr=False, compare=False)
-    _across_lines: re.Pattern[str] | None = field(repr=False, compare=False)
-    _convertors: dict[str, Any] = field(repr=False, compare=False)
+    plain: bool = field(repr=False, compare=False)
+    """Whether limits, cost and mode are the same for all, and the identity is the client."""
+    allowed_clients: Networks = field(repr=False, compare=False)
+    denied_clients: Networks = field(repr=False, compare=False)
+    _path: Path | None = field(repr=False, compare=False)
+    _counting: Counting = field(repr=False, compare=False)
+    _part: Fraction = field(repr=False)
+    """The part of every quota that is this region's."""
+    _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
+    """The overrides, by the texts that were given."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # each option is read once, in the order of their mistakes
         self,
         name: str,
-        limit: str | Limit | Sequence[Limit],
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
         *,
         by: str | Sequence[str] = "client",
         path: str | None = None,
@@ -107,88 +122,152 @@ class Rule:
         burst: int | None = None,
         rounding: Rounding | None = None,
         max_delay: float | EllipsisType | None = ...,
-        cost: int = 1,
+        cost: int | str | Ask[int] = 1,
         mode: Mode = "enforce",
+        enforce_share: float | Fraction = 1,
         on_store_failure: OnStoreFailure | None = None,
-        overrides: Mapping[str, str | Limit | Sequence[Limit]] = MappingProxyType({}),
+        on_missing: OnMissing = "client",
+        tier: str | Ask[str | None] | None = None,
+        overrides: Mapping[str, SomeLimits] = MappingProxyType({}),
+        allowlist: Iterable[Network] = (),
+        denylist: Iterable[Network] = (),
+        skip: Ask[bool] | None = None,
+        on_route: bool = False,
     ) -> None:
-        _text("name", name)
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"the name is {_shown(name)}; it is 1 to 64 letters, digits and _ . : - "
-                "that start with a letter"
-            )
-        regex: re.Pattern[str] | None = None
-        convertors: dict[str, Any] = {}
-        if path is not None:
-            regex, convertors = _compiled(path)
-        limits = _limits(limit, algorithm, burst, rounding, max_delay)
-        by = _by(by, convertors, path)
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode is {_shown(mode)}; it is 'enforce', 'shadow' or 'off'")
-        if on_store_failure is not None:
-            _on_store_failure(on_store_failure)
-        own = _overrides(overrides, by, limits[0])
-        for some in (limits, *own.values()):
-            if len(some) > _MOST_LIMITS:
-                raise ValueError(f"there are {len(some)} limits; at most {_MOST_LIMITS} together")
-        _cost(cost, [*limits, *(each for some in own.values() for each in some)])
-
+        """``on_route`` is for a route's own rule: ``by`` may name parameters of any path."""
         put = object.__setattr__
-        put(self, "name", str(name))  # a StrEnum is text as well
+        put(self, "name", options.name(name))
+        compiled = None if path is None else Path(options.text("path", path))
+        tiers: dict[str, tuple[Limit, ...]] = {}
+        limits: tuple[Limit, ...] = ()
+        dynamic: Any = None
+        if isinstance(limit, str | Mapping) or callable(limit):
+            counting = Counting(algorithm, burst, rounding, max_delay)
+            if isinstance(limit, str):
+                limits = counting.limits(limit)
+            elif isinstance(limit, Mapping):
+                tiers = options.tiers(limit, counting)
+                limits = next(iter(tiers.values()))
+            else:
+                counting.limits("1/second")  # a mistake in the options is told where it is made
+                dynamic = limit
+        else:
+            options.refuse_options_of_text(algorithm, burst, rounding, max_delay)
+            limits = options.ready_limits(limit)
+            first = limits[0]
+            counting = Counting(first.algorithm, None, None, ...)
+            counting.rounding, counting.max_delay = first.rounding, first.max_delay
+        if not (limits or tiers or dynamic):
+            raise ValueError(f"the limit is {shown(limit)}; a rule without a limit has mode 'off'")
         put(self, "limits", limits)
-        put(self, "by", by)
+        put(self, "tiers", MappingProxyType(tiers))
+        put(self, "tier", options.tier(tier, tiers))
+        put(self, "dynamic", dynamic)
+        parameters = None if on_route else () if compiled is None else compiled.parameters
+        put(self, "by", options.by(by, parameters, path))
         put(self, "path", path)
-        put(self, "methods", None if methods is None else _methods(methods))
-        put(self, "cost", cost)
+        put(self, "methods", None if methods is None else options.methods(methods))
+        options.mode(mode)
         put(self, "mode", mode)
+        put(self, "enforce_share", options.part("enforce_share", enforce_share))
+        if on_store_failure is not None:
+            options.on_store_failure(on_store_failure)
         put(self, "on_store_failure", on_store_failure)
+        options.on_missing(on_missing)
+        put(self, "on_missing", on_missing)
+        own = options.overrides(overrides, self.by, counting)
         put(self, "overrides", MappingProxyType(own))
+        put(self, "_named", dict(zip(overrides, own.values(), strict=True)))
+        put(self, "cost", options.cost(cost, _all_limits(limits, tiers, own)))
+        put(self, "allowlist", options.networks(allowlist))
+        put(self, "denylist", options.networks(denylist))
+        put(self, "allowed_clients", Networks(self.allowlist))
+        put(self, "denied_clients", Networks(self.denylist))
+        if skip is not None and not callable(skip):
+            raise TypeError(f"skip is a function over the connection, not {type(skip).__name__}")
+        put(self, "skip", skip)
         put(self, "policies", policy_names(name, limits))
-        put(self, "_regex", regex)
-        # A rule for "/api/{rest:path}" must also hold what a route "/api/{name}" accepts, and
-        # that includes "/api/a%0Ab": the dot of Starlette's path convertor stops at a new line.
-        put(self, "_across_lines", regex and re.compile(regex.pattern, re.DOTALL))
-        put(self, "_convertors", convertors)
+        put(self, "_path", compiled)
+        put(self, "_counting", counting)
+        put(self, "_part", Fraction(1))
+        put(self, "plain", self._is_plain())
 
-    def scaled(self, part: Fraction) -> "Rule":
-        """This rule with a part of each of its limits, under the same names.
+    def _is_plain(self) -> bool:
+        return (
+            self.by == ("client",)
+            and self.mode == "enforce"
+            and self.enforce_share == 1
+            and isinstance(self.cost, int)
+            and not (self.tiers or self.dynamic or self.overrides or self.skip)
+            and not (self.allowlist or self.denylist)
+        )
+
+    def in_force(self, part: Fraction, ipv6_prefix: int) -> "Rule":
+        """This rule with a part of each of its limits, its overrides by IPv6 networks of a length.
 
         Raises ValueError where its cost could no longer pass.
         """
         rule = copy(self)
         put = object.__setattr__
-        limits = tuple(limit.scaled(part) for limit in self.limits)
-        overrides = {
-            identity: tuple(limit.scaled(part) for limit in own)
-            for identity, own in self.overrides.items()
-        }
-        _cost(self.cost, [*limits, *(each for own in overrides.values() for each in own)])
+
+        def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+            return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
+
+        overrides = {key: scaled(own) for key, own in self.overrides.items()}
+        if self.by[0] == "client" and ipv6_prefix != 64:
+            overrides = {}
+            for text, own in self._named.items():
+                address = read_address(text, ipv6_prefix)
+                overrides[text if address is None else address.key] = scaled(own)
+        tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
+        limits = scaled(self.limits)
+        options.cost(self.cost, _all_limits(limits, tiers, overrides))
         put(rule, "limits", limits)
+        put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
+        put(rule, "_part", part)
         return rule
+
+    def read_limits(self, value: object) -> tuple[Limit, ...]:
+        """What ``dynamic`` gave, as limits; none for no limit.
+
+        Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
+        """
+        limits = self._counting.limits(value)
+        return limits if self._part == 1 else tuple(limit.scaled(self._part) for limit in limits)
+
+    def enforced_on(self, identity: str) -> bool:
+        """Whether an identity is in the ``enforce_share``: always the same answer for it.
+
+        Shares only grow: who is in 10 % is in 25 %. Each rule draws by itself.
+        """
+        digest = blake2b(
+            f"{self.name}\0{identity}".encode("utf-8", "surrogatepass"), digest_size=6
+        ).digest()
+        return int.from_bytes(digest) < self.enforce_share * 2**48
 
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
 
-        ``path`` is the decoded path below ``root_path``. Never raises: a value that its convertor
-        refuses (5,000 digits for an ``int``) stays text.
+        ``path`` is the decoded path below ``root_path``. Never raises.
         """
         if self.methods is not None and method.upper() not in self.methods:
             return None
-        if self._regex is None or self._across_lines is None:
-            return {}
-        found = self._regex.match(path)
-        if found is None and "\n" in path:
-            found = self._across_lines.match(path)
-        if found is None:
-            return None
-        return {name: _converted(each, found[name]) for name, each in self._convertors.items()}
+        return {} if self._path is None else self._path.match(path)
 
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
-        return frozenset(part for part in self.by if ":" not in part and part not in BUILT_IN_BY)
+        return frozenset(
+            part for part in self.by if ":" not in part and part not in options.BUILT_IN_BY
+        )
+
+
+def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:
+    return [*limits, *(each for some in others for own in some.values() for each in own)]
+
+
+Matching = list[tuple[Rule, dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -196,7 +275,8 @@ class RuleSet:
     """The rules in the order of the file, and what holds for all of them; equal by value.
 
     Raises ValueError or TypeError, in one sentence: two rules of one name (in any case), a store
-    that is no URI, a deadline outside 1 ms to 60 s, or proxies that would be everyone.
+    that is no URI, a deadline outside 1 ms to 60 s, proxies that would be everyone, or two ways to
+    tell the client's address.
     """
 
     rules: tuple[Rule, ...]
@@ -209,18 +289,40 @@ class RuleSet:
     share: Fraction = Fraction(1)
     """The part of every quota that is this region's, above 0 and at most 1."""
     trusted_proxies: tuple[Network, ...] = ()
+    trusted_hops: int = 0
+    """How many proxies stand in front, instead of their networks; at most 32."""
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The field in which the proxies write where a request came from."""
+    ipv6_prefix: int = 64
+    """How many bits of an IPv6 address are one client, 16 to 128."""
     allowlist: tuple[Network, ...] = ()
     denylist: tuple[Network, ...] = ()
     """Beats the allowlist."""
-    headers: tuple[Literal["draft", "legacy"], ...] = ("draft",)
+    headers: tuple[Any, ...] = ("draft",)
+    """Dialects: names, or functions such as those in ratelimit.headers."""
+    retry_jitter_us: int = 0
+    """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    preflights: Literal["free", "count"] = "free"
+    """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
+    files: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """The files that were read for this."""
+    allowed_clients: Networks = field(init=False, repr=False, compare=False)
+    """``allowlist`` for looking up, and for a limiter to copy; made where the rules are read."""
+    denied_clients: Networks = field(init=False, repr=False, compare=False)
     _always: list[int] = field(init=False, repr=False, compare=False)
     _exact: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _below: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _deepest: int = field(init=False, repr=False, compare=False)
+    _known: dict[tuple[str, str | None], Matching] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("rules", "trusted_proxies", "allowlist", "denylist", "headers"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        put = object.__setattr__
+        for name in ("rules", "headers"):
+            put(self, name, tuple(getattr(self, name)))
+        for name in ("trusted_proxies", "allowlist", "denylist"):
+            put(self, name, options.networks(getattr(self, name)))
+        put(self, "allowed_clients", Networks(self.allowlist))
+        put(self, "denied_clients", Networks(self.denylist))
         _unique_names(self.rules)
         _store(self.store)
         if type(self.deadline_us) is not int:
@@ -231,26 +333,32 @@ class RuleSet:
             raise ValueError(
                 f"the deadline is {self.deadline_us / 1_000_000:g} s; it is 1 ms to 60 s"
             )
-        _on_store_failure(self.on_store_failure)
-        _workers(self.workers)
-        object.__setattr__(self, "share", _share(self.share))
-        for network in (*self.trusted_proxies, *self.allowlist, *self.denylist):
-            if not isinstance(network, IPv4Network | IPv6Network):
-                raise TypeError(
-                    f"a list of networks holds {_shown(network)}; its items are IPv4Network or "
-                    "IPv6Network"
-                )
+        options.on_store_failure(self.on_store_failure)
+        _whole("workers", self.workers, 1, MOST_WORKERS)
+        put(self, "share", options.part("share", self.share))
         for network in self.trusted_proxies:
             if network.prefixlen == 0:
                 raise ValueError(
                     f"{network} trusts everyone, so that any client could choose its address; "
                     "trusted_proxies are the networks of the proxies alone"
                 )
+        _whole("trusted_hops", self.trusted_hops, 0, 32)
+        if self.trusted_hops and self.trusted_proxies:
+            raise ValueError("both trusted_hops and trusted_proxies are given; give one of them")
+        if self.forwarded_header not in ("x-forwarded-for", "forwarded"):
+            raise ValueError(
+                f"forwarded_header is {shown(self.forwarded_header)}; it is 'x-forwarded-for' or "
+                "'forwarded'"
+            )
+        _whole("ipv6_prefix", self.ipv6_prefix, 16, 128)
         for header in self.headers:
-            if header not in ("draft", "legacy"):
+            if header not in HEADERS and not callable(header):
                 raise ValueError(
-                    f"headers holds {_shown(header)}; its items are 'draft' and 'legacy'"
+                    f"headers holds {shown(header)}; its items are {', '.join(map(repr, HEADERS))}"
                 )
+        _whole("retry_jitter_us", self.retry_jitter_us, 0, LONGEST_JITTER_US)
+        if self.preflights not in ("free", "count"):
+            raise ValueError(f"preflights is {shown(self.preflights)}; it is 'free' or 'count'")
         self._index()
 
     def _index(self) -> None:
@@ -261,29 +369,28 @@ class RuleSet:
         for number, rule in enumerate(self.rules):
             if rule.mode == "off":
                 continue
-            if rule.path is None:
+            path = rule._path  # noqa: SLF001  # this module's own
+            if path is None:
                 always.append(number)
-                continue
-            parameter = _PARAMETER.search(rule.path)
-            if parameter is None:
-                exact.setdefault(rule.path, []).append(number)
+            elif path.literal:
+                exact.setdefault(path.start, []).append(number)
             else:
-                head = rule.path[: rule.path.rindex("/", 0, parameter.start()) + 1]
-                below.setdefault(head, []).append(number)
+                below.setdefault(path.start, []).append(number)
         put = object.__setattr__
         put(self, "_always", always)
         put(self, "_exact", exact)
         put(self, "_below", below)
         put(self, "_deepest", max((head.count("/") for head in below), default=0))
+        put(self, "_known", {})
 
-    def of_region(self) -> "RuleSet":
+    def in_force(self) -> "RuleSet":
         """The same with every quota cut to this region's share, which is then 1.
 
         Raises ValueError where a rule's cost could no longer pass.
         """
-        if self.share == 1:
+        if self.share == 1 and self.ipv6_prefix == 64:
             return self
-        rules = tuple(rule.scaled(self.share) for rule in self.rules)
+        rules = tuple(rule.in_force(self.share, self.ipv6_prefix) for rule in self.rules)
         return replace(self, rules=rules, share=Fraction(1))
 
     @classmethod
@@ -293,24 +400,36 @@ class RuleSet:
 
         return rulefile.load(path)
 
-    def matching(self, method: str, path: str) -> list[tuple[Rule, dict[str, object]]]:
+    def matching(self, method: str, path: str) -> Matching:
         """Every rule that applies and is not off, in order, each with the path's parameters.
 
         Looks only at rules whose literal start is the path's own, so the number of other rules
-        does not matter.
+        does not matter. The list is not to be changed.
         """
-        numbers = self._always + self._exact.get(path, [])
-        if path.endswith("\n"):  # the router's "$" matches before one
-            numbers += self._exact.get(path[:-1], [])
+        below: list[int] = []
         end = 0
         for _ in range(self._deepest):
             end = path.find("/", end) + 1
             if end == 0:
                 break
-            numbers += self._below.get(path[:end], [])
-        numbers.sort()
+            below += self._below.get(path[:end], ())
+        if below or path.endswith("\n"):  # the router's "$" matches before one
+            return self._matching(method, path, below)
+        # Without parameters the answer is one of a few.
+        known = method, path if path in self._exact else None
+        found = self._known.get(known)
+        if found is None:
+            found = self._matching(method, path, below)
+            if method in options.METHODS:  # others may be without end
+                self._known[known] = found
+        return found
+
+    def _matching(self, method: str, path: str, below: list[int]) -> Matching:
+        numbers = self._always + below + self._exact.get(path, [])
+        if path.endswith("\n"):
+            numbers += self._exact.get(path[:-1], [])
         found = []
-        for number in numbers:
+        for number in sorted(numbers):
             rule = self.rules[number]
             parameters = rule.match(method, path)
             if parameters is not None:
@@ -323,7 +442,8 @@ class RuleSet:
         return frozenset().union(*(rule.registered_names for rule in self.rules))
 
 
-def policy_names(name: str, limits: Sequence[Limit]) -> tuple[str, ...]:
+@lru_cache(maxsize=4096)
+def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
     """What each limit of a rule is called before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
@@ -339,235 +459,27 @@ def policy_names(name: str, limits: Sequence[Limit]) -> tuple[str, ...]:
     )
 
 
-def _limits(
-    limit: object,
-    algorithm: Algorithm | str | None,
-    burst: int | None,
-    rounding: Rounding | None,
-    max_delay: float | EllipsisType | None,
-) -> tuple[Limit, ...]:
-    if not isinstance(limit, str):
-        given = {"algorithm": algorithm, "burst": burst, "rounding": rounding}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} is given beside a Limit; a Limit carries its own")
-        if max_delay is not ...:
-            raise ValueError("max_delay is given beside a Limit; a Limit carries its own")
-        return _ready_limits(limit)
-    if algorithm is None:
-        algorithm = Algorithm.SLIDING_COUNTER
-    leaks = algorithm == Algorithm.LEAKING_BUCKET
-    if max_delay is ...:
-        max_delay = DEFAULT_MAX_DELAY if leaks else None
-    elif max_delay is None and not leaks:
-        raise ValueError(f"a max_delay belongs to a leaking_bucket; {algorithm} has none")
-    limits = Limit.parse_all(
-        limit, algorithm=algorithm, burst=burst, rounding=rounding or "down", max_delay=max_delay
-    )
-    if rounding is not None and algorithm != Algorithm.SLIDING_COUNTER:
-        raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
-    return limits
-
-
-def _ready_limits(limit: object) -> tuple[Limit, ...]:
-    limits = (limit,) if isinstance(limit, Limit) else limit
-    if not isinstance(limits, Sequence):
-        raise TypeError(f"a limit is text, a Limit or several, not {type(limit).__name__}")
-    for each in limits:
-        if not isinstance(each, Limit):
-            raise TypeError(f"a sequence of limits holds Limit objects, not {type(each).__name__}")
-    if not limits:
-        raise ValueError("the sequence of limits is empty; it holds at least one")
-    if len({each.digest for each in limits}) < len(limits):
-        raise ValueError(f"{_shown(list(map(str, limits)))} gives the same limit twice")
-    return tuple(limits)
-
-
-def _cost(cost: object, limits: Iterable[Limit]) -> None:
-    if type(cost) is not int:
-        raise TypeError(f"cost is a whole number, not {type(cost).__name__}")
-    if not 0 <= cost <= MOST_COST:
-        raise ValueError(f"cost is {cost}; it is at least 0 and at most 2^42")
-    for limit in limits:
-        if cost > limit.capacity:
-            raise ValueError(
-                f"cost is {cost} and can never pass; {str(limit)!r} lets through at most "
-                f"{limit.capacity} at once"
-            )
-
-
-def _methods(methods: Iterable[str]) -> frozenset[str]:
-    if isinstance(methods, str):
-        raise TypeError(f"methods is a list such as ['GET'], not the text {_shown(methods)}")
-    known: set[str] = set()
-    for method in methods:
-        _text("a method", method)
-        if method.upper() not in METHODS:
-            near = get_close_matches(method.upper(), sorted(METHODS), 1, 0.5)
-            hint = f"; did you mean {near[0]}" if near else ""
-            raise ValueError(
-                f"{_shown(method)} is no HTTP method{hint}; there are {', '.join(sorted(METHODS))}"
-            )
-        known.add(method.upper())
-    if not known:
-        raise ValueError("methods is empty and would match nothing; leave it out to match all")
-    return frozenset(known | {"HEAD"} if "GET" in known else known)
-
-
-def _compiled(path: object) -> tuple[re.Pattern[str], dict[str, Any]]:
-    """Starlette's regular expression for a path, and the convertors of its parameters."""
-    path = _text("path", path)
-    if not path.startswith("/"):
-        raise ValueError(f"the path is {_shown(path)}; it starts with /")
-    if len(path) > _LONGEST_PATH:
-        raise ValueError(f"the path has {len(path)} characters; it has at most {_LONGEST_PATH}")
-    never = _NEVER_IN_PATH.search(path)
-    if never:
-        raise ValueError(
-            f"the path {_shown(path)} holds {_shown(never[0])}; it is the decoded path alone, "
-            "without query or fragment"
-        )
-    if re.search("[{}]", _PARAMETER.sub("", path)):
-        raise ValueError(
-            f"the path {_shown(path)} has a brace that belongs to no parameter; parameters are "
-            "written {name} or {name:int}"
-        )
-    parameters = _PARAMETER.findall(path)
-    names = [name for name, _ in parameters]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"the path {_shown(path)} has two parameters {name!r}; each has its own name"
-            )
-    try:
-        regex, _, convertors = compile_path(path)
-    except (AssertionError, KeyError):  # KeyError where Python runs with -O
-        raise ValueError(
-            f"the path {_shown(path)} has a convertor that does not exist; there are str, int, "
-            "float, uuid, path and those that the application registered"
-        ) from None
-    return regex, convertors
-
-
-def _converted(convertor: Any, text: str) -> object:
-    try:
-        return convertor.convert(text)
-    except Exception:  # noqa: BLE001  any convertor of the application's
-        return text
-
-
-def _by(by: object, parameters: Iterable[str], path: str | None) -> tuple[str, ...]:
-    parts: Any = (by,) if isinstance(by, str) else by
-    if not isinstance(parts, Sequence):
-        raise TypeError(f"by is text or several texts, not {type(by).__name__}")
-    if len(parts) > _MOST_PARTS:
-        raise ValueError(f"by has {len(parts)} parts; it has at most {_MOST_PARTS}")
-    read: list[str] = []
-    for part in parts:
-        _text("a part of by", part)
-        read.append(_by_part(part, parameters, path))
-    if not read:
-        raise ValueError("by is empty; it names at least one, such as 'client'")
-    for part in read:
-        if read.count(part) > 1:
-            raise ValueError(f"by names {_shown(part)} twice; once is enough")
-    return tuple(read)
-
-
-def _by_part(part: str, parameters: Iterable[str], path: str | None) -> str:
-    kind, _, name = part.partition(":")
-    if part not in NAMED_BY and _REGISTERED.fullmatch(part):
-        return part
-    if kind not in NAMED_BY:
-        raise ValueError(
-            f"by is {_shown(part)}; it is client, global, route, user, header:NAME, cookie:NAME, "
-            "query:NAME, path:NAME or a registered name (a-z, 0-9 and _)"
-        )
-    if not name:
-        raise ValueError(f"by is {_shown(part)} without a name; write {kind}:NAME")
-    if kind in ("header", "cookie") and not _TOKEN.fullmatch(name):
-        raise ValueError(
-            f"by is {_shown(part)}; a {kind}'s name is letters, digits and !#$%&'*+.^_`|~-"
-        )
-    if kind == "path" and name not in parameters:
-        there = (
-            f"{_shown(path)} has {', '.join(parameters) or 'none'}" if path else "it has no path"
-        )
-        raise ValueError(f"by is {_shown(part)}, which is no parameter of the rule's path; {there}")
-    return part.lower() if kind == "header" else part
-
-
-def _overrides(
-    overrides: Mapping[str, Any], by: tuple[str, ...], first: Limit
-) -> dict[str, tuple[Limit, ...]]:
-    if not isinstance(overrides, Mapping):
-        raise TypeError(f"overrides map identities to limits, not {type(overrides).__name__}")
-    if overrides and by[0] == "global":
-        raise ValueError("overrides are given for 'global'; it has one identity, which is no one's")
-    own: dict[str, tuple[Limit, ...]] = {}
-    for identity, limit in overrides.items():
-        _text("an override's identity", identity)
-        key = _address_key(identity) if by[0] == "client" else identity
-        if not key:
-            raise ValueError("an override's identity is empty; it is that of the first part of by")
-        if key in own:
-            raise ValueError(f"the override {_shown(identity)} is given twice, as {key}; give one")
-        if isinstance(limit, str):
-            own[key] = Limit.parse_all(
-                limit,
-                algorithm=first.algorithm,
-                rounding=first.rounding,
-                max_delay=first.max_delay,
-            )
-        else:
-            own[key] = _ready_limits(limit)
-    return own
-
-
-def _address_key(text: str) -> str:
-    """What requests from an address are counted under: for IPv6, its network."""
-    address = read_address(text)
-    if address is None or "%" in text:
-        raise ValueError(
-            f"the override {_shown(text)} is no IP address; by client, overrides name addresses"
-        )
-    return address.key
-
-
-def _on_store_failure(value: object) -> None:
-    if value not in get_args(OnStoreFailure):
-        raise ValueError(f"on_store_failure is {_shown(value)}; it is 'allow', 'deny' or 'local'")
-
-
-def _workers(value: object) -> None:
+def _whole(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int:
-        raise TypeError(f"workers is a whole number, not {type(value).__name__}")
-    if not 1 <= value <= MOST_WORKERS:
-        raise ValueError(f"workers is {value}; it is 1 to {MOST_WORKERS}")
-
-
-def _share(value: object) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"share is a number, not {type(value).__name__}")
-    if not 0 < value <= 1:
-        raise ValueError(f"share is {value}; it is above 0 and at most 1")
-    return Fraction(str(value))
+        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}; it is {least} to {most}")
 
 
 def _unique_names(rules: Iterable[object]) -> None:
     names: set[str] = set()
-    shown: dict[str, str] = {}
+    policies: dict[str, str] = {}
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(f"a RuleSet holds Rule objects, not {type(rule).__name__}")
         # Policy names may become case-insensitive (ietf-wg-httpapi/ratelimit-headers#166).
         if rule.name.lower() in names:
             raise ValueError(
-                f"two rules are named {_shown(rule.name)}; each has its own name, in any case"
+                f"two rules are named {shown(rule.name)}; each has its own name, in any case"
             )
         names.add(rule.name.lower())
         for policy in rule.policies:
-            other = shown.setdefault(policy.lower(), rule.name)
+            other = policies.setdefault(policy.lower(), rule.name)
             if other != rule.name:
                 raise ValueError(
                     f"rules {other!r} and {rule.name!r} would both be shown to clients as "
@@ -577,14 +489,14 @@ def _unique_names(rules: Iterable[object]) -> None:
 
 def _store(uri: object) -> None:
     """Refuses what cannot be a store's URI; shows no more of it than its scheme."""
-    scheme, colon, rest = _text("store", uri).partition("://")
+    scheme, colon, rest = options.text("store", uri).partition("://")
     if not colon:
         raise ValueError("the store is no URI; write one such as redis://localhost:6379/0")
     if scheme not in STORE_SCHEMES:
         near = get_close_matches(scheme.lower(), STORE_SCHEMES, 1, 0.6)
         hint = f"; did you mean {near[0]}://" if near else ""
         raise ValueError(
-            f"the store's scheme is {_shown(scheme)}{hint}; there are "
+            f"the store's scheme is {shown(scheme)}{hint}; there are "
             + ", ".join(f"{each}://" for each in STORE_SCHEMES)
         )
     if scheme == "memory" and rest:
@@ -598,15 +510,3 @@ def _store(uri: object) -> None:
             "no service follows the hosts in the store; write "
             "redis+sentinel://host:port,host:port/service"
         )
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is text, not {type(value).__name__}")
-    return value
-
-
-def _shown(value: object) -> str:
-    """A user's value for a message: quoted, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

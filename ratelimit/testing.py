@@ -1,6 +1,7 @@
-"""A clock to move by hand, and the suite that every store passes, ours and yours.
+"""For tests: limits off, forgotten, or by a clock moved by hand; and the suite of every store.
 
-Needs no pytest to be imported. To hold a store of your own to the promise, in a test module::
+Needs no pytest to be imported; `ratelimit.pytest_plugin` has the first three as fixtures. To hold
+a store of your own to the promise, in a test module::
 
     from ratelimit.testing import StoreSuite
 
@@ -16,14 +17,28 @@ with pytest-asyncio in auto mode (or anyio's). ``TABLES`` holds the decision tab
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from ratelimit.decisions import Action, Check, Decision
+from ratelimit.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.stores import Store
+from ratelimit.stores import MemoryStore, Store
+from ratelimit.stores.memory import live_stores
 
-__all__ = ["START_US", "TABLES", "ManualClock", "Row", "StoreSuite", "Table", "check_table"]
+__all__ = [
+    "START_US",
+    "TABLES",
+    "ManualClock",
+    "Row",
+    "StoreSuite",
+    "Table",
+    "by_hand",
+    "check_table",
+    "disabled",
+    "reset",
+]
 
 START_US: Final = 1_700_352_000_000_000
 """2023-11-19 00:00 UTC, where a minute, a day and a window of 30 days start at once."""
@@ -49,6 +64,39 @@ class ManualClock:
         if type(now_us) is not int:
             raise TypeError(f"a clock gives whole microseconds, not {type(now_us).__name__}")
         self._now_us = now_us
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Turns every limiter of the process off while it lasts, the library's own included."""
+    before, RateLimiter.everywhere = RateLimiter.everywhere, False
+    try:
+        yield
+    finally:
+        RateLimiter.everywhere = before
+
+
+def reset() -> None:
+    """Forgets every counter of every `MemoryStore` in the process."""
+    for store in live_stores():
+        store.clear()
+
+
+@contextmanager
+def by_hand(clock: ManualClock | None = None) -> Iterator[ManualClock]:
+    """Moves the time of every `MemoryStore` by a clock, from `START_US` on; gives that clock.
+
+    Also of those that are made meanwhile, but not of one that was given a clock of its own. The
+    counters are forgotten at both ends, since they are of another time.
+    """
+    clock = clock or ManualClock()
+    reset()
+    before, MemoryStore.clock = MemoryStore.clock, clock
+    try:
+        yield clock
+    finally:
+        MemoryStore.clock = before
+        reset()
 
 
 class Row(NamedTuple):

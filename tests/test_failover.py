@@ -20,6 +20,7 @@ from ratelimit import (
     StoreUnavailable,
 )
 from ratelimit import failover as module
+from ratelimit.background import Background
 from ratelimit.failover import Breaker, Failover
 from ratelimit.testing import ManualClock
 from tests.servers import Server
@@ -65,9 +66,14 @@ async def fail(failover: Failover, times: int) -> None:
             await failover.decide([Check(LIMIT, "k")])
 
 
+def running(background: Background) -> "asyncio.Task[None]":
+    """The task that a job runs in."""
+    return background._tasks[asyncio.get_running_loop()]
+
+
 async def closed(failover: Failover) -> None:
     """Waits until a probe has found the store again, and all is settled."""
-    await failover._tasks["probe"][1]
+    await running(failover._probing)
 
 
 def test_five_failures_in_a_row_open_it() -> None:
@@ -222,7 +228,7 @@ async def test_workers_are_counted_while_the_store_answers_and_frozen_when_it_is
     async def seen(number: int) -> None:
         while failover.workers != number:
             await asyncio.wait(
-                [failover._tasks["heartbeat"][1]], timeout=0.001
+                [running(failover._heartbeat)], timeout=0.001
             )  # a turn of its loop, not a pause
 
     store.alive = 3
@@ -235,7 +241,7 @@ async def test_workers_are_counted_while_the_store_answers_and_frozen_when_it_is
     store.off = True
     await fail(failover, 5)
     store.alive = 9
-    await asyncio.wait([failover._tasks["heartbeat"][1]], timeout=0.02)
+    await asyncio.wait([running(failover._heartbeat)], timeout=0.02)
     assert failover.workers == 4
     store.off = False
     await closed(failover)
@@ -314,8 +320,7 @@ async def test_closing_ends_what_runs_in_the_background(store: Switched) -> None
     failover = Failover(store, local=True)
     store.off = True
     await fail(failover, 5)
-    tasks = [task for _, task in failover._tasks.values()]
-    assert len(tasks) == 2
+    tasks = [running(failover._probing), running(failover._heartbeat)]
     await failover.aclose()
     assert all(task.done() for task in tasks)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route, compile_path
 
-from ratelimit import decisions, rules
+from ratelimit import decisions, options, paths
 from ratelimit.limits import Limit
 from ratelimit.rules import Rule, RuleSet, policy_names
 
@@ -284,16 +284,38 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"overrides": {"::1": "1/s", "0::1": "2/s"}}, "is given twice, as ::/64; give one"),
     ({"overrides": {"::1": "1/s"}, "cost": 2}, "'1/second' lets through at most 1 at once"),
     ({"overrides": {"": "1/s"}, "by": "user"}, "an override's identity is empty"),
+    ({"overrides": {"x" * 257: "1/s"}, "by": "user"}, "an override's identity has 257 characters"),
     ({"overrides": {"x": "1/s"}, "by": "global"}, "overrides are given for 'global'"),
+    ({"limit": None}, "a limit is text, a Limit or several, not NoneType"),
+    ({"limit": "unlimited"}, "the limit is 'unlimited'; a rule without a limit has mode 'off'"),
+    ({"limit": {}}, "there are no tiers; name at least one with its limit"),
+    ({"limit": {"a": "unlimited"}, "tier": "plan"}, "every tier is unlimited; a rule limits at"),
+    ({"limit": {"": "1/s"}, "tier": "plan"}, "a tier is named ''; a name has 1 to 64"),
+    ({"limit": {7: "1/s"}, "tier": "plan"}, "a tier's name is text, not int"),
+    ({"limit": {"a": "1/minut"}, "tier": "plan"}, "did you mean 'minute'"),
+    ({"limit": {"a": "1/s"}}, "there are tiers, but no tier; it says who chooses"),
+    ({"tier": "user:plan"}, "tier is given without tiers"),
+    ({"limit": {"a": "1/s"}, "tier": "cookie:plan"}, "tier is 'cookie:plan'; it is user:ATTRIBUTE"),
+    ({"limit": {"a": "1/s"}, "tier": "user:a b"}, "tier is 'user:a b'; it is user:ATTRIBUTE"),
+    ({"limit": {"a": "1/s"}, "tier": "header:"}, "tier is 'header:'; it is user:ATTRIBUTE"),
+    ({"limit": {"a": "9/s", "b": "1/s"}, "tier": "plan", "cost": 2}, "'1/second' lets through at"),
+    ({"limit": lambda _: "1/s", "burst": 2}, "a burst belongs to a bucket; sliding_counter"),
+    ({"cost": "a b"}, "cost is 'a b'; it is a whole number or a registered name"),
+    ({"enforce_share": 0}, "enforce_share is 0; it is above 0 and at most 1"),
+    ({"enforce_share": 1.5}, "enforce_share is 1.5; it is above 0 and at most 1"),
+    ({"on_missing": "allow"}, "on_missing is 'allow'; it is 'client', 'skip' or 'refuse'"),
+    ({"allowlist": ["10.0.0.0/8"]}, "a list of networks holds '10.0.0.0/8'"),
+    ({"skip": "x"}, "skip is a function over the connection, not str"),
+    ({"by": "path:id", "on_route": False}, "it has no path"),
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), REFUSED)
+@pytest.mark.parametrize(("given", "sentence"), REFUSED)
 def test_a_rule_that_could_not_be_meant_is_refused_in_one_sentence(
-    options: dict[str, Any], sentence: str
+    given: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises((ValueError, TypeError)) as refused:
-        Rule(**{"name": "a", "limit": "10/minute"} | options)
+        Rule(**{"name": "a", "limit": "10/minute"} | given)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -316,17 +338,25 @@ SETS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"share": 1.01}, "share is 1.01; it is above 0 and at most 1"),
     ({"share": True}, "share is a number, not bool"),
     ({"trusted_proxies": [ip_network("::/0")]}, "::/0 trusts everyone"),
+    ({"trusted_proxies": [ip_network("::ffff:0:0/96")]}, "0.0.0.0/0 trusts everyone"),
     ({"denylist": ["10.0.0.0/8"]}, "a list of networks holds '10.0.0.0/8'"),
-    ({"headers": ["x"]}, "headers holds 'x'; its items are 'draft' and 'legacy'"),
+    ({"trusted_hops": -1}, "trusted_hops is -1; it is 0 to 32"),
+    ({"trusted_hops": 33}, "trusted_hops is 33; it is 0 to 32"),
+    ({"trusted_hops": 1, "trusted_proxies": [ip_network("::1")]}, "both trusted_hops and trusted"),
+    ({"forwarded_header": "via"}, "forwarded_header is 'via'; it is 'x-forwarded-for' or"),
+    ({"ipv6_prefix": 129}, "ipv6_prefix is 129; it is 16 to 128"),
+    ({"retry_jitter_us": 60_000_001}, "retry_jitter_us is 60000001; it is 0 to 60000000"),
+    ({"preflights": "no"}, "preflights is 'no'; it is 'free' or 'count'"),
+    ({"headers": ["x"]}, "headers holds 'x'; its items are 'draft', 'legacy', 'draft-03'"),
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), SETS_REFUSED)
+@pytest.mark.parametrize(("given", "sentence"), SETS_REFUSED)
 def test_a_set_that_could_not_be_meant_is_refused_in_one_sentence(
-    options: dict[str, Any], sentence: str
+    given: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises((ValueError, TypeError)) as refused:
-        RuleSet(**{"rules": ()} | options)
+        RuleSet(**{"rules": ()} | given)
     assert sentence in str(refused.value)
 
 
@@ -359,10 +389,39 @@ def test_a_set_takes_the_uri_of_every_kind_of_store(uri: str) -> None:
 
 
 def test_a_rules_highest_cost_is_that_of_a_check() -> None:
-    assert rules.MOST_COST == decisions.MOST_COST
+    assert options.MOST_COST == decisions.MOST_COST
 
 
 def test_the_index_reads_parameters_where_starlette_does() -> None:
     for path in ("/a/{x}", "/{_x1:int}b", "/a", "/{rest:path}"):
-        found = [name for name, _ in rules._PARAMETER.findall(path)]
+        found = [name for name, _ in paths._PARAMETER.findall(path)]
         assert found == list(compile_path(path)[2])
+
+
+def test_tiers_and_their_limits_are_kept_in_order() -> None:
+    rule = Rule("a", {"free": "1/s; 9/minute", "pro": Limit("5/s"), "all": None}, tier="user:plan")
+    assert list(rule.tiers) == ["free", "pro", "all"]
+    assert rule.limits == rule.tiers["free"] == Limit.parse_all("1/s; 9/minute")
+    assert rule.tiers["all"] == ()
+    assert rule.policies == ("a:1", "a:60")
+
+
+def test_overrides_by_client_follow_the_prefix_by_which_clients_are_counted() -> None:
+    rule = Rule("a", "1/s", overrides={"2001:db8:1:2ff::1": "5/s", "192.0.2.1": "7/s"})
+    assert list(rule.overrides) == ["2001:db8:1:2ff::/64", "192.0.2.1"]
+    (wide,) = RuleSet((rule,), ipv6_prefix=56).in_force().rules
+    assert list(wide.overrides) == ["2001:db8:1:200::/56", "192.0.2.1"]
+    (narrow,) = RuleSet((rule,), ipv6_prefix=128).in_force().rules
+    assert list(narrow.overrides) == ["2001:db8:1:2ff::1/128", "192.0.2.1"]
+
+
+def test_a_routes_own_rule_may_name_any_path_parameter() -> None:
+    assert Rule("a", "1/s", by="path:id", on_route=True).by == ("path:id",)
+
+
+def test_methods_without_end_are_not_remembered() -> None:
+    rule_set = RuleSet((Rule("a", "1/s"),))
+    for number in range(100):
+        assert names(rule_set, f"M{number}", "/") == ["a"]
+        assert names(rule_set, "GET", f"/{number}") == ["a"]
+    assert len(rule_set._known) == 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import assert_type
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from ratelimit import (
@@ -13,6 +13,7 @@ from ratelimit import (
     Decision,
     Limit,
     MemoryStore,
+    RateLimit,
     RateLimiter,
     RateLimitMiddleware,
     Rule,
@@ -102,6 +103,37 @@ half: Store = Half()  # type: ignore[assignment]
 @limit("5/minute", by="client")
 async def limited(request: Request, number: int) -> Response:
     return Response(str(number))
+
+
+async def dynamic(connection: HTTPConnection) -> str | None:
+    return None
+
+
+def plan(connection: HTTPConnection) -> str:
+    return "free"
+
+
+def current_user() -> int:
+    return 1
+
+
+@limit({"free": "1/minute", "pro": Limit("9/minute"), "internal": None}, tier=plan)
+@limit(dynamic, by=["client", "path:name"], cost=lambda connection: 2, methods=["POST"])
+@limit("1/minute", skip=lambda connection: True, on_missing="skip", mode="shadow")
+def limited_by_the_request(request: Request) -> Response:
+    return Response()
+
+
+def dependencies() -> None:
+    RateLimit("5/minute", by=current_user, scope="mail", max_delay=None)
+    RateLimit(Limit("5/minute"), by=["client", current_user], tier=None)
+    RateLimit("5/minute", by=7)  # type: ignore[arg-type]
+    RateLimit("5/minute", path="/x")  # type: ignore[call-arg]
+    RateLimit("5/minute", on_missing="no")  # type: ignore[arg-type]
+    limit("5/minute", by=current_user)  # type: ignore[arg-type]  # FastAPI gives it to RateLimit
+    limit(5)  # type: ignore[arg-type]
+    limit(lambda connection: 5)  # type: ignore[arg-type,return-value]
+    limit("5/minute", cost=lambda connection: "5")  # type: ignore[arg-type,return-value]
 
 
 @exempt

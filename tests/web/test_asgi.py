@@ -77,6 +77,7 @@ async def test_a_denied_request_is_a_429_with_a_problem_body_and_never_reaches_t
         ("retry-after", "60"),
         ("ratelimit-policy", '"api";q=1;w=60'),
         ("ratelimit", '"api";r=0;t=60'),
+        ("vary", "accept"),
     ]
     assert answer.problem == {
         "type": QUOTA_EXCEEDED,
@@ -121,6 +122,21 @@ async def test_head_is_counted_with_get_and_its_refusal_has_no_body() -> None:
     assert answer.status == 429
     assert answer.body == b""
     assert int(answer.headers["content-length"]) > 0
+
+
+async def test_a_refusal_takes_the_form_that_the_client_asks_for() -> None:
+    app = guarded(Rule("api", "1/minute"))
+    await ask(app)
+    for accept, kind in {
+        "text/html,application/xhtml+xml,*/*;q=0.8": "text/html; charset=utf-8",
+        "text/plain": "text/plain; charset=utf-8",
+        "application/json": "application/problem+json",
+    }.items():
+        answer = await ask(app, headers=[("accept", accept)])
+        assert answer.status == 429
+        assert answer.headers["content-type"] == kind
+        assert int(answer.headers["content-length"]) == len(answer.body)
+        assert "ratelimit" in answer.headers
 
 
 async def test_every_matching_rule_applies_and_a_refusal_by_one_charges_none() -> None:
@@ -169,6 +185,7 @@ async def test_the_denylist_is_a_403_and_beats_the_allowlist() -> None:
         "content-type",
         "content-length",
         "cache-control",
+        "vary",
     ]
     assert store.asked == []
     assert (await ask(app, client=("::ffff:c000:201", 1))).status == 403
@@ -334,6 +351,19 @@ async def test_header_fields_that_can_be_read_only_once_are_kept() -> None:
 
     answer = await ask(RateLimitMiddleware(once, limiter(Rule("api", "9/minute"))))
     assert list(answer.headers) == ["x-a", "x-b", "ratelimit-policy", "ratelimit"]
+
+
+async def test_a_field_that_the_application_has_set_itself_is_kept() -> None:
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"ratelimit", b"mine"), (b"x-a", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    answer = await ask(RateLimitMiddleware(proxy, limiter(Rule("api", "9/minute"))))
+    assert answer.fields == [
+        ("ratelimit", "mine"),
+        ("x-a", "1"),
+        ("ratelimit-policy", '"api";q=9;w=60'),
+    ]
 
 
 async def test_background_tasks_run_and_contextvars_are_those_of_the_caller() -> None:

@@ -5,7 +5,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import Any
 
@@ -23,15 +23,18 @@ from starlette.websockets import WebSocket
 from ratelimit import (
     Check,
     Limit,
+    MemoryStore,
     RateLimiter,
     RateLimitExceeded,
     RateLimitMiddleware,
     Rule,
+    RuleSet,
     exempt,
     limit,
 )
-from ratelimit.headers import Told
+from ratelimit.headers import Refusal, Told
 from ratelimit.routes import _fallback, _rule_name
+from ratelimit.testing import ManualClock
 from tests.web.asgi import (
     QUOTA_EXCEEDED,
     Counting,
@@ -431,6 +434,234 @@ async def test_a_response_that_is_returned_again_and_again_gathers_no_fields() -
         assert (await ask(app)).headers["ratelimit"].endswith(f";r={left}")
 
 
+async def test_the_innermost_middleware_decides_the_limits_on_a_route(clock: ManualClock) -> None:
+    outer, inner = limiter(Rule("outer", "9/minute"), clock=clock), limiter(clock=clock)
+
+    @limit("2/minute", scope="route")
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    guard = Middleware(RateLimitMiddleware, limiter=inner)
+    app = starlette(Mount("/in", routes=[Route("/", endpoint)], middleware=[guard]), limits=outer)
+    answer = await ask(app, "/in/")
+    assert answer.headers["ratelimit-policy"] == '"route";q=2;w=60, "outer";q=9;w=60'
+    assert await remaining(inner, "route", "2/minute") == 1
+    assert await remaining(outer, "route", "2/minute") == 2
+
+
+async def test_a_request_that_a_mount_without_a_middleware_takes_is_decided_by_the_outer_one() -> (
+    None
+):
+    """Also where another request has just been through the middleware of a mount beside it."""
+    outer, inner = limiter(), limiter()
+
+    @limit("2/minute", scope="route")
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    guard = Middleware(RateLimitMiddleware, limiter=inner)
+    app = starlette(
+        Mount("/in", routes=[Route("/", endpoint)], middleware=[guard]),
+        Mount("/beside", routes=[Route("/", endpoint)]),
+        limits=outer,
+    )
+    assert await statuses(app, "/in/", "/beside/") == [200, 200]
+    assert await remaining(inner, "route", "2/minute") == 1
+    assert await remaining(outer, "route", "2/minute") == 1
+
+
+async def test_the_jitter_of_a_limiter_holds_for_its_refusals_on_routes() -> None:
+    app = starlette(
+        Route("/", limit("1/minute", algorithm="fixed_window")(functools.partial(ok))),
+        limits=limiter(retry_jitter_us=60_000_000),
+    )
+    await ask(app)
+    answers = [(await ask(app)).headers for _ in range(20)]
+    waits = {int(headers["retry-after"]) for headers in answers}
+    assert waits <= set(range(60, 121))
+    assert len(waits) > 1
+    assert all(each["ratelimit"].endswith(";t=" + each["retry-after"]) for each in answers)
+
+
+async def test_a_limiter_answers_its_refusals_in_the_applications_own_words() -> None:
+    """Whether the middleware or a route refuses; a route's own limiter answers for itself."""
+
+    def named(name: str, *rules: Rule) -> RateLimiter:
+        async def response(connection: HTTPConnection, refusal: Refusal) -> Response:
+            assert connection.url.path in ("/", "/own", "/free")
+            return JSONResponse({name: refusal.status}, 418)
+
+        store = MemoryStore(clock=ManualClock())
+        return RateLimiter(RuleSet(rules), store=store, response=response)
+
+    own = named("own")
+    app = starlette(
+        Route("/", limit("1/minute")(functools.partial(ok))),
+        Route("/own", limit("1/minute", limiter=own)(functools.partial(ok))),
+        Route("/free", ok),
+        limits=named("around", Rule("free", "1/minute", path="/free")),
+    )
+    for path, name in {"/": "around", "/own": "own", "/free": "around"}.items():
+        assert (await ask(app, path)).status == 200
+        answer = await ask(app, path)
+        assert (answer.status, answer.problem) == (418, {name: 429})
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["ratelimit"].endswith(";t=" + answer.headers["retry-after"])
+
+
+# --- what a request decides ----------------------------------------------------------------------
+
+
+async def test_a_limit_may_count_by_a_parameter_of_the_route() -> None:
+    app = starlette(
+        Route("/rooms/{room}", limit("1/minute", by="path:room")(functools.partial(ok)))
+    )
+    assert await statuses(app, "/rooms/a", "/rooms/b", "/rooms/a") == [200, 200, 429]
+    assert await statuses(app, "/rooms/b", client=("198.51.100.1", 1)) == [429]
+
+
+async def test_a_parameter_that_the_route_does_not_have_is_the_client() -> None:
+    app = starlette(Route("/rooms", limit("1/minute", by="path:room")(functools.partial(ok))))
+    assert await statuses(app, "/rooms", "/rooms") == [200, 429]
+    assert await statuses(app, "/rooms", client=("198.51.100.1", 1)) == [200]
+
+
+async def test_a_limit_may_be_for_some_methods() -> None:
+    @limit("1/minute", methods=["POST"], scope="post")
+    @limit("2/minute", methods=["GET"], scope="get")
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    app = starlette(Route("/", endpoint, methods=["GET", "POST", "PUT"]))
+    assert await statuses(app, "/", "/", method="POST") == [200, 429]
+    assert await statuses(app, "/", method="HEAD") == [200]
+    answer = await ask(app)
+    assert answer.headers["ratelimit-policy"] == '"get";q=2;w=60'
+    assert (await ask(app)).status == 429
+    assert await statuses(app, "/", "/", "/", method="PUT") == [200] * 3
+
+
+async def test_a_preflight_is_free_unless_a_limit_names_its_method() -> None:
+    @limit("1/minute", scope="any")
+    async def any_method(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    @limit("1/minute", scope="named", methods=["OPTIONS"])
+    async def named(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    methods = ["GET", "OPTIONS"]
+    app = starlette(
+        Route("/any", any_method, methods=methods), Route("/named", named, methods=methods)
+    )
+    preflight = [("origin", "https://a.example"), ("access-control-request-method", "GET")]
+    asked: dict[str, Any] = {"method": "OPTIONS", "headers": preflight}
+    assert await statuses(app, "/any", "/any", **asked) == [200, 200]
+    assert await statuses(app, "/named", "/named", **asked) == [200, 429]
+    assert await statuses(app, "/any", "/any", method="OPTIONS") == [200, 429]
+
+
+def sync(function: Callable[[HTTPConnection], Any]) -> Callable[[HTTPConnection], Any]:
+    return function
+
+
+def asynchronous(function: Callable[[HTTPConnection], Any]) -> Callable[[HTTPConnection], Any]:
+    async def ask(connection: HTTPConnection) -> Any:
+        return function(connection)
+
+    return ask
+
+
+def told(connection: HTTPConnection) -> Any:
+    return connection.headers.get("x-told")
+
+
+@pytest.mark.parametrize("kind", [sync, asynchronous])
+async def test_a_limit_may_be_a_function_over_the_connection(kind: Any) -> None:
+    app = starlette(Route("/", limit(kind(told))(functools.partial(ok))))
+    one: dict[str, Any] = {"headers": [("x-told", "1/minute")]}
+    assert await statuses(app, "/", "/", **one) == [200, 429]
+    assert await statuses(app, "/", "/", headers=[("x-told", "2/hour; 9/day")]) == [200, 200]
+    answer = await ask(app)
+    assert answer.status == 200
+    assert "ratelimit" not in answer.headers
+
+
+@pytest.mark.parametrize("kind", [sync, asynchronous])
+async def test_a_limit_may_be_tiers_of_which_a_function_chooses(kind: Any) -> None:
+    tiers: Mapping[str, str | Limit] = {
+        "free": "1/minute",
+        "pro": Limit("2/minute"),
+        "internal": "unlimited",
+    }
+    app = starlette(Route("/", limit(tiers, tier=kind(told))(functools.partial(ok))))
+    for tier, expected in {
+        "pro": [200, 200, 429],
+        "internal": [200, 200, 200],
+        "free": [200, 429, 429],
+        "unheard of": [429, 429, 429],
+    }.items():
+        assert await statuses(app, "/", "/", "/", headers=[("x-told", tier)]) == expected
+
+
+@pytest.mark.parametrize("kind", [sync, asynchronous])
+async def test_a_cost_may_be_a_function_over_the_connection(kind: Any) -> None:
+    cost = kind(lambda connection: int(told(connection) or 1))
+    app = starlette(Route("/", limit("5/minute", cost=cost, scope="job")(functools.partial(ok))))
+    assert (await ask(app, headers=[("x-told", "3")])).headers["ratelimit"] == '"job";r=2'
+    assert (await ask(app, headers=[("x-told", "0")])).headers["ratelimit"] == '"job";r=2'
+    assert await statuses(app, "/", headers=[("x-told", "3")]) == [429]
+    assert await statuses(app, "/") == [200]
+
+
+@pytest.mark.parametrize("kind", [sync, asynchronous])
+async def test_a_request_may_be_skipped(kind: Any) -> None:
+    skip = kind(lambda connection: told(connection) == "internal")
+    app = starlette(Route("/", limit("1/minute", skip=skip)(functools.partial(ok))))
+    assert await statuses(app, "/", "/", headers=[("x-told", "internal")]) == [200, 200]
+    assert await statuses(app, "/", "/") == [200, 429]
+
+
+async def test_a_tier_and_a_cost_may_be_names_that_the_limiter_knows() -> None:
+    limits = RateLimiter(
+        store=MemoryStore(clock=ManualClock()), tiers={"plan": told}, costs={"two": lambda _: 2}
+    )
+    tiers = {"free": "2/minute", "pro": "4/minute"}
+    app = starlette(
+        Route("/", limit(tiers, tier="plan", cost="two")(functools.partial(ok))), limits=limits
+    )
+    assert await statuses(app, "/", "/") == [200, 429]
+    assert await statuses(app, "/", "/", "/", headers=[("x-told", "pro")]) == [200, 200, 429]
+    unknown = starlette(Route("/", limit(tiers, tier="plan")(functools.partial(ok))))
+    with pytest.raises(ValueError, match="tier plan, which is not registered"):
+        await ask(unknown)
+
+
+async def test_a_limit_in_shadow_refuses_nobody_and_one_that_is_off_asks_nothing() -> None:
+    limits = limiter()
+    app = starlette(
+        Route("/off", limit("1/minute", mode="off", scope="off")(functools.partial(ok))),
+        Route("/shade", limit("1/minute", mode="shadow", scope="shade")(functools.partial(ok))),
+        limits=limits,
+    )
+    assert await statuses(app, "/off", "/off", "/shade", "/shade") == [200] * 4
+    assert limits.counts == {("shade", "shadow-allowed"): 1, ("shade", "shadow-denied"): 1}
+
+
+async def test_a_request_without_an_identity_may_be_refused_or_not_limited() -> None:
+    def by_user(on_missing: Any) -> Endpoint:
+        one = limit("1/minute", by="header:x-user", on_missing=on_missing, scope=on_missing)
+        return one(functools.partial(ok))
+
+    app = starlette(Route("/refuse", by_user("refuse")), Route("/skip", by_user("skip")))
+    answer = await ask(app, "/refuse")
+    assert answer.status == 403
+    assert answer.problem["type"] == "urn:ratelimit-asgi:problem:identity-missing"
+    assert await statuses(app, "/skip", "/skip") == [200, 200]
+    named: dict[str, Any] = {"headers": [("x-user", "ann")]}
+    assert await statuses(app, "/refuse", "/refuse", "/skip", "/skip", **named) == [200, 429] * 2
+
+
 # --- RateLimitExceeded ---------------------------------------------------------------------------
 
 
@@ -448,6 +679,30 @@ async def test_one_that_the_application_raises_gets_the_answer_of_the_middleware
     assert answer.headers["ratelimit"] == '"mine";r=0;t=1'
     assert answer.problem["violated-policies"] == ["mine"]
     assert (await ask(app, method="HEAD")).body == b""
+
+
+async def test_one_that_the_application_raises_where_nothing_is_limited_is_a_problem_too() -> None:
+    """Once a limit of the application has refused something, and made itself its handler."""
+    limited = limit("1/minute", limiter=limiter())(functools.partial(ok))
+    app = Starlette(routes=[Route("/limited", limited), Route("/", raising)])
+    assert await statuses(app, "/limited", "/limited") == [200, 429]
+    answer = await ask(app)
+    assert answer.status == 429
+    assert answer.problem["violated-policies"] == ["mine"]
+
+
+@pytest.mark.parametrize("endpoint", ["limited", raising])
+async def test_a_refusal_on_a_route_takes_the_form_that_the_client_asks_for(endpoint: Any) -> None:
+    if endpoint == "limited":
+        endpoint = async_function()
+    app = starlette(Route("/", endpoint))
+    await ask(app)
+    answer = await ask(app, headers=[("accept", "text/html,*/*;q=0.8")])
+    assert answer.status == 429
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.body.startswith(b"<!doctype html>")
+    assert int(answer.headers["retry-after"]) > 0
+    assert int(answer.headers["content-length"]) == len(answer.body)
 
 
 async def test_one_that_a_mounted_application_raises_keeps_its_fields_in_whatever_answer() -> None:
@@ -560,9 +815,31 @@ def test_a_limit_that_makes_no_rule_is_refused_where_it_is_written() -> None:
         ({"limit": "1/minute", "burst": 3}, ValueError),
         ({"limit": 10}, TypeError),
         ({"limit": "1/minute", "scope": "no spaces"}, ValueError),
+        ({"limit": "1/minute", "methods": ["GOT"]}, ValueError),
+        ({"limit": "1/minute", "tier": told}, ValueError),
+        ({"limit": {"free": "1/minute"}}, ValueError),
+        ({"limit": "1/minute", "skip": True}, TypeError),
+        ({"limit": "1/minute", "by": []}, ValueError),
+        ({"limit": "1/minute", "by": 7}, TypeError),
     ]:
         with pytest.raises(error):
             limit(**options)  # type: ignore[arg-type]
+
+
+def test_an_option_that_a_limit_does_not_have_is_refused_with_those_that_it_has() -> None:
+    with pytest.raises(
+        TypeError, match=r"^a limit has no option path; there are by, algorithm, burst, cost, "
+    ):
+        limit("1/minute", path="/x")  # type: ignore[call-arg]
+
+
+def test_a_function_in_by_is_refused_with_the_way_out() -> None:
+    pytest.importorskip("fastapi")
+    with pytest.raises(
+        TypeError,
+        match=r"FastAPI gives to Depends\(RateLimit\(...\)\) alone; on an endpoint, by is",
+    ):
+        limit("1/minute", by=told)  # type: ignore[arg-type]
 
 
 async def test_a_limited_function_that_is_called_without_a_request_says_so() -> None:
@@ -593,6 +870,22 @@ async def test_an_exempt_endpoint_is_not_limited_by_the_middleware() -> None:
     ).fields
     assert store.asked == []
     assert await statuses(app, "/paid", "/paid", "/nowhere") == [200, 429, 429]
+
+
+async def test_a_method_of_an_endpoint_class_may_be_exempt_by_itself() -> None:
+    class Page(HTTPEndpoint):
+        @exempt
+        async def get(self, request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+        async def post(self, request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+    app = starlette(Route("/", Page), limits=limiter(Rule("api", "1/minute")))
+    assert await statuses(app, "/", "/") == [200, 200]
+    assert await statuses(app, "/", "/", method="HEAD") == [200, 200]
+    assert await statuses(app, "/", "/", method="POST") == [200, 429]
+    assert await statuses(app, "/", method="PUT") == [429]
 
 
 @pytest.mark.parametrize("limit_outside", [True, False])
@@ -659,7 +952,7 @@ async def test_a_middleware_finds_the_routes_behind_others_that_hide_the_applica
 
 def test_the_name_that_clients_see_is_the_functions_and_tells_places_apart() -> None:
     names = [_rule_name("app.one.login"), _rule_name("app.two.login"), _rule_name("app.<lambda>")]
-    assert [name.rpartition(".")[0] for name in names] == ["login", "login", "lambda_"]
+    assert [name.rpartition(".")[0] for name in names] == ["login", "login", "lambda"]
     assert len(set(names)) == 3
 
 

@@ -1,0 +1,491 @@
+"""What a limiter asks about a request: by whom, how much, by which limits, and when not at all."""
+
+import logging
+from collections.abc import Iterable
+from ipaddress import ip_network
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse, Response
+
+from ratelimit import Limit, MemoryStore, RateLimiter, Rule, RuleSet
+from ratelimit.admission import Admission
+from ratelimit.headers import Refusal
+from ratelimit.testing import ManualClock
+from tests.web.asgi import CLIENT, http_scope
+
+PROXY = ("10.0.0.1", 80)
+
+
+def limiting(*rules: Rule, **options: Any) -> RateLimiter:
+    of_set = {key: options.pop(key) for key in list(options) if key in RuleSet.__annotations__}
+    return RateLimiter(RuleSet(rules, **of_set), store=MemoryStore(clock=ManualClock()), **options)
+
+
+async def admitted(limiter: RateLimiter, times: int, **scope: Any) -> int:
+    """How many of so many requests pass."""
+    answers = [await limiter.admit(http_scope(**scope)) for _ in range(times)]
+    return sum(each.refusal is None for each in answers)
+
+
+async def problem(limiter: RateLimiter, **scope: Any) -> tuple[int, str]:
+    """Status and title of a refusal."""
+    refusal = (await limiter.admit(http_scope(**scope))).refusal
+    assert refusal is not None
+    return refusal.status, refusal.title
+
+
+def user(**attributes: Any) -> SimpleNamespace:
+    return SimpleNamespace(is_authenticated=True, **attributes)
+
+
+# --- tiers ---------------------------------------------------------------------------------------
+
+PLANS = {"free": "1/minute", "pro": "3/minute", "internal": "unlimited"}
+
+
+async def test_a_tier_is_chosen_by_an_attribute_of_the_user() -> None:
+    limiter = limiting(Rule("api", PLANS, by="user", tier="user:plan"))
+    assert await admitted(limiter, 5, user=user(identity="a", plan="free")) == 1
+    assert await admitted(limiter, 5, user=user(identity="b", plan="pro")) == 3
+    assert await admitted(limiter, 5, user=user(identity="c", plan="internal")) == 5
+
+
+@pytest.mark.parametrize("plan", ["Pro", "", None, "unlimited", "inter nal"])
+async def test_who_is_of_no_known_tier_is_of_the_first(plan: str | None) -> None:
+    limiter = limiting(Rule("api", PLANS, by="user", tier="user:plan"))
+    assert await admitted(limiter, 5, user=user(identity="a", plan=plan)) == 1
+    assert await admitted(limiter, 5, user=user(identity="b")) == 1
+    assert await admitted(limiter, 5) == 1
+
+
+async def test_a_header_chooses_a_tier_only_where_a_trusted_proxy_sends_it() -> None:
+    trusted = [ip_network("10.0.0.0/8")]
+    limiter = limiting(Rule("api", PLANS, tier="header:X-Plan"), trusted_proxies=trusted)
+    from_client = {"headers": [("x-plan", "internal")]}
+    assert await admitted(limiter, 5, **from_client) == 1
+    by_proxy = [("x-forwarded-for", "198.51.100.1"), ("x-plan", "pro")]
+    assert await admitted(limiter, 5, headers=by_proxy, client=PROXY) == 3
+
+
+async def test_what_a_proxy_says_of_a_tier_comes_behind_what_the_client_said() -> None:
+    trusted = [ip_network("10.0.0.0/8")]
+    limiter = limiting(Rule("api", PLANS, tier="header:x-plan"), trusted_proxies=trusted)
+    headers = [("x-plan", "internal"), ("x-forwarded-for", "198.51.100.1"), ("x-plan", "free")]
+    assert await admitted(limiter, 5, headers=headers, client=PROXY) == 1
+
+
+async def test_a_tier_is_chosen_by_a_function_with_or_without_a_name() -> None:
+    async def later(connection: HTTPConnection) -> str | None:
+        return connection.headers.get("x-plan")
+
+    def at_once(connection: HTTPConnection) -> str | None:
+        return connection.headers.get("x-plan")
+
+    named = limiting(Rule("api", PLANS, tier="plan"), tiers={"plan": later})
+    assert await admitted(named, 5, headers=[("x-plan", "pro")]) == 3
+    assert await admitted(named, 5) == 1
+    direct = limiting(Rule("api", PLANS, tier=at_once))
+    assert await admitted(direct, 5, headers=[("x-plan", "pro")]) == 3
+
+
+async def test_an_override_beats_a_tier_and_may_be_unlimited() -> None:
+    overrides = {"alice": "2/minute", "bob": "unlimited"}
+    limiter = limiting(Rule("api", PLANS, by="user", tier="user:plan", overrides=overrides))
+    assert await admitted(limiter, 5, user=user(identity="alice", plan="internal")) == 2
+    assert await admitted(limiter, 5, user=user(identity="bob", plan="free")) == 5
+
+
+async def test_the_first_tier_may_be_unlimited() -> None:
+    limits = {"all": "unlimited", "slow": "1/minute"}
+    limiter = limiting(Rule("api", limits, by="user", tier="user:plan"))
+    assert await admitted(limiter, 5) == 5
+    assert await admitted(limiter, 5, user=user(identity="a", plan="slow")) == 1
+
+
+async def test_what_gives_no_text_as_a_tier_is_a_fault_and_no_free_pass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rule = Rule("api", PLANS, by="user", tier="user:plan", on_store_failure="deny")
+    limiter = limiting(rule)
+    status, _ = await problem(limiter, user=user(identity="a", plan=7))
+    assert status == 503
+    assert "the tier 'user:plan' gave int, not text" in caplog.text
+
+
+# --- limits and costs by request -----------------------------------------------------------------
+
+
+async def test_limits_are_given_by_a_function_request_by_request() -> None:
+    given: list[Any] = ["1/minute", Limit("2/minute"), [Limit("3/minute")], None, "unlimited"]
+
+    async def choose(connection: HTTPConnection) -> Any:
+        return given[int(connection.query_params["case"])]
+
+    limiter = limiting(Rule("api", choose))
+    counts = [await admitted(limiter, 4, query_string=b"case=%d" % case) for case in range(5)]
+    assert counts == [1, 2, 3, 4, 4]
+
+
+async def test_texts_that_a_function_gives_are_counted_as_the_rule_says() -> None:
+    rule = Rule("api", lambda _: "10/minute", algorithm="token_bucket", burst=2)
+    assert await admitted(limiting(rule), 5) == 2
+    admission = await limiting(rule).admit(http_scope())
+    assert admission.decisions[0].limit == Limit("10/minute", algorithm="token_bucket", burst=2)
+
+
+async def test_a_regions_share_cuts_tiers_and_given_limits_too() -> None:
+    tiers = limiting(Rule("api", {"a": "4/minute", "b": "8/minute"}, tier=lambda _: "b"), share=0.5)
+    assert await admitted(tiers, 9) == 4
+    assert await admitted(limiting(Rule("api", lambda _: "4/minute"), share=0.5), 9) == 2
+
+
+async def test_a_cost_is_given_by_a_function_with_or_without_a_name() -> None:
+    async def size(connection: HTTPConnection) -> int:
+        return int(connection.headers["content-length"])
+
+    named = limiting(Rule("api", "10/minute", cost="size"), costs={"size": size})
+    direct = limiting(Rule("api", "10/minute", cost=lambda _: 4))
+    assert await admitted(named, 9, headers=[("content-length", "5")]) == 2
+    assert await admitted(direct, 9) == 2
+
+
+async def test_a_cost_above_the_limit_is_told_that_it_never_passes() -> None:
+    limiter = limiting(Rule("api", "10/minute", cost=lambda _: 11))
+    assert await problem(limiter) == (429, "Cost Exceeds Limit")
+
+
+@pytest.mark.parametrize("cost", [-1, 1.5, None, "2"])
+async def test_what_gives_no_cost_is_a_fault_and_no_free_pass(cost: Any) -> None:
+    limiter = limiting(Rule("api", "10/minute", cost=lambda _: cost, on_store_failure="deny"))
+    assert await problem(limiter) == (503, "Rate Limiter Unavailable")
+    assert limiter.counts["api", "store-failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (Rule("a", "1/s", by="plan"), "rule 'a' limits by plan, which is not registered"),
+        (Rule("a", {"x": "1/s"}, tier="plan"), "rule 'a' has the tier plan, which is not regist"),
+        (
+            Rule("a", "1/s", cost="size"),
+            "rule 'a' has the cost size, which is not registered; pass",
+        ),
+    ],
+)
+def test_a_name_that_nobody_registered_is_told_when_the_limiter_is_built(
+    rule: Rule, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match="not registered") as refused:
+        limiting(rule)
+    assert sentence in str(refused.value)
+
+
+# --- where a rule does not apply -----------------------------------------------------------------
+
+
+async def test_skip_takes_a_request_out_of_one_rule_or_of_all() -> None:
+    def internal(connection: HTTPConnection) -> bool:
+        return connection.headers.get("x-internal") == "1"
+
+    async def internal_later(connection: HTTPConnection) -> bool:
+        return internal(connection)
+
+    one = limiting(Rule("a", "1/minute", skip=internal), Rule("b", "3/minute"))
+    every = limiting(Rule("a", "1/minute"), Rule("b", "3/minute"), skip=internal_later)
+    headers = [("x-internal", "1")]
+    assert await admitted(one, 5, headers=headers) == 3
+    assert await admitted(every, 5, headers=headers) == 5
+    assert await admitted(every, 5) == 1
+
+
+async def test_a_rule_has_lists_of_its_own() -> None:
+    rule = Rule(
+        "a",
+        "1/minute",
+        path="/a",
+        allowlist=[ip_network("192.0.2.0/24")],
+        denylist=[ip_network("192.0.2.128/25")],
+    )
+    limiter = limiting(rule, Rule("b", "4/minute"))
+    assert await admitted(limiter, 9, path="/a") == 4
+    assert await problem(limiter, path="/a", client=("192.0.2.200", 1)) == (403, "Forbidden")
+    assert await admitted(limiter, 9, path="/b", client=("192.0.2.200", 1)) == 4
+    assert await admitted(limiter, 9, path="/a", client=("198.51.100.1", 1)) == 1
+    assert limiter.counts["a", "turned-away"] == 1
+
+
+async def test_who_is_turned_away_by_one_rule_is_charged_by_none() -> None:
+    limiter = limiting(
+        Rule("b", "4/minute"),
+        Rule("a", "1/minute", denylist=[ip_network("192.0.2.1/32")], path="/a"),
+    )
+    for _ in range(9):
+        assert await problem(limiter, path="/a") == (403, "Forbidden")
+    assert await admitted(limiter, 9) == 4
+
+
+async def test_the_lists_of_the_file_may_be_changed_while_it_runs() -> None:
+    limiter = limiting(Rule("a", "1/minute"), denylist=[ip_network("198.51.100.0/24")])
+    assert await admitted(limiter, 3) == 1
+    limiter.allowlist.add("192.0.2.0/24")
+    assert await admitted(limiter, 3) == 3
+    limiter.denylist.add("192.0.2.1")
+    assert await problem(limiter) == (403, "Forbidden")
+    limiter.denylist.discard("192.0.2.1")
+    limiter.denylist.discard("198.51.100.0/24")
+    assert await admitted(limiter, 3, client=("198.51.100.1", 1)) == 1
+
+
+async def test_a_missing_identity_falls_back_skips_or_is_refused() -> None:
+    def keyed(on_missing: Any) -> RateLimiter:
+        return limiting(Rule("a", "2/minute", by="header:X-Key", on_missing=on_missing))
+
+    assert await admitted(keyed("client"), 5) == 2
+    assert await admitted(keyed("skip"), 5) == 5
+    refusing = keyed("refuse")
+    assert (await problem(refusing))[0] == 403
+    assert await admitted(refusing, 5, headers=[("x-key", "k")]) == 2
+    assert refusing.counts["a", "turned-away"] == 1
+
+
+async def test_a_request_without_an_address_may_be_skipped_or_refused() -> None:
+    assert await admitted(limiting(Rule("a", "2/minute")), 5, client=None) == 2
+    skipping = limiting(Rule("a", "2/minute", on_missing="skip"))
+    assert await admitted(skipping, 5, client=None) == 5
+    assert (await problem(limiting(Rule("a", "2/minute", on_missing="refuse")), client=None))[
+        0
+    ] == 403
+
+
+def preflight(**changes: str) -> dict[str, Any]:
+    fields = {"origin": "https://example.org", "access-control-request-method": "POST"} | changes
+    return {"method": "OPTIONS", "headers": list(fields.items())}
+
+
+async def test_a_browsers_preflight_is_free() -> None:
+    limiter = limiting(Rule("a", "1/minute"))
+    assert await admitted(limiter, 5, **preflight()) == 5
+    assert await admitted(limiter, 5) == 1
+
+
+async def test_options_that_is_no_preflight_counts() -> None:
+    headers = [("origin", "https://example.org")]
+    assert (
+        await admitted(limiting(Rule("a", "1/minute")), 5, method="OPTIONS", headers=headers) == 1
+    )
+
+
+async def test_preflights_count_where_a_rule_names_options_or_the_set_says_so() -> None:
+    naming = limiting(Rule("a", "1/minute", methods=["OPTIONS", "POST"]), Rule("b", "3/minute"))
+    assert await admitted(naming, 5, **preflight()) == 1
+    assert (
+        await admitted(limiting(Rule("a", "1/minute"), preflights="count"), 5, **preflight()) == 1
+    )
+
+
+async def test_a_preflight_from_the_denylist_is_refused() -> None:
+    limiter = limiting(Rule("a", "1/minute"), denylist=[ip_network(CLIENT[0])])
+    assert await problem(limiter, **preflight()) == (403, "Forbidden")
+
+
+async def test_a_limiter_that_is_off_lets_everything_through_uncounted() -> None:
+    limiter = limiting(
+        Rule("a", "1/minute"), denylist=[ip_network("198.51.100.0/24")], enabled=False
+    )
+    assert await admitted(limiter, 5) == 5
+    assert await admitted(limiter, 5, client=("198.51.100.1", 1)) == 5
+    limiter.enabled = True
+    assert await admitted(limiter, 5) == 1
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "OFF"])
+async def test_the_environment_turns_limiters_off_and_the_log_says_so(
+    word: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RATELIMIT_ENABLED", word)
+    assert await admitted(limiting(Rule("a", "1/minute")), 5) == 5
+    assert "limiter-off: RATELIMIT_ENABLED says so" in caplog.text
+    monkeypatch.setenv("RATELIMIT_ENABLED", "1")
+    assert await admitted(limiting(Rule("a", "1/minute")), 5) == 1
+
+
+# --- rolling out ---------------------------------------------------------------------------------
+
+
+def clients(count: int) -> Iterable[dict[str, Any]]:
+    return ({"client": (f"192.0.{number // 200}.{number % 200}", 1)} for number in range(count))
+
+
+async def test_a_share_of_the_clients_is_enforced_and_the_others_are_shadows() -> None:
+    """Of 1,000 clients a quarter, give or take what chance allows (5 standard deviations)."""
+    limiter = limiting(Rule("a", "1/minute", enforce_share=0.25))
+    enforced = [scope for scope in clients(1000) if await admitted(limiter, 3, **scope) == 1]
+    assert 182 <= len(enforced) <= 318
+    shadows = 1000 - len(enforced)
+    assert limiter.counts["a", "denied"] == 2 * len(enforced)
+    assert limiter.counts["a", "shadow-allowed"] == shadows
+    assert limiter.counts["a", "shadow-denied"] == 2 * shadows
+
+
+async def test_a_growing_share_keeps_those_that_it_had() -> None:
+    small, large = Rule("a", "1/s", enforce_share=0.1), Rule("a", "1/s", enforce_share=0.3)
+    names = [f"user {number}" for number in range(2000)]
+    first = {name for name in names if small.enforced_on(name)}
+    then = {name for name in names if large.enforced_on(name)}
+    assert first < then
+    other = Rule("b", "1/s", enforce_share=0.1)
+    assert first != {name for name in names if other.enforced_on(name)}
+
+
+async def test_a_shadow_outside_of_the_share_is_not_refused_when_the_store_fails() -> None:
+    class Failing(MemoryStore):
+        async def decide(self, checks: Any) -> Any:
+            raise RuntimeError("away")
+
+    rule = Rule("a", "1/s", enforce_share=0.5, on_store_failure="deny")
+    limiter = RateLimiter([rule], store=Failing())
+    for scope in clients(50):
+        key = scope["client"][0]
+        assert await admitted(limiter, 1, **scope) == (not rule.enforced_on(key))
+
+
+# --- other rules ---------------------------------------------------------------------------------
+
+
+async def test_other_rules_hold_from_the_next_request_on_and_unchanged_ones_go_on_counting() -> (
+    None
+):
+    limiter = limiting(Rule("a", "2/minute"), Rule("b", "1/minute", path="/b"))
+    assert await admitted(limiter, 1) == 1
+    limiter.use(RuleSet((Rule("a", "2/minute"), Rule("b", "3/minute", path="/b"))))
+    assert await admitted(limiter, 5) == 1
+    assert await admitted(limiter, 5, client=("192.0.2.9", 1), path="/b") == 2
+    assert [rule.name for rule in limiter.rules.rules] == ["a", "b"]
+
+
+async def test_rules_that_cannot_be_used_change_nothing() -> None:
+    limiter = limiting(Rule("a", "2/minute"))
+    with pytest.raises(ValueError, match="not registered"):
+        limiter.use(RuleSet((Rule("b", "1/minute", by="plan"),)))
+    assert [rule.name for rule in limiter.rules.rules] == ["a"]
+    assert await admitted(limiter, 5) == 2
+
+
+async def test_another_store_needs_another_start_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = limiting(Rule("a", "2/minute"))
+    store = limiter.store
+    limiter.use(RuleSet((Rule("a", "2/minute"),), store="redis://:hunter2@localhost"))
+    assert limiter.store is store
+    assert "store-unchanged" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+async def test_rules_that_came_from_no_file_cannot_be_read_again() -> None:
+    with pytest.raises(RuntimeError, match="came from no file"):
+        await limiting(Rule("a", "2/minute")).reload()
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+async def answered(limiter: RateLimiter, **scope: Any) -> Response:
+    request = http_scope(**scope)
+    while True:
+        admission: Admission = await limiter.admit(request)
+        if admission.refusal is not None:
+            return await limiter.answer(request, admission.refusal)
+
+
+async def test_the_application_may_answer_itself_and_the_fields_are_added() -> None:
+    async def own(connection: HTTPConnection, refusal: Refusal) -> Response:
+        return PlainTextResponse(
+            f"{refusal.title} at {connection.url.path}", 420, {"retry-after": "99"}
+        )
+
+    response = await answered(limiting(Rule("a", "1/minute"), response=own), path="/x")
+    assert (response.status_code, response.body) == (420, b"Too Many Requests at /x")
+    assert response.headers["retry-after"] == "99"
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.headers["ratelimit-policy"] == '"a";q=1;w=60'
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_an_answer_that_fails_is_logged_and_the_usual_one_given(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def own(connection: HTTPConnection, refusal: Refusal) -> Response:
+        raise KeyError("oh")
+
+    response = await answered(limiting(Rule("a", "1/minute"), response=own))
+    assert response.status_code == 429
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "response-failed" in caplog.text
+
+
+async def test_the_usual_answer_is_what_the_client_accepts() -> None:
+    limiter = limiting(Rule("a", "1/minute"))
+    page = await answered(limiter, headers=[("accept", "text/html"), ("accept", "*/*;q=0.1")])
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert (await answered(limiter)).headers["content-type"] == "application/problem+json"
+
+
+async def test_retry_after_is_spread_where_the_set_says_so() -> None:
+    limiter = limiting(Rule("a", "1/minute"), retry_jitter_us=30_000_000)
+    waits = {(await answered(limiter)).headers["retry-after"] for _ in range(60)}
+    assert len(waits) > 5
+    exact = int((await answered(limiting(Rule("a", "1/minute")))).headers["retry-after"])
+    assert all(exact <= int(wait) <= exact + 30 for wait in waits)
+
+
+# --- what is said once ---------------------------------------------------------------------------
+
+
+async def test_a_forwarded_request_that_is_not_believed_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    limiter = limiting(Rule("a", "9/minute"))
+    for field in ("x-forwarded-for", "forwarded"):
+        await admitted(limiter, 2, headers=[(field, "198.51.100.1")])
+    assert caplog.text.count("forwarded-untrusted: ") == 1
+    caplog.clear()
+    trusting = limiting(Rule("a", "9/minute"), trusted_proxies=[ip_network("10.0.0.0/8")])
+    await admitted(trusting, 2, headers=[("x-forwarded-for", "198.51.100.1")])
+    assert "forwarded-untrusted" not in caplog.text
+
+
+async def test_a_rule_by_user_where_nothing_sets_one_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = limiting(Rule("a", "9/minute", by="user"))
+    await admitted(limiter, 1, user=user(identity="x"))
+    assert "user-missing" not in caplog.text
+    await admitted(limiter, 3)
+    assert caplog.text.count("user-missing: rule 'a' limits by user") == 1
+
+
+def test_an_identity_that_a_client_chooses_is_told_of_when_the_limiter_is_built(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keyed = Rule("a", "9/minute", by="header:x-key")
+    limiting(keyed)
+    assert "client-chosen: rule 'a': " in caplog.text
+    caplog.clear()
+    limiting(keyed, Rule("b", "99/minute"))
+    assert "client-chosen" not in caplog.text
+
+
+async def test_a_regions_share_cuts_the_limits_of_routes_too() -> None:
+    limiter = limiting(share=0.5)
+    rule = Rule("a", "4/minute", on_route=True)
+    passed = 0
+    for _ in range(6):
+        admission = Admission(limiter, None)
+        await limiter.decide(admission, http_scope(), [(rule, {})])
+        passed += admission.refusal is None
+    assert passed == 2
