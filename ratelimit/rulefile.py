@@ -1,34 +1,44 @@
 """A rule file in YAML to a `RuleSet`, or every mistake in it with its line.
 
-pydantic holds each value to its type; what a value means is asked of `Rule` and `RuleSet`
-themselves, one field at a time, so that their sentence lands on the field's line. A sentence that
-could show a value from the environment is replaced.
+The keys hold each value to its type; what it means is asked of `Rule`, once for a rule without
+mistakes. Where that is refused it is asked again, one value at a time, so that each sentence lands
+on the line that it is about. A sentence that could show a value from the environment is replaced.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
-from fractions import Fraction
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
-from ratelimit.limits import parse_duration_us
-from ratelimit.rules import Network, Rule, RuleSet
+from ratelimit import options
+from ratelimit.contradictions import contradictions
+from ratelimit.listfile import Lists, Override
+from ratelimit.options import Counting
+from ratelimit.rulekeys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
+from ratelimit.rules import Rule, RuleSet
+from ratelimit.trials import COUNTED, trials
 from ratelimit.yamlfile import Mistake, Mistakes, Node, below, read, shown, text_of
 
 __all__ = ["Mistake", "RuleFileError", "load", "loads"]
+
+MOST_OF_LIST: Final = 20
+"""Mistakes that are shown of one list: whoever names the wrong file has one in every line."""
+
+Place = tuple[str | int, ...]
+T = TypeVar("T")
 
 
 class RuleFileError(Exception):
     """Every mistake in a rule file at once, by line and column; its text is one line for each."""
 
-    def __init__(self, mistakes: tuple[Mistake, ...]) -> None:
-        super().__init__(mistakes)
+    def __init__(self, mistakes: tuple[Mistake, ...], files: tuple[str, ...] = ()) -> None:
+        super().__init__(mistakes, files)
         self.mistakes = mistakes
+        self.files = files
+        """The files that the rule file names, whether they are there or not."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.mistakes))
@@ -37,182 +47,83 @@ class RuleFileError(Exception):
 def load(path: str | os.PathLike[str]) -> RuleSet:
     """The rules in the YAML file at ``path``; ``${NAME}`` is taken from the environment.
 
-    Raises RuleFileError with every mistake at once, also where the file cannot be read.
+    Raises RuleFileError with every mistake at once, those of the files that it names among them,
+    also where a file cannot be read.
     """
     name = os.fspath(path)
     mistakes = Mistakes(name)
     text = text_of(name, mistakes)
-    return _built(None if text is None else read(text, os.environ, mistakes), mistakes)
+    return _built(None if text is None else read(text, os.environ, mistakes), mistakes, (name,))
 
 
 def loads(text: str, name: str = "<rules>") -> RuleSet:
-    """The rules in YAML text; ``name`` stands for the file in mistakes. Raises as `load` does."""
+    """The rules in YAML text. Raises as `load` does.
+
+    ``name`` stands for the file: in mistakes, and for the lists that are looked for beside it.
+    """
     if not isinstance(text, str):
         raise TypeError(f"rules are text, not {type(text).__name__}")
     mistakes = Mistakes(name)
-    return _built(read(text, os.environ, mistakes), mistakes)
+    return _built(read(text, os.environ, mistakes), mistakes, ())
 
 
-def _meant(code: str, build: Callable[[Any], object]) -> AfterValidator:
-    """Asks ``build`` whether a value means anything, and takes its sentence as the mistake."""
-
-    def check(value: Any) -> Any:
-        try:
-            build(value)
-        except (ValueError, TypeError) as error:
-            raise _refusal(code, str(error)) from None
-        return value
-
-    return AfterValidator(check)
-
-
-def _refusal(code: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("refused", "{message}", {"message": message, "code": code})
+def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> RuleSet:
+    checker = _Checker(mistakes)
+    rule_set = None if root is None else checker.rule_set(root, files)
+    if rule_set is not None and mistakes.at_least is not None:
+        mistakes.append(mistakes.at_least)
+        rule_set = None
+    if rule_set is None:
+        found = tuple(_in_order(mistakes, *checker.of_lists))
+        raise RuleFileError(found, tuple(checker.lists.files))
+    return rule_set
 
 
-def _whole(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not re.fullmatch("0|[1-9][0-9]{0,17}", value, re.ASCII):
-        raise _refusal(
-            "not-whole",
-            f"{shown(value)} is there; it is a whole number of at most 18 digits, "
-            "without leading zeros",
-        )
-    return int(value)
+def _in_order(mistakes: Mistakes, *of_lists: Mistakes) -> Iterator[Mistake]:
+    """Those of the rule file, then those of each list."""
+    yield from sorted(mistakes, key=_position)
+    for some in of_lists:
+        first, rest = some[:MOST_OF_LIST], some[MOST_OF_LIST:]
+        yield from sorted(first, key=_position)
+        if rest:
+            message = f"the list has {len(rest)} more mistakes; is it another kind of file?"
+            yield rest[0]._replace(message=message, code="more-mistakes")
 
 
-def _duration_us(value: object) -> object:
-    if not isinstance(value, str):
-        raise PydanticCustomError("string_type", "a duration")
-    try:
-        return parse_duration_us(value)
-    except ValueError as error:
-        raise _refusal("bad-duration", str(error)) from None
+def _position(mistake: Mistake) -> tuple[int, int]:
+    return mistake.line, mistake.column
 
-
-def _max_delay(value: object) -> object:
-    if value == "none":
-        return None
-    duration_us: Any = _duration_us(value)
-    return duration_us / 1_000_000
-
-
-def _network(value: object) -> object:
-    if not isinstance(value, str):
-        raise PydanticCustomError("string_type", "a network")
-    try:
-        network = ip_network(value, strict=False)
-    except ValueError:
-        network = None
-    if network is None or "%" in value:
-        raise _refusal(
-            "bad-network",
-            f"{shown(value)} is no address or network; write 192.0.2.7, 10.0.0.0/8 or "
-            '"2001:db8::/32"',
-        )
-    if value.partition("/")[0] != value and ip_network(value.partition("/")[0])[0] != network[0]:
-        raise _refusal(
-            "bad-network",
-            f"{shown(value)} has bits set beyond its prefix; the network is {network}",
-        )
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        mapped = network[0].ipv4_mapped
-        if mapped is not None:  # addresses are compared unwrapped, so this one would match none
-            return IPv4Network((mapped, network.prefixlen - 96))
-    return network
-
-
-def _share(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,12})?", value):
-        raise _refusal("bad-share", f"{shown(str(value))} is no share; it is a number such as 0.5")
-    return Fraction(value)
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise PydanticCustomError("by_type", "text or a list")
-    return value
-
-
-_Whole = Annotated[int, BeforeValidator(_whole)]
-_Failure = Literal["allow", "deny", "local"]
-_NetworkItem = Annotated[Network, BeforeValidator(_network)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
-
-
-class _Match(_Strict):
-    path: Annotated[str, _meant("bad-path", lambda path: Rule("a", "1/second", path=path))] = ""
-    methods: Annotated[
-        list[
-            Annotated[str, _meant("bad-method", lambda one: Rule("a", "1/second", methods=[one]))]
-        ],
-        _meant("bad-method", lambda methods: Rule("a", "1/second", methods=methods)),
-    ] = []
-
-
-class _RuleFields(_Strict):
-    name: Annotated[str, _meant("bad-name", lambda name: Rule(name, "1/second"))]
-    limit: str
-    match: _Match = _Match()
-    by: Annotated[list[str], BeforeValidator(_listed)] = []
-    algorithm: Annotated[
-        str, _meant("bad-algorithm", lambda one: Rule("a", "1/second", algorithm=one))
-    ] = ""
-    burst: _Whole = 1
-    rounding: Literal["down", "up"] = "down"
-    max_delay: Annotated[float | None, BeforeValidator(_max_delay)] = None
-    cost: _Whole = 1
-    mode: Literal["enforce", "shadow", "off"] = "enforce"
-    on_store_failure: _Failure = "allow"
-    overrides: dict[str, str] = {}
-
-
-class _FileFields(_Strict):
-    version: Literal["1"]
-    rules: list[Any]
-    store: Annotated[str, _meant("bad-store", lambda uri: RuleSet((), store=uri))] = ""
-    deadline: Annotated[
-        int,
-        BeforeValidator(_duration_us),
-        _meant("bad-duration", lambda us: RuleSet((), deadline_us=us)),
-    ] = 0
-    on_store_failure: _Failure = "allow"
-    workers: Annotated[
-        _Whole, _meant("bad-workers", lambda workers: RuleSet((), workers=workers))
-    ] = 1
-    share: Annotated[
-        Fraction,
-        BeforeValidator(_share),
-        _meant("bad-share", lambda share: RuleSet((), share=share)),
-    ] = Fraction(1)
-    trusted_proxies: list[
-        Annotated[
-            _NetworkItem,
-            _meant("trusts-everyone", lambda one: RuleSet((), trusted_proxies=(one,))),
-        ]
-    ] = []
-    allowlist: list[_NetworkItem] = []
-    denylist: list[_NetworkItem] = []
-    headers: list[Literal["draft", "legacy"]] = []
-
-
-_NEEDED: Final[dict[str, Any]] = {"version": "1", "rules": [], "name": "a", "limit": "1/second"}
-"""What stands in for a required key that has a mistake, while the others are looked at."""
 
 _ALLOWED: Final = {
     "string_type": "it is text",
     "int_type": "it is a whole number",
     "list_type": "it is a list",
     "by_type": "it is text, or a list of texts",
+    "cost_type": "it is a whole number, or a registered name",
     "dict_type": "it is a mapping",
     "model_type": "it is a mapping",
 }
+
+_MODES: Final = {
+    "on": "enforce", "yes": "enforce", "true": "enforce", "no": "off", "false": "off",
+}  # fmt: skip
+"""What those mean who expect a boolean."""
+
+
+class _Given(NamedTuple):
+    """A rule as it is written, and what it takes to build it."""
+
+    node: Node
+    place: str
+    keys: dict[str, Any]
+    """The values in the rule file itself, those of ``match`` among them."""
+    arguments: dict[str, Any]
+    """What `Rule` is given: the same, with what the lists hold."""
+    listed: dict[str, Override]
+    """The overrides of the list, whose mistakes go to ``of_list``."""
+    of_list: Mistakes
+    failed: set[str]
+    """Keys with a mistake."""
 
 
 class _Checker:
@@ -220,37 +131,67 @@ class _Checker:
 
     def __init__(self, mistakes: Mistakes) -> None:
         self.mistakes = mistakes
+        self.of_lists: list[Mistakes] = []
+        self.lists = Lists(mistakes.file, self.of_lists)
 
-    def rule_set(self, root: Node) -> RuleSet | None:
-        values, _ = self.fields(_FileFields, root, "")
-        rules_node = root.value.get("rules") if isinstance(root.value, dict) else None
-        rules: list[Rule] = []
-        lines: dict[str, int] = {}
-        if rules_node is not None and isinstance(rules_node.value, list):
-            if not rules_node.value:
-                self.add(
-                    rules_node, "rules", "the list is empty; a rule file has rules", "no-rules"
-                )
-            for number, node in enumerate(rules_node.value):
-                rule = self.rule(node, below("rules", number))
-                self.name(node, below("rules", number), lines)
-                if rule is not None:
-                    rules.append(rule)
-        if self.mistakes:
+    def rule_set(self, root: Node, files: tuple[str, ...]) -> RuleSet | None:
+        top, bad = self.fields(FileKeys, root, "")
+        if not isinstance(root.value, dict):
             return None
-        if "deadline" in values:
-            values["deadline_us"] = values.pop("deadline")
-        values.pop("version")
+        arguments = self.with_networks(top, root, "")
+        node = root.value.get("rules", root)
+        given = self.rules(node)
+        rules = {number: rule for number, (rule, _) in given.items()}
+        keys = {number: one for number, (_, one) in given.items()}
+        for found in contradictions(top, rules, keys, bad):
+            at, place = root.at("", found.place)
+            nodes = [at, *(root.at("", other)[0] for other in found.against)]
+            secret = tuple(dict.fromkeys(name for each in nodes for name in each.variables))
+            self.add(at, place, found.message, found.code, secret)
+        if self.mistakes or any(self.of_lists):
+            return None
+        for key in ("deadline", "retry_jitter"):
+            if key in arguments:
+                arguments[f"{key}_us"] = arguments.pop(key)
+        arguments |= {"rules": tuple(rules.values()), "files": (*files, *self.lists.files)}
+        del arguments["version"]
         try:
-            return RuleSet(**values | {"rules": tuple(rules)})
+            rule_set = RuleSet(**arguments)
         except ValueError as error:
-            self.add(rules_node or root, "rules", str(error), "same-policy")
+            self.add(node, "rules", str(error), "same-policy")
             return None
+        self.in_force(rule_set, node)
+        return None if self.mistakes else rule_set
 
-    def fields(
-        self, model: type[_Strict], node: Node, place: str
-    ) -> tuple[dict[str, Any], set[str]]:
-        """The fields that are given and of their types, and the names of those that are not."""
+    def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
+        """The rules without a mistake, by number, each with the values that the file itself has."""
+        if not isinstance(node.value, list):
+            return {}
+        if not node.value:
+            self.add(node, "rules", "the list is empty; a rule file has rules", "no-rules")
+        found: dict[int, tuple[Rule, dict[str, Any]]] = {}
+        lines: dict[str, int] = {}
+        for number, each in enumerate(node.value):
+            place = below("rules", number)
+            given = self.given(each, place)
+            self.name(each, place, lines)
+            rule = None if given is None else self.rule(given)
+            if given is not None and rule is not None:
+                found[number] = rule, given.keys
+        return found
+
+    def in_force(self, rule_set: RuleSet, node: Node) -> None:
+        """Reports rules that a region's share leaves no room for."""
+        for number, rule in enumerate(rule_set.rules):
+            try:
+                rule.in_force(rule_set.share, rule_set.ipv6_prefix)
+            except ValueError as error:
+                at, place = node.at("rules", (number, "cost"))
+                message = f"with the file's share of {rule_set.share}, {error}"
+                self.add(at, place, message, "bad-cost", node.variables)
+
+    def fields(self, model: type[Keys], node: Node, place: str) -> tuple[dict[str, Any], set[str]]:
+        """The values that are given and of their types, and the keys of those that are not."""
         plain = node.plain()
         bad: set[str] = set()
         try:
@@ -264,68 +205,232 @@ class _Checker:
                 _drop(plain, loc)
             if not isinstance(plain, dict):
                 return {}, bad
-            needed = {key: _NEEDED[key] for key in _NEEDED if key in model.model_fields}
+            needed = {key: NEEDED[key] for key in NEEDED if key in model.model_fields}
             checked = model.model_validate(needed | plain)
         return {key: getattr(checked, key) for key in checked.model_fields_set}, bad
 
-    def mistyped(self, model: type[_Strict], node: Node, place: str, error: Any) -> None:
+    def mistyped(self, model: type[Keys], node: Node, place: str, error: Any) -> None:
         """Reports one of pydantic's errors at its place."""
         loc, kind = error["loc"], error["type"]
         node, place = node.at(place, loc[:-1] if kind == "extra_forbidden" else loc)
         context = error.get("ctx", {})
         if kind == "missing":
-            self.add(
-                node, below(place, loc[-1]), f"the key {loc[-1]!r} is missing; it must be given",
-                "missing-key", secret=(),
-            )  # fmt: skip
+            self.missing(node, place, loc[-1])
         elif kind == "extra_forbidden":
             in_match = loc[0] == "match" and len(loc) > 1
-            known = (_Match if in_match else model).model_fields
+            known = (MatchKeys if in_match else model).model_fields
             key_node = node.keys[loc[-1]]
-            names = [*known, *(_Match.model_fields if model is _RuleFields else ())]
+            names = [*known, *(MatchKeys.model_fields if model is RuleKeys else ())]
             near = get_close_matches(key_node.shown, names, 1, 0.5)
             allowed = f"known are {', '.join(known)}"
             if near:
                 allowed = f"did you mean {near[0]!r}" + ("" if near[0] in known else " in 'match'")
             self.add(
                 key_node, below(place, key_node.shown),
-                f"the key {shown(key_node.shown)} is unknown; {allowed}", "unknown-key", secret=(),
+                f"the key {shown(key_node.shown)} is unknown; {allowed}", "unknown-key", (),
             )  # fmt: skip
         elif kind == "refused":
             self.add(node, place, context["message"], context["code"])
         elif kind == "literal_error":
             code = f"bad-{loc[0].replace('_', '-')}"
-            self.add(node, place, f"{node}; it is {context['expected']}", code)
+            meant = _MODES.get(str(node.value).lower()) if loc == ("mode",) else None
+            hint = f"; write {meant!r} for that" if meant else ""
+            self.add(node, place, f"{node}; it is {context['expected']}{hint}", code)
         else:
             hint = ""
             if kind == "string_type" and isinstance(node.value, dict):
                 hint = ", in quotes where it holds a colon or a brace"
             self.add(node, place, f"{node}; {_ALLOWED[kind]}{hint}", "wrong-type")
 
-    def rule(self, node: Node, place: str) -> Rule | None:
-        """The rule at a node; None where it has a mistake."""
-        values, bad = self.fields(_RuleFields, node, place)
+    def given(self, node: Node, place: str) -> _Given | None:
+        """A rule's values, with those of its lists; None where it is no mapping."""
+        keys, failed = self.fields(RuleKeys, node, place)
         if not isinstance(node.value, dict):
             return None
-        matched = values.pop("match", None)
+        matched = keys.pop("match", None)
         if matched is not None:
-            values |= {key: getattr(matched, key) for key in matched.model_fields_set}
-        if "algorithm" in bad:  # the one under which every text of a limit can be read
-            values["algorithm"] = "token_bucket"
-        failed: set[object] = set()
-        for loc, code, arguments in _trials(values):
-            field = str(loc[0])
-            others = arguments.keys() - ({field, "algorithm"} if field == "limit" else {field})
-            if bad & {*others, field} or failed & {*others, loc, *loc[: len(loc) == 1]}:
+            keys |= {key: getattr(matched, key) for key in matched.model_fields_set}
+        failed |= self.tiered(node, place)
+        arguments = self.with_networks(keys, node, place)
+        if "limits" in arguments:
+            arguments["limit"] = arguments.pop("limits")
+        listed: dict[str, Override] = {}
+        of_list = Mistakes("")
+        if "overrides_file" in arguments:
+            del arguments["overrides_file"]
+            found = self.listed("overrides_file", keys, node, place, self.lists.overrides)
+            if found is None:
+                failed.add("overrides")
+            else:
+                listed, of_list = found
+                arguments["overrides"] = keys.get("overrides", {}) | {
+                    identity: each.limit for identity, each in listed.items()
+                }
+        return _Given(node, place, keys, arguments, listed, of_list, failed)
+
+    def tiered(self, node: Node, place: str) -> set[str]:
+        """Holds a rule to either ``limit``, or ``limits`` and ``tier``; keys that are not so."""
+        keys = node.keys
+        failed: set[str] = set()
+        if "limit" not in keys and "limits" not in keys:
+            self.missing(node, place, "limit")
+            failed.add("limit")
+        if "limit" in keys and "limits" in keys:
+            self.add(
+                keys["limits"], below(place, "limits"),
+                "limits are given beside limit; a rule has one of them", "both-limits", (),
+            )  # fmt: skip
+            failed |= {"limit", "limits", "tier"}
+        if "limits" in keys and "tier" not in keys:
+            self.missing(node, place, "tier")
+            failed.add("tier")
+        if "tier" in keys and "limits" not in keys:
+            self.add(
+                keys["tier"], below(place, "tier"),
+                "tier is given, but no limits to choose from; it goes with limits",
+                "pointless-tier", (),
+            )  # fmt: skip
+            failed.add("tier")
+        return failed
+
+    def with_networks(self, keys: Mapping[str, Any], node: Node, place: str) -> dict[str, Any]:
+        """The values, with the networks of the files that are named in place of their names."""
+        values = dict(keys)
+        for name in ("allowlist", "denylist"):
+            if f"{name}_file" in values:
+                del values[f"{name}_file"]
+                found = self.listed(f"{name}_file", keys, node, place, self.lists.networks)
+                values[name] = [*keys.get(name, ()), *(found[0] if found else ())]
+        return values
+
+    def listed(
+        self, key: str, keys: Mapping[str, Any], node: Node, place: str,
+        read: Callable[[str, str, str], tuple[T, Mistakes]],
+    ) -> tuple[T, Mistakes] | None:  # fmt: skip
+        """What the file named under a key holds; None where it cannot be read."""
+        at, place = node.at(place, (key,))
+        # Where the name is taken from the environment, mistakes show it as it is written.
+        title = at.shown if at.variables else os.fspath(self.lists.folder / at.shown)
+        try:
+            return read(keys[key], title, place)
+        except ValueError as error:
+            self.add(at, place, f"{shown(at.shown)}: {error}", "unreadable", ())
+            return None
+
+    def rule(self, given: _Given) -> Rule | None:
+        """The rule; None where it has a mistake."""
+        refused = None
+        if not given.failed:
+            try:
+                rule = Rule(**given.arguments)
+            except (ValueError, TypeError) as error:
+                refused = str(error)
+            else:
+                twice = given.listed.keys() & given.keys.get("overrides", {}).keys()
+                for identity in twice:
+                    self.given_twice(given, identity, identity)
+                return None if twice else rule
+        found = len(self.mistakes) + len(given.of_list)
+        self.locate(given)
+        if refused and found == len(self.mistakes) + len(given.of_list):
+            self.add(given.node, given.place, refused, "bad-rule")
+        return None
+
+    def locate(self, given: _Given) -> None:
+        """Asks about a rule's values one by one, to report each mistake at its own place."""
+        failed = set(given.failed)
+        for trial in trials(given.arguments):
+            key, uses = trial.key, set(trial.uses)
+            if key in ("limit", "limits"):
+                uses -= {"algorithm"}  # any will do, to read a limit
+            whole = trial.loc in ((key,), ("match", key))
+            if uses & failed or (whole and key in failed):
                 continue
             try:
-                Rule(**{"name": "a", "limit": "1/second"} | arguments)
+                trial.ask()
             except (ValueError, TypeError) as error:
-                at, under = node.at(place, loc)
-                secret = _variables(node, loc, arguments)
-                self.add(at, under, str(error), code, secret=secret)
-                failed |= {field, loc}
-        return None if bad or failed else Rule(**values)
+                at, place = given.node.at(given.place, trial.loc)
+                secret = self.variables(given.node, trial.loc, trial.uses)
+                self.add(at, place, str(error), trial.code, secret)
+                failed |= {key, "limit"} if key == "limits" else {key}
+        if "by" not in failed:
+            self.overrides(given, failed)
+
+    def overrides(self, given: _Given, failed: set[str]) -> None:
+        """Reports each override with a mistake; what failed elsewhere is not held against them."""
+        values = given.arguments
+        by = tuple(values.get("by", ("client",)))
+        cost = 0 if "cost" in failed else values.get("cost", 1)
+        counting = None
+        if not failed & set(COUNTED[1:]):
+            algorithm, burst, rounding = map(values.get, COUNTED[1:4])
+            with suppress(
+                ValueError
+            ):  # which is told at its own key, now or once others are mended
+                counting = Counting(algorithm, burst, rounding, values.get("max_delay", ...))
+        first: dict[str, str] = {}
+        for identity, limit in values.get("overrides", {}).items():
+            try:
+                (key,) = options.overrides({identity: "1/second"}, by, _PLAIN)
+            except ValueError as error:
+                self.override(given, identity, str(error), "bad-override")
+                continue
+            if key in first:
+                self.given_twice(given, identity, first[key])
+                continue
+            first[key] = identity
+            try:
+                if counting is not None:
+                    options.cost(cost, counting.limits(limit, burst=False))
+            except ValueError as error:
+                self.override(given, identity, str(error), "bad-override", of_limit=True)
+
+    def given_twice(self, given: _Given, identity: str, first: str) -> None:
+        """Reports an override whose identity is that of another, in the list or before it."""
+        if first in given.keys.get("overrides", ()):
+            overrides = given.node.at("", ("overrides",))[0]
+            key = overrides.keys[first]
+            where, name = f"line {key.line} of the rule file", key.shown
+        else:
+            where, name = f"line {given.listed[first].line}", first
+        known = "" if first == identity else f", as {shown(name)}"
+        message = f"{shown(identity)} is given on {where} already{known}; give it once"
+        self.override(given, identity, message, "same-override")
+
+    def override(
+        self, given: _Given, identity: str, message: str, code: str, *, of_limit: bool = False
+    ) -> None:
+        """Reports an override, in the list if it is there."""
+        loc: Place = ("overrides", identity)
+        listed = given.listed.get(identity)
+        if listed is None:
+            secret = self.variables(given.node, loc, _OF_OVERRIDES)
+            at, place = given.node.at(given.place, loc)
+            self.add(at, place, message, code, secret)
+            return
+        secret = self.variables(given.node, ("overrides",), _OF_OVERRIDES)
+        if not self.mistakes.unset.intersection(secret):
+            column = listed.limit_column if of_limit else listed.column
+            place = below(given.place, "overrides_file")
+            given.of_list.add(listed.line, column, place, _hidden(secret) or message, code)
+
+    def variables(self, rule: Node, loc: Place, uses: tuple[str, ...]) -> tuple[str, ...]:
+        """The environment's variables that a sentence about a value could show."""
+        fields: dict[str, Node] = rule.value if isinstance(rule.value, dict) else {}
+        nodes = [rule.at("", loc)[0]]
+        if len(loc) > 1:
+            key = rule.at("", loc[:1])[0].keys.get(str(loc[1]))
+            nodes += [key] if key is not None else []
+        for name in uses:
+            names = (
+                ("match",)
+                if name == "path"
+                else ("limit", "limits")
+                if name == "limit"
+                else (name,)
+            )
+            nodes += [fields[each] for each in names if each in fields]
+        return tuple(dict.fromkeys(name for each in nodes for name in each.variables))
 
     def name(self, rule: Node, place: str, lines: dict[str, int]) -> None:
         """Reports a rule that is named like an earlier one."""
@@ -338,8 +443,12 @@ class _Checker:
         self.add(
             node, below(place, "name"),
             f"{shown(node.shown)} is the name of the rule on line {lines[node.value.lower()]}, in "
-            "any case; each has its own", "same-name", secret=(),
+            "any case; each has its own", "same-name", (),
         )  # fmt: skip
+
+    def missing(self, node: Node, place: str, key: str) -> None:
+        message = f"the key {key!r} is missing; it must be given"
+        self.add(node, below(place, key), message, "missing-key", ())
 
     def add(
         self, node: Node, place: str, message: str, code: str, secret: tuple[str, ...] | None = None
@@ -348,63 +457,22 @@ class _Checker:
         names = node.variables if secret is None else secret
         if self.mistakes.unset.intersection(names):
             return  # which is a mistake already
-        if names:
-            source = ", ".join(f"${{{name}}}" for name in names)
-            message = f"the value of {source} does not fit; set it to what is allowed here"
-        self.mistakes.add(node.line, node.column, place, message, code)
+        self.mistakes.add(node.line, node.column, place, _hidden(names) or message, code)
 
 
-def _trials(
-    values: Mapping[str, Any],
-) -> Iterator[tuple[tuple[str | int, ...], str, dict[str, Any]]]:
-    """What to ask `Rule`, in order: the place and the code of a refusal, and the arguments."""
-
-    def some(*names: str) -> dict[str, Any]:
-        return {name: values[name] for name in names if name in values}
-
-    def path_of(*parts: str) -> dict[str, Any]:
-        named = any(part.startswith("path:") for part in parts)
-        return {"path": values.get("path")} if named else {}
-
-    counted = ("limit", "algorithm", "burst", "rounding", "max_delay")
-    yield ("limit",), "bad-limit", some("limit", "algorithm")
-    for option in counted[2:]:
-        if option in values:
-            code = f"bad-{option.replace('_', '-')}"
-            yield (option,), code, some("limit", "algorithm", option)
-    if "cost" in values:
-        yield ("cost",), "bad-cost", some(*counted, "cost")
-    by = values.get("by", ["client"])
-    for number, part in enumerate(by[:10]):
-        yield ("by", number), "bad-by", {"by": [part], **path_of(part)}
-    if "by" in values:
-        yield ("by",), "bad-by", some("by", "path")
-    for identity, limit in values.get("overrides", {}).items():
-        first = some("by") and {"by": by[:1], **path_of(*by[:1])}
-        at = "overrides", identity
-        yield at, "bad-override", first | {"overrides": {identity: "1/second"}}
-        arguments = some(*counted, "cost") | first | {"overrides": {identity: limit}}
-        yield at, "bad-override", arguments
-    yield ("overrides",), "bad-override", dict(values)
+def _hidden(variables: tuple[str, ...]) -> str:
+    """What is said in place of a sentence that could show these; empty where there are none."""
+    if not variables:
+        return ""
+    source = ", ".join(f"${{{name}}}" for name in variables)
+    return f"the value of {source} does not fit; set it to what is allowed here"
 
 
-def _variables(
-    rule: Node, loc: tuple[str | int, ...], arguments: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """The environment's variables that a sentence about these arguments could show."""
-    fields: dict[str, Node] = rule.value if isinstance(rule.value, dict) else {}
-    nodes: list[Node] = []
-    for name in arguments:
-        field = fields.get("match" if name in ("path", "methods") else name)
-        if field is not None and name == loc[0] and len(loc) > 1:
-            key = loc[1]
-            nodes += [field.keys[key]] if isinstance(key, str) else []
-            field = field.child(key) or field  # `by` may be one text
-        nodes += [field] if field is not None else []
-    return tuple(dict.fromkeys(name for each in nodes for name in each.variables))
+_OF_OVERRIDES: Final = (*COUNTED, "cost", "by")
+_PLAIN: Final = Counting(None, None, None, ...)
 
 
-def _drop(plain: Any, loc: tuple[str | int, ...]) -> None:
+def _drop(plain: Any, loc: Place) -> None:
     """Takes the innermost entry of a mapping that is on the way to a mistake out of the values."""
     holder, last = None, None
     for key in loc:
@@ -416,10 +484,3 @@ def _drop(plain: Any, loc: tuple[str | int, ...]) -> None:
         plain = plain[key]
     if holder is not None:
         del holder[last]
-
-
-def _built(root: Node | None, mistakes: Mistakes) -> RuleSet:
-    rule_set = None if root is None else _Checker(mistakes).rule_set(root)
-    if rule_set is None:
-        raise RuleFileError(tuple(sorted(mistakes, key=lambda each: each[1:3])))
-    return rule_set

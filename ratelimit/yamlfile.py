@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn
 
 import yaml
@@ -57,9 +58,14 @@ class Mistakes(list[Mistake]):
         self.file = file
         self.unset: set[str] = set()
         """Variables that the environment lacks: what follows from them is no mistake of its own."""
+        self.at_least: Mistake | None = None
+        """What is wrong even where nothing else is."""
 
     def add(self, line: int, column: int, place: str, message: str, code: str) -> None:
         self.append(Mistake(self.file, line, column, place or "file", message, code))
+
+
+_NO_KEYS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +81,7 @@ class Node:
     variables: tuple[str, ...] = ()
     """Names of the environment's variables in it, or anywhere below it."""
     size: int = 1
-    keys: "dict[str, Node]" = field(default_factory=dict)
+    keys: "Mapping[str, Node]" = field(default_factory=lambda: _NO_KEYS)
     """The keys of a mapping, for their places."""
 
     def plain(self) -> Any:
@@ -138,21 +144,30 @@ def text_of(path: str, mistakes: Mistakes) -> str | None:
         with Path(path).open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
         mistakes.add(
-            1, 1, "", f"the file cannot be read ({why}); it is one that this process may read",
-            "unreadable",
+            1, 1, "", f"the file cannot be read ({reason(error)}); it is one that this process "
+            "may read", "unreadable",
         )  # fmt: skip
         return None
-    if len(raw) > MOST_BYTES:
-        mistakes.add(1, 1, "", f"the file is too large; at most {MOST_BYTES} bytes", "too-large")
+    return decoded(raw, MOST_BYTES, mistakes)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, without its name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def decoded(raw: bytes, most: int, mistakes: Mistakes, place: str = "") -> str | None:
+    """A file's bytes as text; None where there are more than ``most``, or it is not UTF-8."""
+    if len(raw) > most:
+        mistakes.add(1, 1, place, f"the file is too large; at most {most} bytes", "too-large")
         return None
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line, column = position(raw[: error.start].decode())
         mistakes.add(
-            line, column, "", f"the byte 0x{raw[error.start]:02x} is not UTF-8; a rule file is",
+            line, column, place, f"the byte 0x{raw[error.start]:02x} is not UTF-8; the file is",
             "not-utf-8",
         )  # fmt: skip
         return None
@@ -176,25 +191,45 @@ def read(text: str, environ: Mapping[str, str], mistakes: Mistakes) -> Node | No
     try:
         try:
             events = _events(text, _FAST)
-        except yaml.YAMLError:
+        except yaml.YAMLError as error:
             if len(text) > SLOW_CHARACTERS:
                 raise
-            # The parser in Python says better what is wrong.
+            # The parser in Python says better what is wrong; but where it finds nothing, the file
+            # is still wrong, as a longer one would be.
+            mistakes.at_least = _not_yaml(error, text, mistakes.file)
             events = _events(text, yaml.SafeLoader)
         return _Reader(events, environ, mistakes).document()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = " ".join(filter(None, (error.problem, error.context)))
-        if mark and text[mark.index - 1 : mark.index + 1] == "${":
-            problem += " (within braces and brackets, ${NAME} is put in quotes)"
-    except yaml.YAMLError:
-        line, column, problem = 1, 1, "it cannot be read"
+    except yaml.YAMLError as error:
+        mistakes.append(_not_yaml(error, text, mistakes.file))
     except _Stop:
-        return None
-    message = f"this is no YAML: {problem}; a rule file is one YAML mapping"
-    mistakes.add(line, column, "", message, "not-yaml")
+        pass
     return None
+
+
+def _not_yaml(error: yaml.YAMLError, text: str, file: str) -> Mistake:
+    mark, problem = None, "it cannot be read"
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(filter(None, (error.problem, error.context)))
+        problem += _advice(problem, text[mark.index - 1 : mark.index + 1] if mark else "")
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    message = f"this is no YAML: {problem}; a rule file is one YAML mapping"
+    return Mistake(file, line, column, "file", message, "not-yaml")
+
+
+def _advice(problem: str, there: str) -> str:
+    """What to write, where the parser's words are of no help; ``there`` ends where it stopped."""
+    if there == "${":
+        return " (within braces and brackets, ${NAME} is put in quotes)"
+    if there[1:] == "\t":
+        return " (lines are indented with spaces)"
+    if "unexpected ':'" in problem:
+        return " (within braces and brackets, an address with colons is put in quotes)"
+    if "mapping values are not allowed" in problem:
+        return " (text with a colon and a space in it is put in quotes)"
+    if "cannot start any token" in problem:
+        return " (text that starts with this character is put in quotes)"
+    return ""
 
 
 def position(before: str) -> tuple[int, int]:
@@ -213,8 +248,10 @@ def _events(text: str, loader: Any) -> list[Any]:
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         events.append(event)
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
         if depth > DEEPEST or len(events) > 2 * MOST_NODES:
             break
     return events
@@ -292,6 +329,7 @@ class _Reader:
 
     def _mapping(self, node: Node, place: str, depth: int) -> None:
         values: dict[str, Node] = {}
+        keys: dict[str, Node] = {}
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
@@ -303,7 +341,7 @@ class _Reader:
                     key.line, key.column, place, f"as a key, {key}; a key is text", "bad-key"
                 )
             elif key.value in values:
-                first = node.keys[key.value].line
+                first = keys[key.value].line
                 self.mistakes.add(
                     key.line, key.column, under,
                     f"the key {shown(key.shown)} was given on line {first} already; give it once",
@@ -311,13 +349,16 @@ class _Reader:
                 )  # fmt: skip
             else:
                 values[key.value] = value
-                node.keys[key.value] = key
-        node.value = values
-        _sum_up(node, [*values.values(), *node.keys.values()])
+                keys[key.value] = key
+        node.value, node.keys = values, keys
+        _sum_up(node, [*values.values(), *keys.values()])
 
     def _scalar(self, node: Node, event: Any, place: str) -> None:
         node.shown = event.value
         if not event.style and event.value in _NULL:  # plain, not quoted
+            return
+        if "${" not in event.value:
+            node.value = event.value
             return
         parts: list[str] = []
         names: dict[str, str] = {}
@@ -352,4 +393,5 @@ class _Reader:
 
 def _sum_up(node: Node, parts: list[Node]) -> None:
     node.size += sum(part.size for part in parts)
-    node.variables = tuple(dict.fromkeys(name for part in parts for name in part.variables))
+    names = [name for part in parts if part.variables for name in part.variables]
+    node.variables = tuple(dict.fromkeys(names))
