@@ -14,7 +14,7 @@ serve: .venv/.demo
 test: check
 	.venv/bin/python -m pytest
 
-test-all: check .venv/.bench
+test-all: check .venv/.bench .venv/.fuzz
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
 
 check: .venv/.test
@@ -30,6 +30,7 @@ check: .venv/.test
 bench: .venv/.bench
 	.venv/bin/python benchmarks/decisions.py
 	.venv/bin/python benchmarks/redis.py
+	.venv/bin/python benchmarks/http.py
 
 clean:
 	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -66,4 +67,9 @@ clean:
 .venv/.bench: pyproject.toml .venv/.test
 	@echo "installing what the benchmarks need (once) ..."
 	@.venv/bin/python -m pip install -qq --group bench
+	@touch $@
+
+.venv/.fuzz: pyproject.toml .venv/.test
+	@echo "installing what asks at random (once) ..."
+	@.venv/bin/python -m pip install -qq --group fuzz
 	@touch $@

@@ -132,10 +132,10 @@ async def floor(setting: Setting) -> Ask:
     await client.script_load(SCRIPT)
     limits = [check.limit for check in our_checks(setting)("")]
     count = len(limits)
-    arguments: list[str | int] = ["", count, *(n for limit in limits for n in limit.numbers), count]
-    for place in range(1, count + 1):
-        arguments += [place, 1, 0, 0, 0]
-    arguments += [*range(1, count), -count]
+    arguments: list[str | int] = ["", 1, count]
+    for limit in limits:
+        arguments += [*limit.numbers, 1, 0, 0, 0]
+    arguments.append(1)
     made: dict[str, tuple[str | int, ...]] = {}
 
     async def ask(name: str) -> bool:
@@ -145,7 +145,7 @@ async def floor(setting: Setting) -> Ask:
             keys = [f"floor:{{{digest}}}:{limit.digest}:api" for limit in limits]
             command = made[name] = (*keys, *arguments)
         reply = await client.evalsha(SHA1, count, *command)
-        return 0 not in reply[::7]
+        return not any(reply[1::6])
 
     return ask
 

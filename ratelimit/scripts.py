@@ -26,7 +26,7 @@ def _read(name: str) -> str:
 
 def _compose() -> str:
     """Each algorithm as a function that is called when first needed, then the driver."""
-    chunks = "".join(f"function()\n{_read(name)}\nend,\n" for name in Algorithm)
+    chunks = "".join(f"function(...)\n{_read(name)}\nend,\n" for name in Algorithm)
     return f"local chunks = {{\n{chunks}}}\n{_read('decide')}"
 
 

@@ -1,0 +1,123 @@
+"""Which rules are turned off at the moment: learnt in the background, so that no request asks.
+
+The law of this module: what cannot be read says what it said last.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from ratelimit.background import Background
+from ratelimit.stores import StoreUnavailable
+
+__all__ = ["ALL", "Switchable", "Switches"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+ALL: Final = "*"
+"""Stands for every rule."""
+
+EVERY: Final = 0.5
+"""Seconds between two looks, at most; half of the second within which a switch works."""
+
+MOST_CHARACTERS: Final = 100_000
+"""What is read of a file of names."""
+
+_LASTING: Final = ("permission", "switches")
+"""Kinds of failure that a decision does not meet, and that do not pass by themselves."""
+
+
+@runtime_checkable
+class Switchable(Protocol):
+    """A store in which rules are turned off for all workers at once."""
+
+    async def switches(self) -> frozenset[str]:
+        """The names of the rules that are off; ``*`` stands for all of them."""
+        ...
+
+
+class Switches:
+    """Which rules are turned off at the moment.
+
+    Three places say so, and one of them is enough: the store, if it is `Switchable`; the file that
+    RATELIMIT_KILL_FILE names, which need not be there; and RATELIMIT_KILL, which is read once.
+    ``off`` holds the names, ``*`` for every rule.
+    """
+
+    def __init__(self, store: object) -> None:
+        self._places: dict[str, Callable[[], Awaitable[frozenset[str]]]] = {}
+        file = os.environ.get("RATELIMIT_KILL_FILE")
+        if file:
+            self._places[file] = lambda: asyncio.to_thread(_names_in, Path(file))
+        if isinstance(store, Switchable):
+            self._places["the store"] = store.switches
+        self._said = {"RATELIMIT_KILL": _names(os.environ.get("RATELIMIT_KILL", ""))}
+        self._complaints: dict[str, str] = {}
+        self._background = Background("switches", self._learn)
+        self.off: frozenset[str] = frozenset()
+        self._put_together()
+
+    def run(self) -> None:
+        """Begins to learn of changes in this event loop, if there is anything to learn from."""
+        if self._places:
+            self._background.run()
+
+    async def look(self) -> None:
+        """Reads what the file and the store say now."""
+        for place, read in self._places.items():
+            try:
+                self._said[place] = await read()
+                self._complaints.pop(place, None)
+            except Exception as error:  # noqa: BLE001  # a store of the application's raises anything
+                # That a store is away is the breaker's to say.
+                if not isinstance(error, StoreUnavailable) or error.kind in _LASTING:
+                    self._complain(place, f"{type(error).__name__}: {error}")
+        self._put_together()
+
+    async def aclose(self) -> None:
+        """Ends what runs in the background of this event loop."""
+        await self._background.aclose()
+
+    async def _learn(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(EVERY * random.uniform(0.8, 1))  # noqa: S311  # jitter
+
+    def _put_together(self) -> None:
+        off = frozenset[str]().union(*self._said.values())
+        if off != self.off:
+            self.off = off
+            _LOG.warning(
+                "switched: %s",
+                f"off until further notice: {', '.join(sorted(off))}"
+                if off
+                else "every rule is in force again",
+            )
+
+    def _complain(self, place: str, problem: str) -> None:
+        if self._complaints.get(place) != problem:
+            self._complaints[place] = problem
+            _LOG.error(
+                "switches-unread: %s does not say which rules are off; they stay as they are: %s",
+                place,
+                problem,
+            )
+
+
+def _names(text: str) -> frozenset[str]:
+    """Names between commas, blanks and new lines; what follows a # is a comment."""
+    return frozenset(re.sub("#.*", "", text).replace(",", " ").split())
+
+
+def _names_in(file: Path) -> frozenset[str]:
+    """The names in a file; none where it is not there."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return _names(lines.read(MOST_CHARACTERS))
+    except FileNotFoundError:
+        return frozenset()
