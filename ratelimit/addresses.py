@@ -264,7 +264,9 @@ class Proxies:
         the client, or the last where they are counted. What is no address ends the walk at the
         last trusted hop. Nothing left of 32 hops or 4096 bytes is read.
         """
-        address = _peer(scope, self._prefix)
+        peer = scope.get("client")  # as _peer does it, without the call
+        host = peer[0] if peer else None
+        address = read_address(host, self._prefix) if isinstance(host, str) else None
         if not self.believes:
             return address
         hops, networks = self._hops, self._networks

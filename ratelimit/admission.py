@@ -25,8 +25,8 @@ class Admission:
 
     __slots__ = (
         "_charged",
-        "_decided",
         "app",
+        "decided",
         "degraded",
         "delay_us",
         "dialects",
@@ -48,7 +48,8 @@ class Admission:
         """How long the request has to wait for its turn before it goes on."""
         self.dialects: Sequence[str | Dialect] = limiter.rules.headers
         self._charged: list[tuple[Any, Sequence[Check], Sequence[Decision]]] = []
-        self._decided: list[tuple[Store, Sequence[tuple[Rule, Any]]]] = []
+        self.decided: list[tuple[Store, Sequence[tuple[Rule, Any]]]] = []
+        """The rules that were decided, and by which store."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
@@ -59,13 +60,14 @@ class Admission:
         """The enforced decisions in the order they were made, then the assumed ones."""
         return (*(decision for _, decision in self.told), *self.degraded)
 
-    def take(self, store: Store, matching: Sequence[tuple[Rule, T]]) -> Sequence[tuple[Rule, T]]:
+    def still_to_decide(
+        self, store: Store, matching: Sequence[tuple[Rule, T]]
+    ) -> Sequence[tuple[Rule, T]]:
         """Of rules that are about to be decided by a store, those that it has not decided yet."""
-        for before, rules in self._decided:
+        for before, rules in self.decided:
             if before is store:
                 known = [rule for rule, _ in rules]
                 matching = [each for each in matching if each[0] not in known]
-        self._decided.append((store, matching))
         return matching
 
     def charged(self, limiter: Any, checks: Sequence[Check], decisions: Sequence[Decision]) -> None:

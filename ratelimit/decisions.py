@@ -5,8 +5,9 @@ a frozen dataclass. Python never judges here: every number is read from the Lua'
 """
 
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
@@ -17,7 +18,6 @@ __all__ = [
     "Check",
     "Decision",
     "assumed",
-    "charges",
     "decision_of",
     "identity_digest",
     "read_reply",
@@ -162,9 +162,8 @@ class Decision(NamedTuple):
         return self.delay_us / 1_000_000
 
 
-def charges(limits: Iterable[Limit], key: str, cost: int, rule: str) -> list[Check]:
-    """A charging check for each limit, of values that a rule was held to when it was built."""
-    return [_new(Check, (limit, key, cost, rule, _CHARGE, 0, 0)) for limit in limits]
+new_check: Final[Callable[[tuple[object, ...]], Check]] = partial(_new, Check)
+"""A check of its seven fields, unseen: for values that a rule was held to when it was built."""
 
 
 def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:

@@ -7,7 +7,7 @@ progress), by hand: two lists of strings with integer parameters (RFC 9651).
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from random import randrange
 from typing import Final, NamedTuple
@@ -34,6 +34,7 @@ __all__ = [
     "Told",
     "fields",
     "forbid",
+    "new_told",
     "refuse",
     "unavailable",
     "unidentified",
@@ -52,6 +53,9 @@ class Told(NamedTuple):
     policy: str
     decision: Decision
 
+
+new_told: Final[Callable[[tuple[str, Decision]], Told]] = partial(tuple.__new__, Told)
+"""The same in a third of the time."""
 
 Dialect = Callable[[Sequence[Told], Told], list[Field]]
 """Writes the fields of a response: from all that was told, at least one, and the binding one."""

@@ -19,10 +19,10 @@ from starlette.responses import Response
 from ratelimit.addresses import Address, Networks, Proxies, forwarded_but_untrusted
 from ratelimit.admission import Admission
 from ratelimit.advice import advise
-from ratelimit.decisions import Action, Check, Decision, assumed, charges
+from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.denials import Denials
 from ratelimit.failover import Breaker, Failover
-from ratelimit.headers import Refusal, Told, forbid, refuse, unavailable
+from ratelimit.headers import Refusal, Told, forbid, new_told, refuse, unavailable
 from ratelimit.identity import Identify
 from ratelimit.options import Ask
 from ratelimit.questions import Registered, Request, TurnedAway, question
@@ -30,12 +30,13 @@ from ratelimit.reload import Watcher
 from ratelimit.reports import Reports
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
 from ratelimit.rules import Rule, RuleSet
-from ratelimit.stores import Store, StoreUnavailable, open_store
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.switches import Switches
 
 __all__ = ["Admission", "RateLimiter"]
 
 _LOG: Final = logging.getLogger("ratelimit")
+_CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
 
 Matching = Sequence[tuple[Rule, Mapping[str, object]]]
@@ -106,10 +107,14 @@ class RateLimiter:
             store = rule_set.store
         if isinstance(store, str):
             store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
+        self.store = store
+        """Where the counters live."""
         policies = {rule.on_store_failure for rule in rule_set.rules}
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
+        # The store in process cannot fail.
+        self._ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._switches = Switches(store)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
@@ -192,6 +197,9 @@ class RateLimiter:
         for advice in advise(rules):
             if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
                 _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+        self.rules = rules
+        """The rules that hold now."""
+        self._asks_routes = any("route" in rule.by for rule in rules.rules)
         self._now = _InForce(
             rules,
             Proxies(
@@ -224,16 +232,6 @@ class RateLimiter:
                         f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
                         f"RateLimiter(..., {name}s={{name: callable}})"
                     )
-
-    @property
-    def rules(self) -> RuleSet:
-        """The rules that hold now."""
-        return self._now.rules
-
-    @property
-    def store(self) -> Store:
-        """Where the counters live."""
-        return self._failover.store
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
@@ -283,7 +281,7 @@ class RateLimiter:
         self._switches.run()
         if self._watcher is not None:
             self._watcher.run()
-        self._started = _running_loop()
+        self._started = asyncio.get_running_loop()
 
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
@@ -319,7 +317,8 @@ class RateLimiter:
             ):
                 return admission
             method = scope["method"] if scope["type"] == "http" else "GET"
-            matching: Matching = now.rules.matching(method, route_path(scope))
+            path = route_path(scope) if scope.get("root_path") else scope["path"]
+            matching: Matching = now.rules.matching(method, path)
             if method == "OPTIONS":
                 matching = self._without_preflight(matching, scope)
             if not matching or (EXEMPT and self._exempt(admission, scope)):
@@ -329,6 +328,10 @@ class RateLimiter:
             return admission
         await self._decide(admission, scope, client, matching, self._registered, None)
         return admission
+
+    def asks_routes(self) -> bool:
+        """Whether anything depends on which route a request will meet."""
+        return self._asks_routes or bool(EXEMPT)
 
     async def decide(
         self,
@@ -395,11 +398,16 @@ class RateLimiter:
         registered: Registered,
         template: str | None,
     ) -> None:
-        if self._started is not _running_loop():
-            self.start()
+        try:
+            if self._started is not asyncio.get_running_loop():
+                self.start()
+        except RuntimeError:  # not asyncio's; nothing runs in the background there
+            pass
         if self._switches.off:
             matching = self._still_on(matching)
-        matching = admission.take(self.store, matching)
+        if admission.decided:
+            matching = admission.still_to_decide(self.store, matching)
+        admission.decided.append((self.store, matching))
         if not matching:
             return
         checks: list[Check] = []
@@ -412,7 +420,9 @@ class RateLimiter:
             request: Request | None = None
             for rule, path_params in matching:
                 if rule.plain and client is not None and self._skip is None:
-                    checks += charges(rule.limits, client.key, rule.cost, rule.name)  # type: ignore[arg-type]  # a plain rule's is a number
+                    key, name, cost = client.key, rule.name, rule.cost
+                    for limit in rule.limits:  # a comprehension is a call more
+                        checks.append(new_check((limit, key, cost, name, _CHARGE, 0, 0)))  # noqa: PERF401
                     policies += rule.policies
                     continue
                 if request is None:
@@ -446,7 +456,7 @@ class RateLimiter:
         if not checks:
             return
         try:
-            decisions = await self._failover.decide(checks)
+            decisions = await self._ask(checks)
             lost = self._conclude(admission, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fault(admission, matching, problem, checks, policies)
@@ -483,7 +493,7 @@ class RateLimiter:
             elif check.action == _SHADOW:
                 counts[check.rule, "shadow-allowed" if decision.allowed else "shadow-denied"] += 1
             else:
-                told.append(Told(policy, decision))
+                told.append(new_told((policy, decision)))
                 if decision.allowed:
                     counts[check.rule, "allowed"] += 1
                     if decision.delay_us:
@@ -609,14 +619,6 @@ class RateLimiter:
                 return response  # type: ignore[no-any-return]  # what it is said to give
         accept = [value for name, value in scope.get("headers", ()) if name == b"accept"]
         return refusal.rendered(b",".join(accept).decode("latin-1") or None).response()
-
-
-def _running_loop() -> object:
-    """The event loop of asyncio's that runs here; what is no loop where there is none."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return _LOG
 
 
 def _enabled_by_environment() -> bool:

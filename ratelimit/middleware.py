@@ -49,7 +49,9 @@ class RateLimitMiddleware:
                 send = self._closing(send)
             await self.app(scope, receive, send)
             return
-        admission = await self.limiter.admit(scope, below(self._router, scope))
+        limiter = self.limiter
+        app = below(self._router, scope) if limiter.asks_routes() else None
+        admission = await limiter.admit(scope, app)
         if admission.refusal is not None:
             await admission.give_back()
             await answer(self.limiter, admission.refusal, scope, receive, send)
