@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,3 +316,25 @@ def test_bytes_per_key_are_no_less_than_redis_needs(empty: Server) -> None:
         (key,) = empty.ask("KEYS", f"*{limit.digest}*")
         used = empty.ask("MEMORY", "USAGE", key, "SAMPLES", "0")
         assert 0.5 * _bytes(limit) < used <= 1.15 * _bytes(limit)
+
+
+# --- what the documentation shows ----------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "command.md").read_text()
+COMMANDS = re.findall(r"^\$ ratelimit (.+)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_documentation_types_runs(
+    command: str, empty: Server, rules: str, tmp_path: Path
+) -> None:
+    """Against a server and a file of the test's; what is redirected is printed."""
+    words = shlex.split(command.partition(" > ")[0])
+    known = {"redis://localhost:6379/0": empty.url, "rules.yaml": rules, "rules/*.yaml": rules}
+    arguments = [known.get(word, word) for word in words]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == (1 if "--strict" in arguments else 0), result.output
+
+
+def test_the_documentation_shows_every_command() -> None:
+    assert {command.split()[0] for command in COMMANDS} == set(main.commands)

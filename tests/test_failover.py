@@ -346,8 +346,8 @@ async def test_regions_share_a_quota(redis_server: Server) -> None:
     passed = 0
     for region in ("east", "west"):
         rules = RuleSet((Rule("all", "10/day", algorithm="sliding_log"),), share=Fraction(1, 2))
-        async with RedisStore(redis_server.url, prefix=f"{region}:", deadline=10) as store:
-            limiter = RateLimiter(rules, store=store)
+        store = RedisStore(redis_server.url, prefix=f"{region}:", deadline=10)
+        async with RateLimiter(rules, store=store) as limiter:
             for _ in range(9):
                 passed += (await limiter.admit(http_scope("/"))).refusal is None
     assert passed == 10
