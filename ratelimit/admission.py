@@ -24,8 +24,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_charged",
         "app",
+        "charges",
         "decided",
         "degraded",
         "delay_us",
@@ -38,7 +38,7 @@ class Admission:
     def __init__(self, limiter: Any, app: Any) -> None:
         self.limiter = limiter
         self.app = app
-        self.told: list[Told] = []
+        self.told: Sequence[Told] = ()
         """Every enforced check that a store decided, with its policy's name."""
         self.refusal: Refusal | None = None
         """The answer to give instead of the application's; None while the request may go on."""
@@ -47,8 +47,9 @@ class Admission:
         self.delay_us = 0
         """How long the request has to wait for its turn before it goes on."""
         self.dialects: Sequence[str | Dialect] = limiter.rules.headers
-        self._charged: list[tuple[Any, Sequence[Check], Sequence[Decision]]] = []
-        self.decided: list[tuple[Store, Sequence[tuple[Rule, Any]]]] = []
+        self.charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
+        """What was taken, and by which limiter; returned if something further in refuses."""
+        self.decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
         """The rules that were decided, and by which store."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -70,17 +71,13 @@ class Admission:
                 matching = [each for each in matching if each[0] not in known]
         return matching
 
-    def charged(self, limiter: Any, checks: Sequence[Check], decisions: Sequence[Decision]) -> None:
-        """Remembers what was taken, to be returned if something further in refuses the request."""
-        self._charged.append((limiter, checks, decisions))
-
     async def give_back(self) -> None:
         """Returns what was charged: something further in has refused the request."""
-        charged, self._charged = self._charged, []
-        for limiter in {id(each): each for each, _, _ in charged}.values():
+        charges, self.charges = self.charges, ()
+        for limiter in {id(each): each for each, _, _ in charges}.values():
             returned = [
                 check.given_back(decision)
-                for owner, checks, decisions in charged
+                for owner, checks, decisions in charges
                 if owner is limiter
                 for check, decision in zip(checks, decisions, strict=True)
                 if decision.allowed and check.cost and not decision.degraded

@@ -1,7 +1,7 @@
 """What in a set of rules is legal, but probably not what was meant."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ratelimit.limits import BUCKETS, Algorithm
@@ -35,7 +35,11 @@ class Advice(NamedTuple):
 def advise(rule_set: RuleSet) -> list[Advice]:
     """All that is worth saying about a set of rules, in its order; rules that are off are not."""
     rules = [rule for rule in rule_set.rules if rule.mode != "off"]
-    return [*_of_set(rule_set, rules), *(each for rule in rules for each in _of_rule(rule, rules))]
+    bounds: dict[str | None, list[Rule]] = {}
+    for rule in rules:
+        if _bounds(rule):
+            bounds.setdefault(rule.path, []).append(rule)
+    return [*_of_set(rule_set, rules), *(each for rule in rules for each in _of_rule(rule, bounds))]
 
 
 def _of_set(rule_set: RuleSet, rules: list[Rule]) -> Iterator[Advice]:
@@ -63,9 +67,10 @@ def _of_set(rule_set: RuleSet, rules: list[Rule]) -> Iterator[Advice]:
         )
 
 
-def _of_rule(rule: Rule, rules: list[Rule]) -> Iterator[Advice]:
+def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Advice]:
     chosen = [part for part in rule.by if part.partition(":")[0] in _CHOSEN]
-    if chosen and not any(_bounds(other, rule) for other in rules):
+    beside = [*bounds.get(None, ()), *bounds.get(rule.path, ())] if chosen else []
+    if chosen and not any(_covers(other, rule) for other in beside):
         yield Advice(
             "client-chosen",
             rule.name,
@@ -121,14 +126,22 @@ def _of_rule(rule: Rule, rules: list[Rule]) -> Iterator[Advice]:
                 )
 
 
-def _bounds(other: Rule, rule: Rule) -> bool:
-    """Whether a rule bounds all that another matches, by nothing that a client chooses."""
+def _bounds(rule: Rule) -> bool:
+    """Whether a rule bounds every client that it matches, by nothing that the client chooses."""
     return (
-        other.mode == "enforce"
-        and not any(part.partition(":")[0] in (*_CHOSEN, "path") for part in other.by)
-        and other.path in (None, rule.path)
-        and (other.methods is None or (rule.methods is not None and rule.methods <= other.methods))
+        rule.mode == "enforce"
+        and rule.enforce_share == 1
+        and rule.cost != 0
+        and rule.skip is None
+        and (rule.on_missing != "skip" or rule.by == ("client",))
+        and all(rule.tiers.values())
+        and not any(part.partition(":")[0] in (*_CHOSEN, "path") for part in rule.by)
     )
+
+
+def _covers(other: Rule, rule: Rule) -> bool:
+    """Whether a rule, of the same path or of all, matches every method that another does."""
+    return other.methods is None or (rule.methods is not None and rule.methods <= other.methods)
 
 
 def _length(window_us: int) -> str:

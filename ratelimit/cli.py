@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fractions import Fraction
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import unquote
 
 try:
     import click
@@ -86,7 +87,8 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             if not json_:
                 click.echo(str(error), err=True)
             continue
-        rows = [_row(rule, limit, rules) for rule in rules.rules for limit in _limits(rule)]
+        in_force = rules.in_force().rules
+        rows = [_row(rule, limit, rules) for rule in in_force for limit in _limits(rule)]
         advice = advise(rules)
         failed = failed or (strict and bool(advice))
         cluster = len({rule.by for rule in rules.rules if rule.mode != "off"})
@@ -118,9 +120,12 @@ def _limits(rule: Rule) -> list[tuple[str, Limit | None]]:
     groups: list[tuple[str, tuple[Limit, ...]]] = [("", rule.limits)]
     if rule.tiers:
         groups = [(f"tier {name}", limits) for name, limits in rule.tiers.items()]
-    # Overrides come by the thousand, and repeat few limits.
-    limits_of = {limits: f"override {name}" for name, limits in reversed([*rule.overrides.items()])}
-    groups += [(name, limits) for limits, name in limits_of.items()]
+    # Overrides come by the thousand, and repeat few limits. What is no address may be a secret.
+    names = {
+        limits: f"override {name if rule.by[0] == 'client' else f'no. {number}'}"
+        for number, (name, limits) in reversed([*enumerate(rule.overrides.items(), 1)])
+    }
+    groups += [(name, limits) for limits, name in names.items()]
     for whose, limits in groups:
         found += [(whose, limit) for limit in limits] or [(whose, None)]
     return found
@@ -142,7 +147,7 @@ def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[st
         "limit": _spelled(limit),
         "algorithm": limit.algorithm.value,
         "at worst": limit.worst_case,
-        "store away": _while_away(limit, failure, rules.workers),
+        "store away": _while_away(limit, failure, rules.workers, rule.cost),
         "deny cache adds": 0,
         "bytes": _bytes(limit),
     }
@@ -159,7 +164,7 @@ def _spelled(limit: Limit) -> str:
     return f"{limit}{burst}"
 
 
-def _while_away(limit: Limit, failure: str, workers: int) -> str:
+def _while_away(limit: Limit, failure: str, workers: int, cost: object = 1) -> str:
     """What a window can let through beside, by the worst case of each worker's share."""
     if failure == "allow":
         return "everything"
@@ -167,7 +172,11 @@ def _while_away(limit: Limit, failure: str, workers: int) -> str:
         return "nothing"
     share = limit.scaled(Fraction(1, workers))
     # A part below one unit is one in a longer window, of which this one sees two at most.
-    return f"{workers * share.worst_case} more"
+    units = share.worst_case
+    if isinstance(cost, int) and cost > share.capacity:  # it is then all that the share holds
+        units = units // share.capacity * cost
+    more = f"{workers * units} more"
+    return more if isinstance(cost, int) else f"{more}, at a cost up to {share.capacity}"
 
 
 def _bytes(limit: Limit) -> int:
@@ -206,7 +215,7 @@ def explain(
     scope: dict[str, Any] = {
         "type": "http",
         "method": method.upper(),
-        "path": path,
+        "path": unquote(path),
         "root_path": "",
         "query_string": query.encode(),
         "headers": fields,
@@ -235,20 +244,16 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
         row: dict[str, object] = {"rule": rule.name, "applies": "no"}
         rows.append(row)
         params = rule.match(scope["method"], scope["path"])
-        if rule.mode == "off":
-            row["why"] = "its mode is off"
-        elif params is None:
-            if rule.methods is not None and scope["method"] not in rule.methods:
-                row["why"] = f"its methods are {', '.join(sorted(rule.methods))}"
-            else:
-                row["why"] = f"its path is {rule.path}"
-        elif rule.registered_names or isinstance(rule.cost, str) or _is_registered(rule.tier):
+        why_not = _why_not(rules, rule, scope)
+        if why_not:
+            row["why"] = why_not
+        elif _asks_application(rule):
             row |= {"applies": "yes", "why": "the application says by whom and how much"}
             row |= {"identity": ", ".join(rule.by), "limits": "; ".join(map(_spelled, rule.limits))}
         else:
-            request = Request(scope, client, proxies, Registered({}, {}, {}), lambda: None)
+            request = Request(scope, client, proxies, Registered({}, {}, {}), lambda: None, _ignore)
             try:
-                asked = await question(rule, params, request)
+                asked = await question(rule, params or {}, request, strict=True)
             except TurnedAway as turned:
                 row |= {"applies": "refused", "why": turned.refusal.detail}
                 continue
@@ -261,11 +266,33 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
                 "limits": "; ".join(map(_spelled, asked.limits)),
                 "cost": asked.cost,
             }
+            if str(rule.tier).startswith("user:"):
+                row["why"] = "of the first tier, since the application alone knows a user's"
     return rows
 
 
-def _is_registered(tier: object) -> bool:
-    return isinstance(tier, str) and ":" not in tier
+def _why_not(rules: RuleSet, rule: Rule, scope: Mapping[str, Any]) -> str:
+    """Why a rule is not for a request, as a limiter would see it; empty where it is."""
+    method, names = scope["method"], {name for name, _ in scope["headers"]}
+    named = rule.methods or ()
+    if rule.mode == "off":
+        return "its mode is off"
+    if rule.methods is not None and method not in rule.methods:
+        return f"its methods are {', '.join(sorted(rule.methods))}"
+    if rule.match(method, scope["path"]) is None:
+        return f"its path is {rule.path}"
+    preflight = method == "OPTIONS" and names >= {b"origin", b"access-control-request-method"}
+    if preflight and rules.preflights == "free" and "OPTIONS" not in named:
+        return "a CORS preflight is free to a rule that does not name OPTIONS"
+    return ""
+
+
+def _asks_application(rule: Rule) -> bool:
+    """Whether what the application alone knows has a say: its functions and its routes."""
+    registered = isinstance(rule.tier, str) and ":" not in rule.tier
+    return bool(
+        rule.registered_names or isinstance(rule.cost, str) or "route" in rule.by or registered
+    )
 
 
 def _holds(network: IPv4Network | IPv6Network, number: int, version: int) -> bool:
@@ -456,3 +483,7 @@ def _table(rows: Sequence[Mapping[str, object]]) -> None:
     for line in cells:
         table.add_row(*line)
     Console().print(table)
+
+
+def _ignore(*_: object) -> None:
+    """Nothing fails here: what the application registers is not asked."""

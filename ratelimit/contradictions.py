@@ -330,14 +330,22 @@ def _of_prefix(
     """Overrides of addresses that a shorter prefix makes one client."""
     if rule.by[0] != "client" or prefix >= IPV6_PREFIX:
         return
+    own = keys.get("overrides", ())
+    # Behind the file's own are those of its list, which are here by their networks of 64 bits.
+    listed = [*rule.overrides][len(own) :]
     first: dict[str, str] = {}
-    for identity in keys.get("overrides", ()):
-        address = read_address(identity, prefix)
+    for identity in (*own, *listed):
+        address = read_address(identity.partition("/")[0], prefix)
         other = first.setdefault(address.key, identity) if address else identity
         if address and other != identity:
+            place, which = (*at, "overrides", identity), "it"
+            if identity not in own:
+                place, which = (*at, "overrides_file"), repr(identity)
             yield Contradiction(
-                "same-override", (*at, "overrides", identity),
-                f"with an ipv6_prefix of {prefix} it is the same client as {other!r}, "
+                "same-override", place,
+                f"with an ipv6_prefix of {prefix} {which} is the same client as {other!r}, "
                 f"{address.key}; give it once",
                 (("ipv6_prefix",), (*at, "overrides")),
             )  # fmt: skip
+            if identity not in own:
+                return  # whoever has one of these in a list has many

@@ -44,6 +44,7 @@ QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-e
 NEVER: Final = "urn:ratelimit-asgi:problem:cost-exceeds-limit"
 
 _LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
+_FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
 _LOG: Final = logging.getLogger("ratelimit")
 
 
@@ -108,11 +109,14 @@ def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Fiel
 def _binding(told: Sequence[Told]) -> Told:
     """The refusing one with the longest wait, else the one with least left."""
     binding = told[0]
+    least = binding.decision.remaining
     for each in told:
-        if not each.decision.allowed:
+        decision = each.decision
+        if not decision.allowed:
             return max((one for one in told if not one.decision.allowed), key=_wait_us)
-        if each.decision.remaining < binding.decision.remaining:
-            binding = each
+        remaining = decision.remaining
+        if remaining < least:
+            binding, least = each, remaining
     return binding
 
 
@@ -128,16 +132,17 @@ def draft(told: Sequence[Told], binding: Told) -> list[Field]:
     end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
     """
     policy, decision = binding
-    state = f'"{policy}";r={min(decision.remaining, _LARGEST)}'
-    if not decision.allowed:
-        if decision.retry_after_us is not None:
-            state += f";t={_whole_seconds(decision.retry_after_us)}"
-    elif decision.limit.algorithm is Algorithm.FIXED_WINDOW and decision.reset_after_us:
-        state += f";t={_whole_seconds(decision.reset_after_us)}"
-    return [
-        (b"ratelimit-policy", _policies(told, binding).draft),
-        (b"ratelimit", state.encode()),
-    ]
+    # Nearly always there is one, and every response waits for this.
+    written = _written(policy, decision.limit) if len(told) == 1 else _policies(told, binding)
+    until_us = decision.retry_after_us
+    if decision.allowed:
+        until_us = (decision.limit.algorithm is _FIXED_WINDOW and decision.reset_after_us) or None
+    remaining = min(decision.remaining, _LARGEST)
+    if until_us is None:
+        state = written.state % remaining
+    else:
+        state = written.timed % (remaining, _whole_seconds(until_us))
+    return [(b"ratelimit-policy", written.draft), (b"ratelimit", state)]
 
 
 def legacy(_: Sequence[Told], binding: Told) -> list[Field]:
@@ -177,6 +182,9 @@ class _Policies(NamedTuple):
 
     draft: bytes
     draft_03: bytes
+    state: bytes
+    timed: bytes
+    """In the newest draft, the binding one's state, to be filled with what is left (and when)."""
 
 
 def _policies(told: Sequence[Told], binding: Told) -> _Policies:
@@ -199,6 +207,8 @@ def _written(
     return _Policies(
         ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
         ", ".join([str(min(limit.quota, _LARGEST)), *with_windows]).encode(),
+        f'"{binding}";r=%d'.encode(),
+        f'"{binding}";r=%d;t=%d'.encode(),
     )
 
 

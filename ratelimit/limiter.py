@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from inspect import isawaitable
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -51,17 +52,26 @@ class _InForce(NamedTuple):
     proxies: Proxies
     share: Fraction
     """This region's part of every quota, which ``rules`` are cut to already."""
-    routes: dict[Rule, Rule]
-    """The rules of routes that were met, and what they are here."""
+    routes: dict[int, tuple[Rule, Rule]]
+    """The rules of routes that were met, by identity since their functions may have no hash, and
+    what they are here."""
 
     def of_route(self, rule: Rule) -> Rule:
         """A route's own rule at this region's share."""
         if self.share == 1 and self.rules.ipv6_prefix == 64:
             return rule
-        found = self.routes.get(rule)
+        found = self.routes.get(id(rule))
         if found is None:
-            found = self.routes[rule] = rule.in_force(self.share, self.rules.ipv6_prefix)
-        return found
+            try:
+                own = rule.in_force(self.share, self.rules.ipv6_prefix)
+            except ValueError as error:
+                _LOG.warning(
+                    "share-too-small: rule %r is in force with its whole quota here: at a share "
+                    "of %s, %s", rule.name, self.share, error,
+                )  # fmt: skip
+                own = rule
+            found = self.routes[id(rule)] = rule, own
+        return found[1]
 
 
 class RateLimiter:
@@ -360,10 +370,8 @@ class RateLimiter:
             matching = [
                 (of_route(rule), path_params)
                 for rule, path_params in matching
-                if rule.mode != "off" and (rule.methods is None or method in rule.methods)
+                if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
             ]
-            if method == "OPTIONS":
-                matching = self._without_preflight(matching, scope)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fault(admission, matching, problem)
             return
@@ -384,12 +392,12 @@ class RateLimiter:
             return False
         if client in self.denylist:
             self.counts["denylist", "denied"] += 1
-            admission.told.clear()
+            admission.told = ()
             admission.refusal = forbid()
             return True
         return client in self.allowlist
 
-    async def _decide(  # noqa: PLR0912  # one step after the other, on every request's way
+    async def _decide(  # noqa: PLR0912, PLR0915  # one step after the other, on every request's way
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -407,7 +415,7 @@ class RateLimiter:
             matching = self._still_on(matching)
         if admission.decided:
             matching = admission.still_to_decide(self.store, matching)
-        admission.decided.append((self.store, matching))
+        admission.decided += ((self.store, matching),)
         if not matching:
             return
         checks: list[Check] = []
@@ -431,23 +439,37 @@ class RateLimiter:
                         client,
                         self._now.proxies,
                         registered,
-                        lambda: template or self._template(admission, scope),
+                        # A lambda's variables would be slow in the whole of this function.
+                        partial(self._template, template, admission, scope),
+                        self._reports.function_failed,
                     )
-                    if self._skip is not None and await request.told(self._skip):
+                    if self._skip is not None and await self._skips(self._skip, request):
                         return
-                asked = await question(rule, path_params, request)
-                if asked is not None:
-                    if rule.by[0] == "user" and "user" not in scope:
-                        self._reports.once("user-missing", rule.name)
+                try:
+                    word = rule.on_store_failure or self.rules.on_store_failure
+                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    if asked is None:
+                        continue
                     limits, names, key, cost, action = asked
-                    checks += [
+                    own = [
                         Check(limit, key, cost, rule.name, action=Action(action))
                         for limit in limits
                     ]
-                    policies += names
+                except TurnedAway:
+                    raise
+                except Exception as problem:  # noqa: BLE001  # the law of this module
+                    # A client may be able to make it fail, which must not open the other rules.
+                    await self._fault(admission, [(rule, path_params)], problem)
+                    if admission.refusal is not None:
+                        return
+                    continue
+                if rule.by[0] == "user" and "user" not in scope:
+                    self._reports.once("user-missing", rule.name)
+                checks += own
+                policies += names
         except TurnedAway as turned:
             self.counts[turned.rule, "turned-away"] += 1
-            admission.told.clear()
+            admission.told = ()
             admission.refusal = turned.refusal
             return
         except Exception as problem:  # noqa: BLE001  # the law of this module
@@ -471,6 +493,14 @@ class RateLimiter:
                     [policy for _, policy in lost],
                 )
 
+    async def _skips(self, skip: Ask[bool], request: Request) -> bool:
+        """Whether the application wants no rule to apply; where it cannot say, they do."""
+        try:
+            return bool(await request.told(skip))
+        except Exception as problem:  # noqa: BLE001  # a client may have made it fail
+            self._reports.function_failed("the limiter", "the request is not skipped", problem)
+            return False
+
     def _still_on(self, matching: Matching) -> Matching:
         """The rules that the kill switch has not turned off."""
         off = self._switches.off
@@ -484,7 +514,8 @@ class RateLimiter:
         decisions: Sequence[Decision],
     ) -> list[tuple[Check, str]]:
         """What the decisions come to; returns the checks that no shard has decided."""
-        counts, told = self.counts, []
+        counts = self.counts
+        told: list[Told] = []
         lost: list[tuple[Check, str]] = []
         passed = True
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
@@ -506,8 +537,8 @@ class RateLimiter:
         if self._reports.failing and not lost:
             self._reports.answered()
         if passed:
-            admission.told += told
-            admission.charged(self, checks, decisions)
+            admission.told = [*admission.told, *told] if admission.told else told
+            admission.charges += ((self, checks, decisions),)
             return lost
         admission.told = told
         admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
@@ -548,7 +579,7 @@ class RateLimiter:
         others = [check for check in checks if words.get(check.rule) != "local"]
         admission.degraded += assumed(others, allowed=not deny)
         if deny:
-            admission.told.clear()
+            admission.told = ()
             admission.refusal = unavailable()
         elif local:
             await self._decide_locally(admission, local)
@@ -589,7 +620,11 @@ class RateLimiter:
                 return True
         return id(innermost(endpoint)) in EXEMPT
 
-    def _template(self, admission: Admission, scope: Mapping[str, Any]) -> str | None:
+    def _template(
+        self, known: str | None, admission: Admission, scope: Mapping[str, Any]
+    ) -> str | None:
+        if known:
+            return known
         found = resolve(admission.app, scope)
         return found.template if found else None
 

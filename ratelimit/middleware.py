@@ -1,6 +1,7 @@
 """ASGI in, ASGI out, nothing else."""
 
 import logging
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import anyio
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from ratelimit.headers import Refusal, Refused
+from ratelimit.headers import Refusal, Refused, fields
 from ratelimit.limiter import RateLimiter
 from ratelimit.routing import below, router_below
 
@@ -65,18 +66,19 @@ class RateLimitMiddleware:
             return
         scope[SCOPE_KEY] = admission
 
-        async def send_with_fields(message: Message) -> None:
+        # Not a coroutine function: who calls it awaits what the server gave, without one between.
+        def send_with_fields(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 # Read only now, since limits on the route may have added theirs.
-                fields = admission.headers()
-                if fields:
+                ours = fields(admission.told, admission.dialects)
+                if ours:
                     headers = list(message.get("headers", ()))
                     own = dict(headers)
-                    for field in fields:
+                    for field in ours:
                         if field[0] not in own:
                             headers.append(field)  # noqa: PERF401  # a list would be made by a call
                     message = {**message, "headers": headers}
-            await send(message)
+            return send(message)
 
         await self.app(scope, receive, send_with_fields)
 

@@ -1,20 +1,22 @@
 """What one rule asks of the store about one request: under which key, how much, by which limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from ratelimit.addresses import Address, Proxies
 from ratelimit.decisions import Action
 from ratelimit.headers import Refusal, forbid, unidentified
-from ratelimit.identity import Identify, identity
+from ratelimit.identity import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.limits import Limit
-from ratelimit.options import Ask
+from ratelimit.options import MOST_COST, Ask
 from ratelimit.rules import Rule, policy_names
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
+
+T = TypeVar("T")
 
 _CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
@@ -36,6 +38,8 @@ class Request(NamedTuple):
     proxies: Proxies
     registered: Registered
     template: Callable[[], str | None]
+    failed: Callable[[str, str, Exception], None]
+    """Told of a function that failed: whose it is, what comes of it, and why."""
 
     async def told(self, ask: Callable[[HTTPConnection], Any]) -> Any:
         """What the application says of it, sync or async."""
@@ -62,13 +66,16 @@ class TurnedAway(Exception):
         self.refusal = refusal
 
 
-async def question(
-    rule: Rule, path_params: Mapping[str, object], request: Request
+async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
+    rule: Rule, path_params: Mapping[str, object], request: Request, *, strict: bool
 ) -> Question | None:
     """What a rule asks about a request that it matches; None where it does not apply after all.
 
-    Raises TurnedAway where the client is on its denylist, or cannot be told and has to be, and
-    whatever a function of the application's raises.
+    A client may be able to make a function of the application's fail, and must not gain by it:
+    the request then counts by its address, at the first tier, at a cost of 1, and is not skipped.
+    With ``strict``, and where no limit is left to count by, what the function raised is raised.
+
+    Raises TurnedAway where the client is on the rule's denylist, or cannot be told and has to be.
     """
     client = request.client
     if client is not None:
@@ -76,46 +83,69 @@ async def question(
             raise TurnedAway(rule.name, forbid())
         if client in rule.allowed_clients:
             return None
-    if rule.skip is not None and await request.told(rule.skip):
-        return None
-    found = await identity(
-        rule.by,
-        request.scope,
-        client,
-        route=request.template,
-        path_params=path_params,
-        registered=request.registered.identities,
-        fall_back=rule.on_missing == "client",
+
+    async def told(read: Callable[[], Awaitable[T]], otherwise: T, words: str) -> T:
+        try:
+            return await read()
+        except Exception as problem:
+            if strict:
+                raise
+            request.failed(f"rule {rule.name!r}", words, problem)
+            return otherwise
+
+    if rule.skip is not None:
+        skip = rule.skip
+        if await told(lambda: request.told(skip), False, "the request is not skipped"):
+            return None
+    fall_back = rule.on_missing == "client"
+    found = await told(
+        lambda: identity(
+            rule.by,
+            request.scope,
+            client,
+            route=request.template,
+            path_params=path_params,
+            registered=request.registered.identities,
+            fall_back=fall_back,
+        ),
+        identity_of(("client",), [UNIDENTIFIED if client is None else client.key])
+        if fall_back
+        else None,
+        "its identity is missing",
     )
     if found is None:
         if rule.on_missing == "skip":
             return None
         raise TurnedAway(rule.name, unidentified())
     key, first = found
-    limits, policies = await _limits(rule, first, request)
+    limits = rule.overrides.get(first) if rule.overrides else None
+    if limits is None and rule.dynamic is not None:
+        limits = rule.read_limits(await request.told(rule.dynamic))
+    elif limits is None and rule.tiers:
+        tier = await told(lambda: _tier(rule.tier, request), None, "it is of the first tier")
+        limits = rule.tiers.get(tier or "")
+    if limits is None:
+        limits = rule.limits
     if not limits:
         return None
-    cost: Any = rule.cost
+    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+    cost = rule.cost
     if not isinstance(cost, int):
-        cost = await request.told(request.registered.costs[cost] if isinstance(cost, str) else cost)
+        cost = await told(lambda: _cost(rule.cost, request), 1, "it costs 1")
     action = _CHARGE
     if rule.mode == "shadow" or (rule.enforce_share != 1 and not rule.enforced_on(key)):
         action = _SHADOW
     return Question(limits, policies, key, cost, action)
 
 
-async def _limits(
-    rule: Rule, first: str, request: Request
-) -> tuple[tuple[Limit, ...], tuple[str, ...]]:
-    """The limits of a request, and their policies' names: an override's, a tier's, or its own."""
-    limits = rule.overrides.get(first) if rule.overrides else None
-    if limits is None and rule.dynamic is not None:
-        limits = rule.read_limits(await request.told(rule.dynamic))
-    elif limits is None and rule.tiers:
-        limits = rule.tiers.get(await _tier(rule.tier, request) or "")
-    if limits is None or limits is rule.limits:
-        return rule.limits, rule.policies
-    return limits, policy_names(rule.name, limits)
+async def _cost(given: Any, request: Request) -> int:
+    """What a function gives as the cost of a request."""
+    cost = await request.told(request.registered.costs[given] if isinstance(given, str) else given)
+    if type(cost) is not int:
+        raise TypeError(f"the cost is a whole number, not {type(cost).__name__}")
+    if not 0 <= cost <= MOST_COST:
+        raise ValueError("the cost is at least 0 and at most 2^42")
+    return cost
 
 
 async def _tier(chooser: Any, request: Request) -> str | None:

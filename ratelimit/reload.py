@@ -245,6 +245,8 @@ def _digests(files: Iterable[str]) -> dict[str, bytes]:
     digests = {}
     for path in files:
         digests[path] = b""
+        if not Path(path).is_file():  # reading a pipe could take for ever
+            continue
         with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
             digests[path] = hashlib.file_digest(file, "blake2b").digest()
     return digests

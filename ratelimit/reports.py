@@ -34,6 +34,9 @@ ONCE: Final = {
 }
 """Said once each: what makes clients look like one another."""
 
+MOST_TOLD: Final = 1_000
+"""Places remembered; they are lines of code, and rules, so there are never as many."""
+
 WORDS: Final = {
     "allow": "allowed",
     "deny": "refused with 503",
@@ -70,7 +73,7 @@ class Reports:
         place = (type(problem).__name__, where and (where.tb_frame.f_code, where.tb_lineno))
         now = time.monotonic()
         if now - self._told.get(place, -math.inf) >= AGAIN_AFTER:
-            if len(self._told) >= 100:  # places are lines of code, so this is never the case
+            if len(self._told) >= MOST_TOLD:
                 self._told.clear()
             self._told[place] = now
             _LOG.error(
@@ -79,6 +82,23 @@ class Reports:
                 type(problem).__name__,
                 problem,
                 self.meanwhile(),
+                exc_info=problem,
+            )
+
+    def function_failed(self, whose: str, words: str, problem: Exception) -> None:
+        """Says that a function of the application's failed, once a minute for each outcome."""
+        now = time.monotonic()
+        if now - self._told.get((whose, words), -math.inf) >= AGAIN_AFTER:
+            if len(self._told) >= MOST_TOLD:
+                self._told.clear()
+            self._told[whose, words] = now
+            _LOG.error(
+                "function-failed: a function of %s failed for a request, so %s: %s: %s (said once "
+                "a minute)",
+                whose,
+                words,
+                type(problem).__name__,
+                problem,
                 exc_info=problem,
             )
 

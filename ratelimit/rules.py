@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from os import PathLike
 from types import EllipsisType, MappingProxyType
@@ -210,6 +210,7 @@ class Rule:
         rule = copy(self)
         put = object.__setattr__
 
+        @cache  # a file repeats few limits in many overrides
         def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
             return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
 
@@ -406,14 +407,8 @@ class RuleSet:
         Looks only at rules whose literal start is the path's own, so the number of other rules
         does not matter. The list is not to be changed.
         """
-        below: list[int] = []
-        end = 0
-        for _ in range(self._deepest):
-            end = path.find("/", end) + 1
-            if end == 0:
-                break
-            below += self._below.get(path[:end], ())
-        if below or path.endswith("\n"):  # the router's "$" matches before one
+        below = self._heads(path) if self._below else []
+        if below or path[-1:] == "\n":  # the router's "$" matches before one
             return self._matching(method, path, below)
         # Without parameters the answer is one of a few.
         known = method, path if path in self._exact else None
@@ -423,6 +418,17 @@ class RuleSet:
             if method in options.METHODS:  # others may be without end
                 self._known[known] = found
         return found
+
+    def _heads(self, path: str) -> list[int]:
+        """The rules whose literal start, up to a slash, a path begins with."""
+        below: list[int] = []
+        end = 0
+        for _ in range(self._deepest):
+            end = path.find("/", end) + 1
+            if end == 0:
+                break
+            below += self._below.get(path[:end], ())
+        return below
 
     def _matching(self, method: str, path: str, below: list[int]) -> Matching:
         numbers = self._always + below + self._exact.get(path, [])

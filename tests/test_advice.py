@@ -2,6 +2,7 @@
 
 import ast
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -65,6 +66,12 @@ def test_who_chooses_his_own_identity_is_never_refused() -> None:
         (Rule("all", "100/minute", mode="shadow"), False),
         (Rule("all", "100/minute", mode="off"), False),
         (Rule("all", "100/minute", by="cookie:session", path="/a"), False),
+        (Rule("all", "100/minute", enforce_share=0.5), False),
+        (Rule("all", "100/minute", cost=0), False),
+        (Rule("all", "100/minute", skip=bool), False),
+        (Rule("all", "100/minute", on_missing="skip"), True),
+        (Rule("all", "100/minute", by="user", on_missing="skip"), False),
+        (Rule("all", {"free": "9/minute", "pro": "unlimited"}, tier="user:plan"), False),
     ],
     ids=str,
 )
@@ -75,6 +82,13 @@ def test_a_rule_by_client_beside_it_bounds_what_clients_choose(other: Rule, enou
 def test_a_bound_holds_for_all_methods_only_where_it_names_none() -> None:
     everything = Rule("keys", "10/minute", by="header:X-API-Key")
     assert codes(everything, Rule("all", "100/minute", methods=["GET"])) == ["client-chosen"]
+
+
+def test_advice_on_thousands_of_rules_takes_no_time_that_a_request_would_notice() -> None:
+    rules = [Rule(f"r{n}", "9/second", by="header:X-Key", path=f"/{n}") for n in range(2_000)]
+    started = time.perf_counter()
+    assert len(codes(*rules)) == len(rules)
+    assert time.perf_counter() - started < 1  # each with each would take 2.5 s
 
 
 def test_a_rule_that_is_off_is_worth_no_word() -> None:

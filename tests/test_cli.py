@@ -90,6 +90,39 @@ def test_check_prints_for_each_limit_what_can_pass_at_worst(rules: str) -> None:
     assert report["scripts"] == "one per request; in a Cluster at most 2"
 
 
+def checked(folder: Path, text: str) -> list[dict[str, Any]]:
+    file = folder / "rules.yaml"
+    file.write_text(f"version: 1\n{text}")
+    found: list[dict[str, Any]] = rows("check", str(file))[0]["rules"]
+    return found
+
+
+def test_check_tells_of_a_regions_quota_what_it_lets_through_there(tmp_path: Path) -> None:
+    (row,) = checked(tmp_path, "share: 50%\nrules: [{name: a, limit: 10/minute}]\n")
+    assert (row["limit"], row["at worst"]) == ("5/minute", 10)
+
+
+def test_check_counts_a_cost_above_a_workers_share_in_full(tmp_path: Path) -> None:
+    """Each worker lets a request pass that takes all of its share, and that is ten units."""
+    text = "on_store_failure: local\nworkers: 10\nrules: [{name: a, limit: 10/minute, cost: %s}]\n"
+    assert checked(tmp_path, text % 10)[0]["store away"] == "200 more"
+    assert checked(tmp_path, text % 1)[0]["store away"] == "20 more"
+    assert checked(tmp_path, text % "pages")[0]["store away"] == "20 more, at a cost up to 1"
+
+
+def test_check_shows_no_identity_that_may_be_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARTNER", "from-the-environment")
+    by = (
+        "rules: [{name: a, limit: 1/day, by: %s, overrides: {sk_live: 2/day, '${PARTNER}': 3/day}}]"
+    )
+    found = checked(tmp_path, by % "user")
+    assert "sk_live" not in str(found)
+    assert "from-the-environment" not in str(found)
+    assert sorted(row["whose"] for row in found) == ["all", "override no. 1", "override no. 2"]
+
+
 def test_check_tells_every_mistake_of_every_file_and_fails(rules: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("version: 1\nrules:\n  - {name: a, limit: 1/minut}\n  - {nam: b, limit: 1/s}\n")
@@ -140,6 +173,20 @@ def test_explain_believes_proxies_as_the_limiter_does(rules: str) -> None:
     assert identity("--client", "10.0.0.1", "--header", forwarded) == "198.51.100.7"
     assert identity("--client", "192.0.2.5", "--header", forwarded) == "192.0.2.5"
     assert identity("--client", "2001:db8::5") == "2001:db8::/64"
+
+
+def test_explain_sees_a_request_as_a_limiter_does(tmp_path: Path) -> None:
+    """The path is decoded, a preflight free, and the route the application's to know."""
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "version: 1\nrules:\n  - {name: a, limit: 1/day, match: {path: /a b}}\n"
+        "  - {name: r, limit: 2/day, by: route, on_missing: skip}\n"
+    )
+    assert [row["applies"] for row in rows("explain", str(file), "GET", "/a%20b")] == ["yes", "yes"]
+    asked = ["--header", "Origin: https://a", "--header", "Access-Control-Request-Method: GET"]
+    found = rows("explain", str(file), "OPTIONS", "/a%20b", *asked)
+    assert [row["applies"] for row in found] == ["no", "no"]
+    assert "preflight" in found[0]["why"]
 
 
 def test_explain_tells_of_overrides_users_and_lists(rules: str) -> None:

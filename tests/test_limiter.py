@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import ip_network
 from types import SimpleNamespace
 from typing import Any
@@ -489,3 +490,123 @@ async def test_a_regions_share_cuts_the_limits_of_routes_too() -> None:
         await limiter.decide(admission, http_scope(), [(rule, {})])
         passed += admission.refusal is None
     assert passed == 2
+
+
+# --- functions that a client makes fail ----------------------------------------------------------
+
+
+def _pages(connection: HTTPConnection) -> int:
+    return int(connection.query_params["pages"])
+
+
+@pytest.mark.parametrize("query", [b"", b"pages=x", b"pages=-1", b"pages=99999999999999"])
+async def test_a_function_that_a_client_makes_fail_opens_no_other_rule(query: bytes) -> None:
+    rules = [Rule("all", "2/minute"), Rule("print", "9/minute", cost="pages")]
+    limiter = RateLimiter(rules, costs={"pages": _pages})
+    assert await admitted(limiter, 5, query_string=query) == 2
+    assert limiter.counts["all", "denied"] == 3
+
+
+async def test_a_function_that_fails_in_a_rule_that_denies_then_is_503() -> None:
+    rule = Rule("print", "9/minute", cost="pages", on_store_failure="deny")
+    limiter = RateLimiter([Rule("all", "2/minute"), rule], costs={"pages": _pages})
+    admission = await limiter.admit(http_scope(query_string=b"pages=x"))
+    assert admission.refusal is not None
+    assert admission.refusal.status == 503
+    assert await admitted(limiter, 3, query_string=b"pages=1") == 2
+
+
+def _fails(connection: HTTPConnection) -> Any:
+    raise KeyError("oh")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule("a", "2/minute", by="who"), "its identity is missing"),
+        (Rule("a", "2/minute", by=["who", "client"]), "its identity is missing"),
+        (Rule("a", "2/minute", cost=_fails), "it costs 1"),
+        (
+            Rule("a", {"free": "2/minute", "pro": "9/minute"}, tier=_fails),
+            "it is of the first tier",
+        ),
+        (Rule("a", "2/minute", skip=_fails), "the request is not skipped"),
+    ],
+)
+async def test_who_makes_a_function_fail_gains_nothing_by_it(
+    rule: Rule, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = limiting(rule, identities={"who": _fails})
+    assert await admitted(limiter, 5) == 2
+    assert caplog.text.count("function-failed: a function of rule 'a' failed") == 1
+    assert words in caplog.text
+    assert await admitted(limiter, 5, client=("192.0.2.9", 1)) == 2
+
+
+async def test_a_skip_of_all_rules_that_fails_skips_none(caplog: pytest.LogCaptureFixture) -> None:
+    limiter = limiting(Rule("a", "2/minute"), skip=_fails)
+    assert await admitted(limiter, 5) == 2
+    assert "function-failed: a function of the limiter failed" in caplog.text
+
+
+async def test_an_identity_that_fails_is_a_missing_one() -> None:
+    def keyed(on_missing: Any) -> RateLimiter:
+        rule = Rule("a", "2/minute", by="who", on_missing=on_missing)
+        return limiting(rule, identities={"who": _fails})
+
+    assert await admitted(keyed("skip"), 5) == 5
+    assert (await problem(keyed("refuse")))[0] == 403
+
+
+async def test_limits_that_a_function_fails_to_give_leave_the_other_rules_in_force() -> None:
+    limiter = limiting(Rule("a", _fails), Rule("b", "2/minute"))
+    assert await admitted(limiter, 5) == 2
+    assert limiter.counts["a", "store-failed"] == 5
+    assert (await problem(limiting(Rule("a", _fails, on_store_failure="deny"))))[0] == 503
+
+
+async def test_a_region_too_small_for_a_routes_cost_holds_it_to_the_whole_quota(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = limiting(share=0.5)
+    rule = Rule("a", "10/minute", cost=8, on_route=True)
+    passed = 0
+    for _ in range(5):
+        admission = Admission(limiter, None)
+        await limiter.decide(admission, http_scope(), [(rule, {})])
+        passed += admission.refusal is None
+    assert passed == 1
+    assert caplog.text.count("share-too-small: rule 'a'") == 1
+
+
+@dataclass
+class _Unhashable:
+    """A function object without a hash."""
+
+    limit: str
+
+    def __call__(self, connection: HTTPConnection) -> str:
+        return self.limit
+
+
+async def test_a_routes_functions_need_no_hash() -> None:
+    limiter = limiting(share=0.5)
+    rule = Rule("a", _Unhashable("4/minute"), on_route=True)
+    passed = 0
+    for _ in range(5):
+        admission = Admission(limiter, None)
+        await limiter.decide(admission, http_scope(), [(rule, {})])
+        passed += admission.refusal is None
+    assert passed == 2
+
+
+async def test_a_routes_methods_are_read_in_any_case() -> None:
+    """Some routers take `get` for GET."""
+    limiter = limiting()
+    rule = Rule("a", "1/minute", methods=["GET"], on_route=True)
+    statuses = []
+    for method in ("GET", "get", "Get", "POST"):
+        admission = Admission(limiter, None)
+        await limiter.decide(admission, http_scope(method=method), [(rule, {})])
+        statuses.append(admission.refusal is None)
+    assert statuses == [True, False, False, True]

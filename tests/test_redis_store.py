@@ -373,6 +373,9 @@ def test_loading_and_other_rare_words_are_understood() -> None:
         ("redis", "the text names no store"),
         ("", "the text names no store"),
         ("redis://", "redis:// names no store"),
+        ("redis://u:s3cret#x@h", "no host and port can be read in the redis:// URI"),
+        ("redis://u:s3cret/x@h", "no host and port can be read in the redis:// URI"),
+        ("redis+cluster://u:s3cret#x@h:1", "no host and port can be read in the redis:// URI"),
         ("memory://x", "memory:// names no store"),
     ],
 )

@@ -586,3 +586,18 @@ async def test_the_documentation_turns_rules_off_and_on(redis_server: Server) ->
             redis_server.ask(*shlex.split(line.removeprefix("redis-cli ")))
             found.append(await store.switches())
     assert found == [{"search"}, set(), {"*"}, set()]
+
+
+def test_a_list_that_is_a_pipe_is_a_mistake_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "blocked")
+    file = tmp_path / "rules.yaml"
+    file.write_text(text("1/day", more="denylist_file: blocked\n"))
+    reading = threading.Thread(target=_unreadable, args=(file,), daemon=True)
+    reading.start()
+    reading.join(5)
+    assert not reading.is_alive()
+
+
+def _unreadable(file: Path) -> None:
+    with pytest.raises(RuleFileError, match="unreadable"):
+        Watcher(file)

@@ -7,7 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ratelimit.decisions import Action, Check, Decision, read_reply
 from ratelimit.stores.deny_cache import DenyCache
@@ -367,6 +367,7 @@ def _pool_maker(target: Any, options: dict[str, Any]) -> Callable[[], Any]:
         settings = {**pool.connection_kwargs, "retry": options["retry"]}
         return lambda: ConnectionPool(pool.connection_class, **settings)
     if not target.startswith("redis+sentinel://"):
+        _refuse_unreadable(target)
         return lambda: ConnectionPool.from_url(target, **options)
     nodes, service, settings = _read_uri(target, options)
     tls = "ssl" in settings.pop("connection_class").__name__.lower()
@@ -408,11 +409,26 @@ def _read_uri(uri: str, options: dict[str, Any]) -> tuple[list[tuple[str, int]],
     asked = dict(parse_qsl(query))
     secure = asked.pop("ssl", "false").lower() in ("true", "1", "yes")
     plain = f"{'rediss' if secure else 'redis'}://{credentials}{at}localhost/{database}"
+    _refuse_unreadable(plain)
     pool = ConnectionPool.from_url(f"{plain}?{urlencode(asked)}", **options)
     settings = {**pool.connection_kwargs, "connection_class": pool.connection_class}
     settings.pop("host", None)
     settings.pop("port", None)
     return nodes, service, settings
+
+
+def _refuse_unreadable(uri: str) -> None:
+    """Raises where a URI has no readable host and port.
+
+    urllib's own sentence would show the start of a password that holds a ``/``, ``?`` or ``#``.
+    """
+    try:
+        urlsplit(uri).port  # noqa: B018  # which raises
+    except ValueError:
+        raise ValueError(
+            f"no host and port can be read in the {uri.partition('://')[0]}:// URI; in a user's "
+            "name or password, / ? # @ and brackets are written %2F %3F %23 %40 %5B %5D"
+        ) from None
 
 
 def _seconds(name: str, value: object) -> float:

@@ -422,13 +422,11 @@ BROKEN_LIMITERS: dict[str, Callable[..., RateLimiter]] = {
     "a store that answers nonsense": lambda rule: limiter(rule, store=Failing(lambda: (None,))),
     "a clock that raises": lambda rule: limiter(rule, clock=raising(ValueError("no time"))),
     "a clock that gives floats": lambda rule: limiter(rule, clock=lambda: 1.5),
-    "an identity that raises": lambda rule: limiter(
-        Rule("api", "1/minute", by="who", on_store_failure=rule.on_store_failure),
-        identities={"who": raising(LookupError("nobody"))},
+    "a function for limits that raises": lambda rule: limiter(
+        Rule("api", raising(LookupError("none")), on_store_failure=rule.on_store_failure)
     ),
-    "an identity that is no text": lambda rule: limiter(
-        Rule("api", "1/minute", by="who", on_store_failure=rule.on_store_failure),
-        identities={"who": lambda _: 7},
+    "a function for limits that gives none": lambda rule: limiter(
+        Rule("api", lambda _: 7, on_store_failure=rule.on_store_failure)  # type: ignore[arg-type, return-value]
     ),
 }
 
