@@ -33,8 +33,9 @@ from ratelimit.questions import Registered, Request, TurnedAway, question
 from ratelimit.rulefile import RuleFileError
 from ratelimit.rules import Rule, RuleSet
 from ratelimit.schema import schema as rule_file_schema
-from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
+from ratelimit.stores import Store, StoreUnavailable
 from ratelimit.stores.redis import RedisStore
+from ratelimit.switches import ALL
 
 __all__ = ["main"]
 
@@ -61,6 +62,14 @@ rules_option = click.option(
     show_default=True,
     envvar="RATELIMIT_RULES",
     help="The rule file, for the rule's limits.",
+)
+
+prefix_option = click.option(
+    "--prefix",
+    default="rl:",
+    show_default=True,
+    envvar="RATELIMIT_PREFIX",
+    help="What the store's keys begin with.",
 )
 
 
@@ -305,8 +314,11 @@ def _holds(network: IPv4Network | IPv6Network, number: int, version: int) -> boo
 @click.argument("rule")
 @click.argument("identity", nargs=-1, required=True)
 @rules_option
+@prefix_option
 @as_json
-def inspect(store: str, rule: str, identity: Sequence[str], file: str, json_: bool) -> None:
+def inspect(
+    store: str, rule: str, identity: Sequence[str], file: str, prefix: str, json_: bool
+) -> None:
     """Shows the state of an IDENTITY's counters under a RULE, and charges nothing.
 
     STORE is a URI, or - for the rule file's own. IDENTITY is one text for each part of the rule's
@@ -330,7 +342,7 @@ def inspect(store: str, rule: str, identity: Sequence[str], file: str, json_: bo
             for check, decision in zip(checks, decisions, strict=True)
         ]
 
-    _show(_asked(store, rules, look), json_=json_)
+    _show(_asked(store, prefix, look, rules), json_=json_)
 
 
 @main.command()
@@ -338,19 +350,21 @@ def inspect(store: str, rule: str, identity: Sequence[str], file: str, json_: bo
 @click.argument("rule")
 @click.argument("identity", nargs=-1, required=True)
 @rules_option
-def reset(store: str, rule: str, identity: Sequence[str], file: str) -> None:
+@prefix_option
+def reset(store: str, rule: str, identity: Sequence[str], file: str, prefix: str) -> None:
     """Makes an IDENTITY's counters under a RULE as if they had never been used."""
     rules = _load(file)
     checks = _checks(rules, rule, identity, cost=1)
-    _asked(store, rules, lambda opened: opened.reset(checks))
+    _asked(store, prefix, lambda opened: opened.reset(checks), rules)
     click.echo(f"{rule}: {' '.join(identity)} starts afresh (deny caches hold for a second more)")
 
 
 @main.command()
 @click.argument("store")
 @click.option("--count", default=10, show_default=True, help="How many to show.")
+@prefix_option
 @as_json
-def top(store: str, count: int, json_: bool) -> None:
+def top(store: str, count: int, prefix: str, json_: bool) -> None:
     """Shows who was denied most in the last ten to twenty minutes, by all workers.
 
     Identities that are no addresses are shown by their digest, which `inspect` shows as the key.
@@ -361,7 +375,7 @@ def top(store: str, count: int, json_: bool) -> None:
 
     rows: list[dict[str, object]] = [
         {"denied": number, "rule": name.partition(" ")[0], "identity": name.partition(" ")[2]}
-        for name, number in _asked_redis(store, ask)
+        for name, number in _asked(store, prefix, ask)
     ]
     _show(rows, json_=json_, empty="nobody was denied lately")
 
@@ -369,18 +383,26 @@ def top(store: str, count: int, json_: bool) -> None:
 @main.command()
 @click.argument("store")
 @click.argument("rule")
-def kill(store: str, rule: str) -> None:
-    """Turns a RULE off in all workers within a second, until it is revived; '*' for all rules."""
-    _asked_redis(store, lambda opened: opened.switch(rule, off=True))
+@click.option("--rules", "file", envvar="RATELIMIT_RULES", help="A rule file that has the RULE.")
+@prefix_option
+def kill(store: str, rule: str, file: str | None, prefix: str) -> None:
+    """Turns a RULE off in all workers within a second, until it is revived; '*' for all rules.
+
+    With a rule file at hand, a RULE that is not in it is refused.
+    """
+    if file is not None and rule != ALL:
+        _rule(_load(file), rule)
+    _asked(store, prefix, lambda opened: opened.switch(rule, off=True))
     click.secho(f"{rule} is off; `ratelimit revive` turns it on again", fg="yellow")
 
 
 @main.command()
 @click.argument("store")
 @click.argument("rule")
-def revive(store: str, rule: str) -> None:
+@prefix_option
+def revive(store: str, rule: str, prefix: str) -> None:
     """Turns a RULE on again that `kill` has turned off; '*' takes back a kill of all."""
-    off = _asked_redis(store, lambda opened: _revived(opened, rule))
+    off = _asked(store, prefix, lambda opened: _revived(opened, rule))
     click.secho(
         f"{rule} is on again" + (f"; still off: {', '.join(off)}" if off else ""), fg="green"
     )
@@ -405,13 +427,18 @@ def _load(file: str) -> RuleSet:
         sys.exit(MISTAKES)
 
 
+def _rule(rules: RuleSet, name: str) -> Rule:
+    for rule in rules.rules:
+        if rule.name == name:
+            return rule
+    raise click.UsageError(
+        f"there is no rule {name!r}; there are {', '.join(each.name for each in rules.rules)}"
+    )
+
+
 def _checks(rules: RuleSet, name: str, parts: Sequence[str], cost: int) -> list[Check]:
     """A rule's checks for an identity, in force as a limiter would have them."""
-    rule = next((each for each in rules.in_force().rules if each.name == name), None)
-    if rule is None:
-        raise click.UsageError(
-            f"there is no rule {name!r}; there are {', '.join(each.name for each in rules.rules)}"
-        )
+    rule = _rule(rules.in_force(), name)
     if len(parts) != len(rule.by):
         raise click.UsageError(
             f"rule {name!r} counts by {', '.join(rule.by)}: give {len(rule.by)} texts, not "
@@ -426,21 +453,18 @@ def _checks(rules: RuleSet, name: str, parts: Sequence[str], cost: int) -> list[
     return [Check(limit, key, cost, rule.name) for limit in unique.values()]
 
 
-def _asked(uri: str, rules: RuleSet | None, ask: Callable[[Any], Awaitable[T]]) -> T:
+def _asked(
+    uri: str, prefix: str, ask: Callable[[RedisStore], Awaitable[T]], rules: RuleSet | None = None
+) -> T:
     """What a store answers; it has a second for that, since nobody's request waits."""
-    if uri == "-":
-        if rules is None:
-            raise click.UsageError("give the store's URI")
+    if uri == "-" and rules is not None:
         uri = rules.store
+    if uri.startswith("memory:"):
+        raise click.UsageError("memory:// is inside of each process; ask the application there")
 
     async def run() -> T:
-        store = open_store(uri, deadline=1.0)
-        if isinstance(store, MemoryStore):
-            raise click.UsageError("memory:// is inside of each process; ask the application there")
-        try:
+        async with RedisStore(uri, deadline=1.0, prefix=prefix) as store:
             return await ask(store)
-        finally:
-            await store.aclose()
 
     try:
         return asyncio.run(run())
@@ -448,10 +472,6 @@ def _asked(uri: str, rules: RuleSet | None, ask: Callable[[Any], Awaitable[T]]) 
         raise click.UsageError(str(error)) from None
     except StoreUnavailable as error:
         _fail(f"the store gives no answer: {error}", UNAVAILABLE)
-
-
-def _asked_redis(uri: str, ask: Callable[[RedisStore], Awaitable[T]]) -> T:
-    return _asked(uri, None, ask)
 
 
 def _fail(message: str, code: int) -> NoReturn:

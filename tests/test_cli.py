@@ -320,6 +320,22 @@ def test_kill_and_revive_turn_rules_off_and_on(empty: Server) -> None:
     assert with_store(empty, lambda store: store.switches()) == frozenset()
 
 
+def test_a_kill_of_a_rule_that_the_file_does_not_have_is_refused(empty: Server, rules: str) -> None:
+    result = run("kill", empty.url, "logn", "--rules", rules, code=2)
+    assert "there is no rule 'logn'" in result.stderr
+    assert with_store(empty, lambda store: store.switches()) == frozenset()
+    run("kill", empty.url, "login", "--rules", rules)
+    run("kill", empty.url, "*", "--rules", rules)
+
+
+def test_another_prefix_is_another_set_of_counters_and_switches(empty: Server, rules: str) -> None:
+    run("kill", empty.url, "login", "--prefix", "app:")
+    assert empty.ask("SMEMBERS", "app:switches") == ["login"]
+    assert with_store(empty, lambda store: store.switches()) == frozenset()
+    run("top", empty.url, "--prefix", "app:")
+    run("inspect", empty.url, "api", "192.0.2.1", "--rules", rules, "--prefix", "app:")
+
+
 def test_a_store_that_is_away_is_told_in_a_sentence(rules: str) -> None:
     result = run("kill", "redis://127.0.0.1:1", "login", code=3)
     assert result.stderr.startswith("the store gives no answer: ")
