@@ -7,7 +7,7 @@ progress), by hand: two lists of strings with integer parameters (RFC 9651).
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from math import inf
 from random import randrange
 from typing import Final, NamedTuple
@@ -131,9 +131,8 @@ def draft(told: Sequence[Told], binding: Told) -> list[Field]:
     draft-ietf-httpapi-ratelimit-headers-11. `t` is `Retry-After` where denied, and the window's
     end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
     """
-    policy, decision = binding
-    # Nearly always there is one, and every response waits for this.
-    written = _written(policy, decision.limit) if len(told) == 1 else _policies(told, binding)
+    decision = binding.decision
+    written = _policies(told, binding)
     until_us = decision.retry_after_us
     if decision.allowed:
         until_us = (decision.limit.algorithm is _FIXED_WINDOW and decision.reset_after_us) or None
@@ -187,28 +186,36 @@ class _Policies(NamedTuple):
     """In the newest draft, the binding one's state, to be filled with what is left (and when)."""
 
 
+_WRITTEN: Final[dict[tuple[str, ...], _Policies]] = {}
+_MOST_WRITTEN: Final = 4_096
+
+
 def _policies(told: Sequence[Told], binding: Told) -> _Policies:
-    policy, decision = binding
-    if len(told) == 1:
-        return _written(policy, decision.limit)
-    names, decisions = zip(*told, strict=True)
-    return _written(policy, decision.limit, names, tuple([each.limit for each in decisions]))
+    # By the limits' digests: text keeps its hash, and a Limit's own is a call.
+    names = [binding[0], binding[1][0].digest]
+    if len(told) > 1:
+        for policy, decision in told:
+            names += policy, decision[0].digest
+    written = _WRITTEN.get(tuple(names))
+    if written is None:
+        if len(_WRITTEN) >= _MOST_WRITTEN:  # dynamic limits may come without end
+            _WRITTEN.clear()
+        written = _WRITTEN[tuple(names)] = _write(told, binding)
+    return written
 
 
-@lru_cache(maxsize=4096)
-def _written(
-    binding: str, limit: Limit, names: tuple[str, ...] = (), limits: tuple[Limit, ...] = ()
-) -> _Policies:
-    policies = {binding: limit}
-    for name, other in zip(names, limits, strict=True):
-        policies.setdefault(name, other)
+def _write(told: Sequence[Told], binding: Told) -> _Policies:
+    policies = {binding.policy: binding.decision.limit}
+    for policy, decision in told:
+        policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
     with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    quota = min(binding.decision.limit.quota, _LARGEST)
     return _Policies(
         ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
-        ", ".join([str(min(limit.quota, _LARGEST)), *with_windows]).encode(),
-        f'"{binding}";r=%d'.encode(),
-        f'"{binding}";r=%d;t=%d'.encode(),
+        ", ".join([str(quota), *with_windows]).encode(),
+        f'"{binding.policy}";r=%d'.encode(),
+        f'"{binding.policy}";r=%d;t=%d'.encode(),
     )
 
 

@@ -98,6 +98,8 @@ class MemoryStore:
         self._one: Any = None
         self._several: Any = None
         self._places: dict[str, int] = {}
+        self._known: dict[tuple[str, str], tuple[int, str]] = {}
+        """By a limit's digest and a rule: the limit's place, and what such keys begin with."""
         self._lock = threading.Lock()
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -108,9 +110,9 @@ class MemoryStore:
             # The commonest case by far, without a lock: lupa runs one call at a time.
             one = self._one  # read before the places, which are of the same Lua or of a later one
             limit, key, cost, rule, action, _, _ = checks[0]
-            place = self._places.get(limit.digest)
-            if place is not None and one is not None and action != _GIVE_BACK:
-                reply = one(now_us, _stored_key(limit, rule, key), place, cost, action)
+            known = self._known.get((limit.digest, rule))
+            if known is not None and one is not None and action != _GIVE_BACK:
+                reply = one(now_us, _stored_key(known[1], key), known[0], cost, action)
                 if reply is not None:
                     if len(reply) != FIELDS:
                         self._warn_full()
@@ -129,13 +131,15 @@ class MemoryStore:
         with self._lock:
             if self._lua is None:
                 self._build()
-            if len(self._places) + len(checks) > _MOST_LIMITS:
+            if len(self._known) + len(checks) > _MOST_LIMITS:
+                self._known.clear()
                 self._places.clear()
                 self._lua.no_limits()
             arguments: list[int | bytes] = []
+            known = self._known
             for limit, key, cost, rule, action, at_us, level in checks:
-                place = self._places.get(limit.digest) or self._place(limit)
-                arguments += (_stored_key(limit, rule, key), place, cost, action, at_us, level)
+                place, begin = known.get((limit.digest, rule)) or self._know(limit, rule)
+                arguments += (_stored_key(begin, key), place, cost, action, at_us, level)
             reply: tuple[int, ...] = self._several(now_us, len(checks), *arguments)
         return reply
 
@@ -144,7 +148,7 @@ class MemoryStore:
         with self._lock:
             if self._lua is not None:
                 for limit, key, _, rule, *_ in checks:
-                    self._lua.forget(_stored_key(limit, rule, key))
+                    self._lua.forget(_stored_key(_begin(limit, rule), key))
 
     async def aclose(self) -> None:
         """Gives the memory back; a later decision starts afresh."""
@@ -193,13 +197,15 @@ class MemoryStore:
                 "redis://, or one worker"
             )
 
-    def _place(self, limit: Limit) -> int:
+    def _know(self, limit: Limit, rule: str) -> tuple[int, str]:
         """Makes a limit known to the Lua; its place is never used for another."""
-        self._next_place += 1
-        place = self._next_place
-        self._lua.limit(place, *limit.numbers)
-        self._places[limit.digest] = place
-        return place
+        place = self._places.get(limit.digest)
+        if place is None:
+            self._next_place += 1
+            place = self._places[limit.digest] = self._next_place
+            self._lua.limit(place, *limit.numbers)
+        known = self._known[limit.digest, rule] = place, _begin(limit, rule)
+        return known
 
     def _warn_full(self) -> None:
         if not self._warned_full:
@@ -231,13 +237,14 @@ class _Lua(NamedTuple):
     statistics: Any
 
 
-def _stored_key(limit: Limit, rule: str, key: str) -> bytes:
-    """Limit, rule and identity without ambiguity: of fixed length, of a told one, and the rest."""
+def _begin(limit: Limit, rule: str) -> str:
+    """Limit and rule without ambiguity: of fixed length, and of a told one."""
+    return f"{limit.digest}{len(rule)}:{rule}"
+
+
+def _stored_key(begin: str, key: str) -> bytes:
     # What a long identity is kept as must not be what a short one may spell.
-    if len(key) <= _LONGEST_KEY:
-        text = f"{limit.digest}{len(rule)}:{rule}={key}"
-    else:
-        text = f"{limit.digest}{len(rule)}:{rule}#{identity_digest(key)}"
+    text = f"{begin}={key}" if len(key) <= _LONGEST_KEY else f"{begin}#{identity_digest(key)}"
     try:
         return text.encode()
     except UnicodeEncodeError:  # lone surrogates; asking for them at once takes twice as long
