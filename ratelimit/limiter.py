@@ -20,10 +20,11 @@ from starlette.responses import Response
 from ratelimit.addresses import Address, Networks, Proxies, forwarded_but_untrusted
 from ratelimit.admission import Admission
 from ratelimit.advice import advise
-from ratelimit.decisions import Action, Check, Decision, assumed, new_check
+from ratelimit.decisions import Action, Check, Decision, new_check
 from ratelimit.denials import Denials
 from ratelimit.failover import Breaker, Failover
-from ratelimit.headers import Refusal, Told, forbid, new_told, refuse, unavailable
+from ratelimit.fallback import Fallback
+from ratelimit.headers import Refusal, Told, forbid, new_told, refuse
 from ratelimit.identity import Identify
 from ratelimit.options import Ask
 from ratelimit.questions import Registered, Request, TurnedAway, question
@@ -134,6 +135,7 @@ class RateLimiter:
         "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
         want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set)
+        self._fallback = Fallback(self._failover, self._reports, self.counts)
         self.breaker.on_change = self._reports.breaker_changed
         self._seen = 0
         self._started: object = None
@@ -334,7 +336,7 @@ class RateLimiter:
             if not matching or (EXEMPT and self._exempt(admission, scope)):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, (), problem)
+            await self._fallback.answer(self.rules, admission, (), problem)
             return admission
         await self._decide(admission, scope, client, matching, self._registered, None)
         return admission
@@ -373,7 +375,7 @@ class RateLimiter:
                 if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
             ]
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, matching, problem)
+            await self._fallback.answer(self.rules, admission, matching, problem)
             return
         await self._decide(admission, scope, client, matching, registered, template)
 
@@ -459,7 +461,9 @@ class RateLimiter:
                     raise
                 except Exception as problem:  # noqa: BLE001  # the law of this module
                     # A client may be able to make it fail, which must not open the other rules.
-                    await self._fault(admission, [(rule, path_params)], problem)
+                    await self._fallback.answer(
+                        self.rules, admission, [(rule, path_params)], problem
+                    )
                     if admission.refusal is not None:
                         return
                     continue
@@ -473,7 +477,7 @@ class RateLimiter:
             admission.refusal = turned.refusal
             return
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, matching, problem)
+            await self._fallback.answer(self.rules, admission, matching, problem)
             return
         if not checks:
             return
@@ -481,11 +485,12 @@ class RateLimiter:
             decisions = await self._ask(checks)
             lost = self._conclude(admission, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fault(admission, matching, problem, checks, policies)
+            await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
         else:
             if lost:
                 shard = StoreUnavailable("a shard gave no answer", kind="shard")
-                await self._fault(
+                await self._fallback.answer(
+                    self.rules,
                     admission,
                     matching,
                     shard,
@@ -543,68 +548,6 @@ class RateLimiter:
         admission.told = told
         admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
         return []
-
-    async def _fault(
-        self,
-        admission: Admission,
-        matching: Matching,
-        problem: Exception,
-        checks: Sequence[Check] = (),
-        policies: Sequence[str] = (),
-    ) -> None:
-        """Answers as the rules at hand say; the application never notices.
-
-        Those are the rules that asked something, where it is known what they asked.
-        """
-        default = self.rules.on_store_failure
-        asking = {check.rule for check in checks}
-        shadows = {check.rule for check in checks if check.action == _SHADOW}
-        rules = [rule for rule, _ in matching if not checks or rule.name in asking]
-        words = {
-            rule.name: rule.on_store_failure or default
-            for rule in rules
-            if rule.mode == "enforce" and rule.name not in shadows
-        }
-        for rule in rules:
-            self.counts[rule.name, "store-failed"] += 1
-        self._reports.fault(problem)
-        # Where it failed before the rules were known, or before their checks were, the file's
-        # word stands for theirs, and a share of a quota cannot be counted.
-        deny = "deny" in words.values() if rules else default == "deny"
-        local = [
-            (check, policy)
-            for check, policy in zip(checks, policies, strict=True)
-            if words.get(check.rule) == "local"
-        ]
-        others = [check for check in checks if words.get(check.rule) != "local"]
-        admission.degraded += assumed(others, allowed=not deny)
-        if deny:
-            admission.told = ()
-            admission.refusal = unavailable()
-        elif local:
-            await self._decide_locally(admission, local)
-
-    async def _decide_locally(
-        self, admission: Admission, local: Sequence[tuple[Check, str]]
-    ) -> None:
-        try:
-            decisions = await self._failover.decide_locally([check for check, _ in local])
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            self._reports.fault(problem)
-            return
-        admission.degraded += decisions
-        told = [
-            Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
-        ]
-        refused = False
-        for (check, _), decision in zip(local, decisions, strict=True):
-            self.counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
-            refused = refused or not decision.allowed
-            admission.delay_us = max(admission.delay_us, decision.delay_us)
-        if refused:
-            admission.told = told
-            admission.delay_us = 0
-            admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
 
     def _exempt(self, admission: Admission, scope: Mapping[str, Any]) -> bool:
         found = resolve(admission.app, scope)

@@ -51,6 +51,7 @@ ROOMS: Final = [
     "routing",
     "admission",
     "reports",
+    "fallback",
     "switches",
     "reload",
     "limiter",
