@@ -64,7 +64,6 @@ WAYS: list[Callable[[RuleFile, str], None]] = [
     RuleFile.in_place,
     RuleFile.renamed,
     RuleFile.removed_first,
-    RuleFile.folder_swapped,
 ]
 
 
@@ -246,6 +245,18 @@ async def test_a_change_is_seen_however_the_file_is_written(
         await until(lambda: used == ["2/day"])
         way(file, text("3/day"))
         await until(lambda: used == ["2/day", "3/day"])
+
+
+async def test_a_swapped_folder_is_seen_again_and_again(file: RuleFile) -> None:
+    """What is watched changes with each swap; one meanwhile is found by the next look."""
+    async with watching(file) as (watcher, used):
+        for number in (2, 3):
+            file.folder_swapped(text(f"{number}/day"))
+            await used.holds(f"{number}/day")
+        file.folder_swapped(text("4/dya"))
+        await until(lambda: watcher.health()["mistakes"])
+        file.folder_swapped(text("5/day"))
+        await used.holds("5/day")
 
 
 @pytest.mark.usefixtures("_only_told")
