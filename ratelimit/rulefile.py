@@ -18,7 +18,7 @@ from ratelimit.contradictions import contradictions
 from ratelimit.listfile import Lists, Override
 from ratelimit.options import Counting
 from ratelimit.rulekeys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import Rule, RuleSet, TooManyLimits
 from ratelimit.trials import COUNTED, trials
 from ratelimit.yamlfile import Mistake, Mistakes, Node, below, read, shown, text_of
 
@@ -157,6 +157,9 @@ class _Checker:
         del arguments["version"]
         try:
             rule_set = RuleSet(**arguments)
+        except TooManyLimits as error:
+            self.add(node, "rules", str(error), "too-many-limits")
+            return None
         except ValueError as error:
             self.add(node, "rules", str(error), "same-policy")
             return None

@@ -4,6 +4,7 @@ Pure and frozen: everything that can be known before a request is computed when 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "RuleSet", 
 Header = Literal["draft", "legacy", "draft-03"]
 
 MOST_WORKERS: Final = 10_000
+MOST_AT_ONCE: Final = 500
+"""Limits of one request; the in-process store has the same bound."""
 LONGEST_JITTER_US: Final = 60_000_000
 HEADERS: Final = ("draft", "legacy", "draft-03")
 STORE_SCHEMES: Final = (
@@ -268,6 +271,10 @@ def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ..
     return [*limits, *(each for some in others for own in some.values() for each in own)]
 
 
+class TooManyLimits(ValueError):
+    """More limits would apply to one request than a store decides at once."""
+
+
 Matching = list[tuple[Rule, dict[str, object]]]
 
 
@@ -361,6 +368,7 @@ class RuleSet:
         if self.preflights not in ("free", "count"):
             raise ValueError(f"preflights is {shown(self.preflights)}; it is 'free' or 'count'")
         self._index()
+        _few_at_once(self.rules)
 
     def _index(self) -> None:
         """Sorts the rules that are not off by what a request's path must be, or start with."""
@@ -470,6 +478,20 @@ def _whole(name: str, value: object, least: int, most: int) -> None:
         raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
     if not least <= value <= most:
         raise ValueError(f"{name} is {value}; it is {least} to {most}")
+
+
+def _few_at_once(rules: Iterable[Rule]) -> None:
+    """Refuses more limits for one request than a store decides at once: none would be counted."""
+    by_path: Counter[str | None] = Counter()
+    for rule in rules:
+        if rule.mode != "off":
+            groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
+            by_path[rule.path] += max(map(len, groups))
+    always = by_path.pop(None, 0)
+    path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
+    if always + most > MOST_AT_ONCE:
+        of = "to every request" if path is None else f"to one request for {shown(path)}"
+        raise TooManyLimits(f"{always + most} limits would apply {of}; at most {MOST_AT_ONCE}")
 
 
 def _unique_names(rules: Iterable[object]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from starlette.routing import Route, compile_path
 
-from ratelimit import decisions, options, paths
+from ratelimit import RateLimiter, decisions, options, paths
 from ratelimit.limits import Limit
 from ratelimit.rules import Rule, RuleSet, policy_names
+from tests.web.asgi import http_scope
 
 
 def names(rule_set: RuleSet, method: str, path: str) -> list[str]:
@@ -321,6 +322,14 @@ def test_a_rule_that_could_not_be_meant_is_refused_in_one_sentence(
 
 
 SETS_REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"rules": [Rule(f"r{number}", "1/s") for number in range(501)]},
+        "501 limits would apply to every request; at most 500",
+    ),
+    (
+        {"rules": [Rule("a", "1/s")] + [Rule(f"r{n}", "1/s", path="/{x}") for n in range(500)]},
+        "501 limits would apply to one request for '/{x}'; at most 500",
+    ),
     ({"rules": [Rule("a", "1/s"), Rule("A", "2/s")]}, "two rules are named 'A'"),
     (
         {"rules": [Rule("a", "1/s; 5/minute"), Rule("A:60", "5/minute")]},
@@ -425,3 +434,9 @@ def test_methods_without_end_are_not_remembered() -> None:
         assert names(rule_set, f"M{number}", "/") == ["a"]
         assert names(rule_set, "GET", f"/{number}") == ["a"]
     assert len(rule_set._known) == 1
+
+
+async def test_as_many_limits_as_a_set_may_have_are_decided() -> None:
+    limiter = RateLimiter([Rule(f"r{number}", "1/minute") for number in range(500)])
+    answers = [await limiter.admit(http_scope()) for _ in range(2)]
+    assert [each.refusal is None for each in answers] == [True, False]

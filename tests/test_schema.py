@@ -29,7 +29,7 @@ BEYOND = {
     # what two values are to each other, or to what is between them
     "allowed-and-denied", "allows-everyone", "pointless-denylist", "pointless-forwarded-header",
     "pointless-on-missing", "pointless-override", "same-name", "same-override", "same-policy",
-    "trusts-everyone", "unreachable-limit", "untrusted-tier",
+    "too-many-limits", "trusts-everyone", "unreachable-limit", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
 
