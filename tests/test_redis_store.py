@@ -471,3 +471,23 @@ async def test_a_reply_that_no_script_gives_is_no_decision(reply: bytes) -> None
         port = listener.sockets[0].getsockname()[1]
         error = await refused(RedisStore(f"redis://127.0.0.1:{port}?protocol=2", deadline=1))
     assert error.kind == "not-redis"
+
+
+@pytest.mark.parametrize("reply", [b"$-1", b":5", b"+OK"])
+async def test_a_reply_that_lists_nothing_names_no_rule_and_nobody(reply: bytes) -> None:
+    """Whoever asks for switches or denials gets StoreUnavailable and nothing else."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(65_536):
+            for command in re.findall(rb"\r\n(CLIENT|SRANDMEMBER|ZREVRANGE)\r\n", said):
+                writer.write((b"+OK" if command == b"CLIENT" else reply) + b"\r\n")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        async with RedisStore(f"redis://127.0.0.1:{port}?protocol=2", deadline=1) as store:
+            for ask in (store.switches, store.denials):
+                with pytest.raises(StoreUnavailable) as caught:
+                    await ask()
+                assert caught.value.kind == "not-redis"

@@ -158,6 +158,8 @@ class RedisStore:
         reply = await self._way().command(key, "SRANDMEMBER", key, str(MOST_SWITCHES + 1))
         if isinstance(reply, Exception):
             raise explain(reply) from None
+        if not isinstance(reply, list):
+            raise StoreUnavailable("what answers at this address is no Redis", kind="not-redis")
         if len(reply) > MOST_SWITCHES:
             raise StoreUnavailable(
                 f"{key} holds more than {MOST_SWITCHES} names; turn off * instead", kind="switches"
@@ -200,6 +202,8 @@ class RedisStore:
             )
             if isinstance(reply, Exception):
                 raise explain(reply) from None
+            if not isinstance(reply, list):
+                raise StoreUnavailable("what answers at this address is no Redis", kind="not-redis")
             # RESP3 gives pairs, RESP2 one list.
             flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
             for name, score in zip(flat[::2], flat[1::2], strict=True):
