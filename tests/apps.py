@@ -198,5 +198,6 @@ def _url(process: subprocess.Popen[bytes], log_file: Path, workers: int) -> str:
         found = re.search(r"running on (http://[0-9.:]+)", log)
         if found and log.count("Application startup complete") == workers:
             return found[1]
-        time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)  # one that ends is seen at once
     raise RuntimeError(f"the application did not start:\n{log_file.read_text(errors='replace')}")

@@ -128,9 +128,13 @@ class Server:
                         return
             except OSError:
                 pass
-            if self.process is None or self.process.poll() is not None:
+            if self.process is None:
                 break
-            time.sleep(0.002)
+            try:
+                self.process.wait(0.002)
+            except subprocess.TimeoutExpired:
+                continue
+            break
         log = Path(self.folder, "server.log").read_text(errors="replace")
         raise RuntimeError(f"{self.binary} did not start:\n{log[-2000:]}")
 
