@@ -24,6 +24,7 @@ class Seen(NamedTuple):
     port: int
     flags: frozenset[str]
     master: str  # its master's id; "-" where it has none
+    epoch: int  # by which two nodes that claim one slot are told apart: the higher has it
     slots: frozenset[int]
 
 
@@ -98,13 +99,27 @@ class Cluster:
         return len(keys)
 
     def end_migration(self, slot: int, source: Server, target: Server) -> None:
-        """Gives the slot to the target, and returns when every node knows."""
+        """Gives the slot to the target, and returns when every node knows.
+
+        The target takes an epoch one above all that it has heard of. So it must have heard of all,
+        or two masters have one epoch, one of them takes another, and its claim to a slot that it
+        has just given away is the higher: the slot is nobody's, or its keys are deleted.
+        """
         owner = target.ask("CLUSTER", "MYID")
         others = [node for node in self.masters() if node not in (source, target)]
+        self._wait(self._know_all_epochs)
         # The target first: were it the last to know, nobody would own the slot in between.
         for node in (target, source, *others):
             node.ask("CLUSTER", "SETSLOT", str(slot), "NODE", owner)
         self._wait(lambda: all(slot in self.seen(node)[owner].slots for node in self.alive))
+
+    def _know_all_epochs(self) -> bool:
+        """Whether no two masters have one epoch, and every node has heard of all of them."""
+        heard = [
+            {name: each.epoch for name, each in self.seen(node).items() if each.slots}
+            for node in self.alive
+        ]
+        return len(set(heard[0].values())) == len(heard[0]) and heard.count(heard[0]) == len(heard)
 
     def failover(self, master: Server, *, kill: bool = True) -> Server:
         """Puts a replica in a master's place, and returns it when every node knows.
@@ -143,7 +158,7 @@ def _read_node(words: list[str]) -> Seen:
             first, _, last = word.partition("-")
             slots.update(range(int(first), int(last or first) + 1))
     port = int(words[1].partition("@")[0].rpartition(":")[2])
-    return Seen(port, frozenset(words[2].split(",")), words[3], frozenset(slots))
+    return Seen(port, frozenset(words[2].split(",")), words[3], int(words[6]), frozenset(slots))
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """RedisStore on a real Cluster of three masters: slots, redirections, and what they keep."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import pytest_asyncio
@@ -9,6 +11,7 @@ import pytest_asyncio
 from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.testing import MakeStore, ManualClock, StoreSuite
 from tests.clusters import Cluster, cluster
+from tests.redis.test_connections import RIGHTS
 from tests.servers import binaries, serving
 from tests.test_redis_store import assert_exact_from_eight_processes
 
@@ -120,18 +123,71 @@ async def test_a_slot_that_moves_under_load_counts_exactly(
             asked += 1
             passed += decision.allowed
 
-    tasks = [asyncio.create_task(ask(check)) for check in keys for _ in range(3)]
-    for _ in range(2):
-        source = fresh.master_of(slot)
-        target = next(node for node in fresh.masters() if node is not source)
-        await asyncio.to_thread(fresh.begin_migration, slot, source, target)
-        while await asyncio.to_thread(fresh.move_keys, slot, source, target, 1):
-            pass
-        await asyncio.to_thread(fresh.end_migration, slot, source, target)
-    moving = False
-    await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as group:
+        for check in [check for check in keys for _ in range(3)]:
+            group.create_task(ask(check))
+        for _ in range(2):
+            source = fresh.master_of(slot)
+            target = next(node for node in fresh.masters() if node is not source)
+            await asyncio.to_thread(fresh.begin_migration, slot, source, target)
+            while await asyncio.to_thread(fresh.move_keys, slot, source, target, 1):
+                pass
+            await asyncio.to_thread(fresh.end_migration, slot, source, target)
+        moving = False
     assert passed == 3 * 300
     await store.aclose()
+
+
+async def test_a_slot_that_two_nodes_give_each_other_is_told_as_such(fresh: Cluster) -> None:
+    """What a hasty resharding leaves behind: asked a few times, not as often as they answer."""
+    check = Check(LIMIT, "a")
+    store = RedisStore(fresh.url, deadline=0.3, deny_cache=0)
+    slot = store._way().slot(check)
+    owner = fresh.master_of(slot)
+    other = next(node for node in fresh.masters() if node is not owner)
+    owner.ask("CLUSTER", "SETSLOT", str(slot), "NODE", other.ask("CLUSTER", "MYID"))
+    for node in fresh.masters():
+        node.command("CONFIG", "RESETSTAT")
+    with pytest.raises(StoreUnavailable, match=f"do not agree whose slot {slot} is") as caught:
+        await store.decide([check])
+    assert caught.value.kind == "late"
+    said = "".join(node.ask("INFO", "commandstats") for node in fresh.masters())
+    tries = sum(map(int, re.findall(r"cmdstat_evalsha:.*rejected_calls=(\d+)", said)))
+    assert 3 <= tries <= 40
+    owner.ask("CLUSTER", "SETSLOT", str(slot), "NODE", owner.ask("CLUSTER", "MYID"))
+    assert (await store.decide([check]))[0].remaining == 4
+    await store.aclose()
+
+
+@pytest.mark.parametrize("missing", ["", "asking", "cluster|slots"])
+async def test_the_least_rights_are_enough_and_none_too_many(fresh: Cluster, missing: str) -> None:
+    """As docs/redis.md lists them: a user of every node, while a slot is on its way."""
+    rights = [f"+{right}" for right in (*RIGHTS, "asking", "cluster|slots") if right != missing]
+    for node in fresh.masters():
+        node.ask("SCRIPT", "FLUSH")
+        node.ask("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~rl:*", "-@all", *rights)
+    check = Check(LIMIT, "a")
+    url = fresh.url.replace("://", "://worker:pw@")
+    store = RedisStore(url, deadline=0.5 if missing else 10, deny_cache=0)
+    slot = store._way().slot(check)
+    source = fresh.master_of(slot)
+    target = next(node for node in fresh.masters() if node is not source)
+    fresh.begin_migration(slot, source, target)
+    refused = pytest.raises(StoreUnavailable, match="this user of Redis may not run")
+    try:
+        async with store:
+            with refused if missing else nullcontext():
+                await store.decide([check])  # a key that the source lacks: it answers ASK
+    finally:
+        while fresh.move_keys(slot, source, target):
+            pass
+        fresh.end_migration(slot, source, target)
+    if not missing:
+        async with store:
+            assert (await store.decide([check]))[0].remaining == 3
+            await store.ping()
+            await store.switches()
+            await store.reset([check])
 
 
 async def test_a_script_that_a_node_has_forgotten_is_loaded_there(

@@ -23,6 +23,7 @@ __all__ = ["Cluster"]
 Address = tuple[str, int]
 
 MOST_TRIES: Final = 64  # redirections of one request; the deadline ends it much sooner
+MOST_AT_ONCE: Final = 3  # of them without a pause; more are nodes that do not agree
 MOST_UNREACHED: Final = 5  # trips in a row, after which requests no longer wait for a node
 AGAIN_AFTER: Final = 0.01  # seconds, where a slot is nobody's for the moment
 LEARN_AFTER: Final = 0.1  # seconds between two looks at the map of slots
@@ -182,12 +183,21 @@ class Cluster:
         request.tries += 1
         if request.future.done():
             return True
+        disagree = request.tries > MOST_AT_ONCE and isinstance(error, MovedError)
+        if disagree:
+            self._deadlines.why = (
+                f"the cluster's nodes do not agree whose slot {request.slot} is; "
+                "see redis-cli --cluster check"
+            )
         if request.tries > MOST_TRIES:
-            return False
-        if isinstance(error, MovedError):
+            request.fail(StoreUnavailable(self._deadlines.why, kind="cluster"))
+        elif isinstance(error, MovedError):
             self._slots.moved[request.slot] = (error.host, error.port)
             self._refresh()
-            self._send(request)
+            if disagree:
+                self._loop.call_later(AGAIN_AFTER, self._send, request)
+            else:
+                self._send(request)
         elif isinstance(error, AskError):
             request.asking = True
             self._link((error.host, error.port)).send(request)

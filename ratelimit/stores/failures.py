@@ -62,7 +62,12 @@ _SAID: Final = tuple(
         ("busy", "BUSY Redis|BUSY Valkey|is busy running", "Redis is busy with a long script"),
         (
             "cluster",
-            "MOVED |MovedError|AskError|CROSSSLOT|CLUSTERDOWN",
+            "CLUSTERDOWN|ClusterDown",
+            "the cluster has no master for this key at the moment",
+        ),
+        (
+            "cluster",
+            "MOVED |MovedError|AskError|CROSSSLOT",
             "this Redis is part of a cluster; one server alone cannot answer for it",
         ),
         (

@@ -328,9 +328,11 @@ class Link:
             await connection.send_packed_command(command, check_health=False)
             replies = []
             for group in groups:
-                if group[0].asking:
-                    await _read(connection)
-                replies.append(await _read(connection))
+                asked = await _read(connection) if group[0].asking else None
+                reply = await _read(connection)
+                # A script that was refused was, where ASKING was, refused for that.
+                both = isinstance(asked, Exception) and isinstance(reply, Exception)
+                replies.append(asked if both else reply)
             return replies
 
     def _redirect(self, groups: list[list[Request]], error: Exception) -> bool:
