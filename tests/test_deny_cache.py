@@ -147,9 +147,9 @@ async def test_it_is_bounded(store: RedisStore, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(deny_cache, "MOST_ENTRIES", 3)
     for key in "abcde":
         await exhaust(store, key)
-    assert len(store._denials._entries) == 3
+    assert len(store._denials.entries) == 3
     await asyncio.gather(*(store.decide([Check(LIMIT, key)]) for key in "abcde"))
-    assert len(store._denials._entries) == 3
+    assert len(store._denials.entries) == 3
 
 
 async def test_it_can_be_turned_off(server: Server, clock: ManualClock) -> None:

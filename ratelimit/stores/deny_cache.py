@@ -24,34 +24,33 @@ class DenyCache:
 
     def __init__(self, longest_us: int, clock: Callable[[], int] | None) -> None:
         self._longest_us = longest_us
-        self.now_us = clock or (lambda: time.monotonic_ns() // 1000)
-        self._entries: dict[tuple[Check, ...], tuple[int, int, tuple[Decision, ...]]] = {}
-        """When it was answered, until when it holds, and what was answered."""
+        # Read for every decision: a function of C's as it is, or that of the store's clock.
+        self.now: Callable[[], int] = clock or time.monotonic_ns
+        self._per_us = 1 if clock else 1000
+        self.entries: dict[tuple[Check, ...], tuple[int, int, tuple[Decision, ...]]] = {}
+        """When it was answered, until when it holds (as `now` tells it), and what was answered."""
         self._returning: set[tuple[str, str]] = set()
         self.hits = 0
         """Requests that were denied from here."""
 
     def find(self, checks: tuple[Check, ...]) -> tuple[Decision, ...] | None:
         """The decisions of a request that is still denied, counted on to now."""
-        # Most services deny nobody most of the time, and hashing checks takes as long as a look-up.
-        entry = self._entries.get(checks) if self._entries else None
+        entry = self.entries.get(checks)
         if entry is None:
             return None
-        since_us, until_us, decisions = entry
-        now_us = self.now_us()
-        if not since_us <= now_us < until_us:  # over, or the clock was moved back
-            del self._entries[checks]
+        since, until, decisions = entry
+        now = self.now()
+        if not since <= now < until:  # over, or the clock was moved back
+            del self.entries[checks]
             return None
         self.hits += 1
-        passed_us = now_us - since_us
+        passed_us = (now - since) // self._per_us
         return tuple([_later(decision, passed_us) for decision in decisions])
 
-    def keep(
-        self, checks: tuple[Check, ...], decisions: tuple[Decision, ...], asked_us: int
-    ) -> None:
+    def keep(self, checks: tuple[Check, ...], decisions: tuple[Decision, ...], asked: int) -> None:
         """Remembers a request, if it was denied and nothing but time can change that.
 
-        It was decided at some instant between ``asked_us`` and now. The denial holds from the
+        It was decided at some instant between ``asked`` and now. The denial holds from the
         former on, so that it is never repeated for too long; what is told counts from the latter,
         so that nobody is told to come too early.
         """
@@ -69,23 +68,23 @@ class DenyCache:
             if (check.rule, check.limit.digest) in self._returning:
                 return
         if denied:
-            now_us = self.now_us()
-            while len(self._entries) >= MOST_ENTRIES:
-                del self._entries[next(iter(self._entries))]
-            self._entries[checks] = now_us, asked_us + longest_us, decisions
+            now = self.now()
+            while len(self.entries) >= MOST_ENTRIES:
+                del self.entries[next(iter(self.entries))]
+            self.entries[checks] = now, asked + longest_us * self._per_us, decisions
 
     def returned(self, checks: Sequence[Check]) -> None:
         """Learns that these rules give back; forgets all, since any of it may be of theirs."""
         for check in checks:
             if check.action == Action.GIVE_BACK:
                 self._returning.add((check.rule, check.limit.digest))
-                self._entries.clear()
+                self.entries.clear()
         if len(self._returning) > MOST_ENTRIES:  # dynamic limits; then nothing is cached at all
             self._longest_us = 0
 
     def clear(self) -> None:
         """Forgets every denial."""
-        self._entries.clear()
+        self.entries.clear()
 
 
 def _later(decision: Decision, passed_us: int) -> Decision:

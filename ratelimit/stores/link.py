@@ -131,15 +131,18 @@ class Packer:
         for request in requests:
             checks = request.checks
             key_count += len(checks)
-            identity, alike = checks[0][1], True
-            parts: list[object] = []
-            for limit, key, cost, rule, action, at_us, level in checks:
-                parts += (limit.digest, rule, cost, action)
-                if action == _GIVE_BACK:
-                    parts += (at_us, level)
-                if key != identity:
-                    alike = False
-            name = tuple(parts)
+            alike = True
+            limit, identity, cost, rule, action, at_us, level = checks[0]
+            name: tuple[object, ...] = (limit.digest, rule, cost, action)
+            if len(checks) > 1 or action == _GIVE_BACK:
+                parts: list[object] = []
+                for limit, key, cost, rule, action, at_us, level in checks:
+                    parts += (limit.digest, rule, cost, action)
+                    if action == _GIVE_BACK:
+                        parts += (at_us, level)
+                    if key != identity:
+                        alike = False
+                name = tuple(parts)
             kind = kinds.get(name)
             if kind is None:
                 around, numbers = self._kinds.get(name) or self._spell(name, checks)
@@ -218,6 +221,12 @@ class Link:
         self.unreached = 0
         """Trips in a row that could not even be begun."""
 
+    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Reply]:
+        """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
+        future = self._deadlines.future()
+        self.send(Request(checks, future, slot))
+        return future
+
     def send(self, request: Request) -> None:
         """Puts a request into the next trip."""
         self._queue.append(request)
@@ -231,8 +240,10 @@ class Link:
     async def _travel(self) -> None:
         """Takes what is queued to the server, trip after trip, until nothing is left."""
         try:
-            while groups := self._next_groups():
-                size = sum([len(request.checks) for group in groups for request in group])
+            while True:
+                groups, size = self._next_groups()
+                if not groups:
+                    break
                 self._flying += size
                 try:
                     await self._trip(groups)
@@ -248,32 +259,33 @@ class Link:
             # task counts as done, has to find that nobody travels for it.
             self._travelling -= 1
 
-    def _next_groups(self) -> list[list[Request]]:
+    def _next_groups(self) -> tuple[list[list[Request]], int]:
         """The oldest who still wait, up to what one trip may carry; a single one always.
 
-        One group is one script: a script takes keys of one slot only.
+        One group is one script: a script takes keys of one slot only. Their checks are counted.
         """
         groups: dict[tuple[int, bool], list[Request]] = {}
+        group: list[Request] = []
+        last = None
         queue = self._queue
         # A trip's share of all that is under way, so that one is decided while another's answers
         # are read; trips that are too small cost more than that saves.
         share = (self._queued + self._flying) // MOST_TRIPS
-        room = min(MOST_CHECKS, max(LEAST_SHARE, share))
+        room = most = min(MOST_CHECKS, max(LEAST_SHARE, share))
         while queue:
             request = queue[0]
             size = len(request.checks)
             if not request.future.done():
-                room -= size
-                if room < 0 and groups:
+                if size > room and groups:
                     break
-                target = (request.slot, request.asking)
-                group = groups.get(target)
-                if group is None:
-                    group = groups[target] = []
+                room -= size
+                if last is None or request.slot != last.slot or request.asking != last.asking:
+                    group = groups.setdefault((request.slot, request.asking), [])
+                    last = request
                 group.append(request)
             queue.popleft()
             self._queued -= size
-        return list(groups.values())
+        return list(groups.values()), most - room
 
     async def _trip(self, groups: list[list[Request]]) -> None:
         try:

@@ -81,15 +81,18 @@ class RedisStore:
         if not checks:
             return ()
         asked = tuple(checks)
+        asked_at = 0
         if self._caches:
-            found = self._denials.find(asked)
+            denials = self._denials
+            # Most services deny nobody most of the time, and hashing checks takes its while.
+            found = denials.find(asked) if denials.entries else None
             if found is not None:
                 return found
             for check in asked:
                 if check[4] == _GIVE_BACK:
-                    self._denials.returned(asked)
+                    denials.returned(asked)
                     break
-        asked_us = self._denials.now_us() if self._caches else 0
+            asked_at = denials.now()
         loop = asyncio.get_running_loop()
         last, way = self._last
         if last is not loop:
@@ -104,7 +107,7 @@ class RedisStore:
                 if self._caches and (
                     not way.is_cluster or len({way.slot(check) for check in asked}) == 1
                 ):
-                    self._denials.keep(asked, decisions, asked_us)
+                    self._denials.keep(asked, decisions, asked_at)
                 break
         return decisions
 
@@ -250,17 +253,11 @@ class _Server:
 
     is_cluster = False
 
-    def __init__(self, deadlines: Any, link: Any, packer: Any, request: Any) -> None:
+    def __init__(self, deadlines: Any, link: Any, packer: Any) -> None:
         self._deadlines = deadlines
         self._link = link
         self._packer = packer
-        self._request = request
-
-    def ask(self, checks: Sequence[Check], slot: int) -> asyncio.Future[Any]:
-        """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
-        future: asyncio.Future[Any] = self._deadlines.future()
-        self._link.send(self._request(checks, future, slot))
-        return future
+        self.ask: Callable[[Sequence[Check], int], asyncio.Future[Any]] = link.ask
 
     @property
     def script(self) -> str:
@@ -294,7 +291,7 @@ def _way_maker(
             "a RedisStore needs redis-py 8 or newer: pip install 'ratelimit-asgi[redis]'"
         ) from None
     from ratelimit.stores.cluster import Cluster
-    from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer, Request
+    from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer
 
     options = {
         "socket_timeout": None,
@@ -316,12 +313,8 @@ def _way_maker(
 
     def server(loop: asyncio.AbstractEventLoop) -> _Server:
         deadlines = Deadlines(loop, deadline)
-        return _Server(
-            deadlines,
-            Link(loop, share(make_pool().make_connection), packer, deadlines),
-            packer,
-            Request,
-        )
+        link = Link(loop, share(make_pool().make_connection), packer, deadlines)
+        return _Server(deadlines, link, packer)
 
     make_pool = _pool_maker(target, options)
     share(make_pool().make_connection)()
