@@ -264,9 +264,11 @@ class Proxies:
         the client, or the last where they are counted. What is no address ends the walk at the
         last trusted hop. Nothing left of 32 hops or 4096 bytes is read.
         """
-        peer = scope.get("client")  # as _peer does it, without the call
+        peer = scope.get("client")  # as _peer and read_address do it, without the calls
         host = peer[0] if peer else None
-        address = read_address(host, self._prefix) if isinstance(host, str) else None
+        address = None
+        if isinstance(host, str) and len(host) <= _LONGEST_ADDRESS:
+            address = _read_address(host, self._prefix)
         if not self.believes:
             return address
         hops, networks = self._hops, self._networks

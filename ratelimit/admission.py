@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 from ratelimit.decisions import Check, Decision
-from ratelimit.headers import Dialect, Refusal, Told, fields
-from ratelimit.rules import Rule
+from ratelimit.headers import (
+    USUAL,
+    Dialect,
+    Refusal,
+    Told,
+    draft_of_allowed,
+    fields,
+    new_told,
+)
+from ratelimit.rules import Plain, Rule
 from ratelimit.stores import Store
 
 __all__ = ["Admission"]
@@ -23,37 +31,54 @@ class Admission:
     that no rule is decided twice and the client is told of all of them at once.
     """
 
-    __slots__ = (
-        "app",
-        "charges",
-        "decided",
-        "degraded",
-        "delay_us",
-        "dialects",
-        "limiter",
-        "refusal",
-        "told",
-    )
+    # On the class what most requests leave as it is: one is made for each.
+    _told: Sequence[Told] = ()
+    _passed: tuple[Plain, Sequence[Decision]] | None = None
+    """What `_told` would be, where plain rules alone have decided, and allowed, until now."""
+    refusal: Refusal | None = None
+    """The answer to give instead of the application's; None while the request may go on."""
+    degraded: tuple[Decision, ...] = ()
+    """What was assumed of checks that the store could not decide."""
+    delay_us = 0
+    """How long the request has to wait for its turn before it goes on."""
+    charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
+    """What was taken, and by which limiter; returned if something further in refuses."""
+    decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
+    """The rules that were decided, and by which store."""
 
     def __init__(self, limiter: Any, app: Any) -> None:
         self.limiter = limiter
         self.app = app
-        self.told: Sequence[Told] = ()
-        """Every enforced check that a store decided, with its policy's name."""
-        self.refusal: Refusal | None = None
-        """The answer to give instead of the application's; None while the request may go on."""
-        self.degraded: tuple[Decision, ...] = ()
-        """What was assumed of checks that the store could not decide."""
-        self.delay_us = 0
-        """How long the request has to wait for its turn before it goes on."""
         self.dialects: Sequence[str | Dialect] = limiter.rules.headers
-        self.charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
-        """What was taken, and by which limiter; returned if something further in refuses."""
-        self.decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
-        """The rules that were decided, and by which store."""
+
+    @property
+    def told(self) -> Sequence[Told]:
+        """Every enforced check that a store decided, with its policy's name."""
+        if self._passed is not None:
+            plain, decisions = self._passed
+            self.told = [*map(new_told, zip(plain.policies, decisions, strict=True))]
+        return self._told
+
+    @told.setter
+    def told(self, told: Sequence[Told]) -> None:
+        self._told, self._passed = told, None
+
+    def passed(
+        self, limiter: Any, plain: Plain, checks: Sequence[Check], decisions: Sequence[Decision]
+    ) -> None:
+        """Takes what plain rules have allowed."""
+        self.charges += ((limiter, checks, decisions),)
+        if self._told or self._passed:
+            told = map(new_told, zip(plain.policies, decisions, strict=True))
+            self.told = [*self.told, *told]
+        else:
+            self._passed = plain, decisions
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
+        if self._passed is not None and self.dialects == USUAL:
+            plain, decisions = self._passed
+            return draft_of_allowed(plain.policies, decisions, plain.written)
         return fields(self.told, self.dialects)
 
     @property

@@ -180,7 +180,15 @@ def read_reply(
     decisions = []
     for check in checks:
         end = start + FIELDS
-        decisions.append(decision_of(check[0], reply[start:end]))
+        # As decision_of has it, without the call.
+        remaining, retry, reset, delay, at, level = reply[start:end]
+        never = None if retry < 0 else retry
+        decisions.append(
+            _new(
+                Decision,
+                (check[0], retry == 0, remaining, never, reset, delay, at, level, False),
+            )
+        )
         start = end
     return tuple(decisions)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from random import randrange
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
@@ -26,12 +26,14 @@ from ratelimit.problems import (
 
 __all__ = [
     "DIALECTS",
+    "USUAL",
     "Dialect",
     "Field",
     "RateLimitExceeded",
     "Refusal",
     "Refused",
     "Told",
+    "draft_of_allowed",
     "fields",
     "forbid",
     "new_told",
@@ -44,6 +46,8 @@ QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-e
 NEVER: Final = "urn:ratelimit-asgi:problem:cost-exceeds-limit"
 
 _LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
+USUAL: Final = ("draft",)
+"""The dialects where none are chosen."""
 _FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -111,10 +115,10 @@ def _binding(told: Sequence[Told]) -> Told:
     binding = told[0]
     least = binding.decision.remaining
     for each in told:
-        decision = each.decision
-        if not decision.allowed:
+        decision = each[1]
+        if not decision[1]:
             return max((one for one in told if not one.decision.allowed), key=_wait_us)
-        remaining = decision.remaining
+        remaining = decision[2]
         if remaining < least:
             binding, least = each, remaining
     return binding
@@ -131,17 +135,37 @@ def draft(told: Sequence[Told], binding: Told) -> list[Field]:
     draft-ietf-httpapi-ratelimit-headers-11. `t` is `Retry-After` where denied, and the window's
     end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
     """
-    decision = binding.decision
-    written = _policies(told, binding)
-    until_us = decision.retry_after_us
-    if decision.allowed:
-        until_us = (decision.limit.algorithm is _FIXED_WINDOW and decision.reset_after_us) or None
-    remaining = min(decision.remaining, _LARGEST)
-    if until_us is None:
-        state = written.state % remaining
+    return _draft(_policies(told, binding), binding.decision)
+
+
+def _draft(written: "_Policies", decision: Decision) -> list[Field]:
+    limit, allowed, remaining, until_us, reset_us, *_ = decision
+    if allowed:
+        until_us = reset_us if limit.algorithm is _FIXED_WINDOW else None
+    remaining = min(remaining, _LARGEST)
+    if until_us:
+        state = written.timed % (remaining, -(-until_us // 1_000_000))
     else:
-        state = written.timed % (remaining, _whole_seconds(until_us))
+        state = written.state % remaining
     return [(b"ratelimit-policy", written.draft), (b"ratelimit", state)]
+
+
+def draft_of_allowed(
+    policies: Sequence[str], decisions: Sequence[Decision], kept: dict[int, Any]
+) -> list[Field]:
+    """What `draft` writes where all is allowed, at half its cost.
+
+    ``kept`` is what it has written of these very policies and limits, by the binding one's place.
+    """
+    place = 0
+    if len(decisions) > 1:
+        left = [decision[2] for decision in decisions]
+        place = left.index(min(left))
+    written = kept.get(place)
+    if written is None:
+        told = [*map(new_told, zip(policies, decisions, strict=True))]
+        written = kept[place] = _policies(told, told[place])
+    return _draft(written, decisions[place])
 
 
 def legacy(_: Sequence[Told], binding: Told) -> list[Field]:

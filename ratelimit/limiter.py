@@ -31,7 +31,7 @@ from ratelimit.questions import Registered, Request, TurnedAway, question
 from ratelimit.reload import Watcher
 from ratelimit.reports import Reports
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import Plain, Rule, RuleSet
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.switches import Switches
 
@@ -211,7 +211,8 @@ class RateLimiter:
                 _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
         self.rules = rules
         """The rules that hold now."""
-        self._asks_routes = any("route" in rule.by for rule in rules.rules)
+        self.asks_routes = any("route" in rule.by for rule in rules.rules)
+        """Whether a rule depends on which route a request will meet."""
         self._now = _InForce(
             rules,
             Proxies(
@@ -298,6 +299,7 @@ class RateLimiter:
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
         self._started = None
+        self._seen = 0
         await self._switches.aclose()
         await self.denials.aclose()
         if self._watcher is not None:
@@ -330,20 +332,17 @@ class RateLimiter:
                 return admission
             method = scope["method"] if scope["type"] == "http" else "GET"
             path = route_path(scope) if scope.get("root_path") else scope["path"]
-            matching: Matching = now.rules.matching(method, path)
+            matching: Matching
+            matching, plain = now.rules.find(method, path)
             if method == "OPTIONS":
-                matching = self._without_preflight(matching, scope)
+                matching, plain = self._without_preflight(matching, scope), None
             if not matching or (EXEMPT and self._exempt(admission, scope)):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, (), problem)
             return admission
-        await self._decide(admission, scope, client, matching, self._registered, None)
+        await self._decide(admission, scope, client, matching, plain, self._registered, None)
         return admission
-
-    def asks_routes(self) -> bool:
-        """Whether anything depends on which route a request will meet."""
-        return self._asks_routes or bool(EXEMPT)
 
     async def decide(
         self,
@@ -374,10 +373,11 @@ class RateLimiter:
                 for rule, path_params in matching
                 if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
             ]
+            plain = self._now.rules.plain(matching)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem)
             return
-        await self._decide(admission, scope, client, matching, registered, template)
+        await self._decide(admission, scope, client, matching, plain, registered, template)
 
     def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
         """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
@@ -399,90 +399,57 @@ class RateLimiter:
             return True
         return client in self.allowlist
 
-    async def _decide(  # noqa: PLR0912, PLR0915  # one step after the other, on every request's way
+    async def _decide(  # noqa: PLR0912  # one step after the other, on every request's way
         self,
         admission: Admission,
         scope: Mapping[str, Any],
         client: Address | None,
         matching: Matching,
+        plain: Plain | None,
         registered: Registered,
         template: str | None,
     ) -> None:
-        try:
-            if self._started is not asyncio.get_running_loop():
-                self.start()
-        except RuntimeError:  # not asyncio's; nothing runs in the background there
-            pass
+        """Decides rules; ``plain`` is what they ask of every client, if that is all they ask."""
         if self._switches.off:
-            matching = self._still_on(matching)
+            matching, plain = self._still_on(matching), None
         if admission.decided:
-            matching = admission.still_to_decide(self.store, matching)
+            matching, plain = admission.still_to_decide(self.store, matching), None
         admission.decided += ((self.store, matching),)
         if not matching:
             return
         checks: list[Check] = []
-        policies: list[str] = []
+        policies: Sequence[str] = ()
         try:
-            self._seen += 1
-            # Who stands behind a proxy sees its header at once; nobody pays for the look for ever.
-            if client is None or self._seen < 1_000 or not self._seen % 64:
-                self._suspect(scope, client)
-            request: Request | None = None
-            for rule, path_params in matching:
-                if rule.plain and client is not None and self._skip is None:
-                    key, name, cost = client.key, rule.name, rule.cost
-                    for limit in rule.limits:  # a comprehension is a call more
-                        checks.append(new_check((limit, key, cost, name, _CHARGE, 0, 0)))  # noqa: PERF401
-                    policies += rule.policies
-                    continue
-                if request is None:
-                    request = Request(
-                        scope,
-                        client,
-                        self._now.proxies,
-                        registered,
-                        # A lambda's variables would be slow in the whole of this function.
-                        partial(self._template, template, admission, scope),
-                        self._reports.function_failed,
-                    )
-                    if self._skip is not None and await self._skips(self._skip, request):
-                        return
-                try:
-                    word = rule.on_store_failure or self.rules.on_store_failure
-                    asked = await question(rule, path_params, request, strict=word == "deny")
-                    if asked is None:
-                        continue
-                    limits, names, key, cost, action = asked
-                    own = [
-                        Check(limit, key, cost, rule.name, action=Action(action))
-                        for limit in limits
-                    ]
-                except TurnedAway:
-                    raise
-                except Exception as problem:  # noqa: BLE001  # the law of this module
-                    # A client may be able to make it fail, which must not open the other rules.
-                    await self._fallback.answer(
-                        self.rules, admission, [(rule, path_params)], problem
-                    )
-                    if admission.refusal is not None:
-                        return
-                    continue
-                if rule.by[0] == "user" and "user" not in scope:
-                    self._reports.once("user-missing", rule.name)
-                checks += own
-                policies += names
-        except TurnedAway as turned:
-            self.counts[turned.rule, "turned-away"] += 1
-            admission.told = ()
-            admission.refusal = turned.refusal
-            return
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, matching, problem)
-            return
-        if not checks:
-            return
-        try:
+            # Mistakes are seen at once, and nobody pays for the look for ever.
+            seen = self._seen = self._seen + 1
+            if client is None or seen < 1_000 or not seen % 64:
+                self._look(scope, client)
+            if plain is not None and client is not None and self._skip is None:
+                key, policies = client.key, plain.policies
+                for limit, cost, rule in plain.asked:  # a comprehension is a call more
+                    checks.append(new_check((limit, key, cost, rule, _CHARGE, 0, 0)))
+            else:
+                plain = None
+                # A lambda's variables would be slow in the whole of this function.
+                route = partial(self._template, template, admission, scope)
+                checks, policies = await self._question(
+                    admission, scope, client, matching, registered, route
+                )
+                if not checks:
+                    return
             decisions = await self._ask(checks)
+            if plain is not None and len(decisions) == len(checks):
+                for decision in decisions:
+                    if not decision[1] or decision[5] or decision[8]:
+                        break
+                else:  # what _conclude does where all is allowed at once, at half its cost
+                    counts = self.counts
+                    for name in plain.allowed:
+                        counts[name] += 1
+                    if self._reports.failing:
+                        self._reports.answered()
+                    admission.passed(self, plain, checks, decisions)
+                    return
             lost = self._conclude(admission, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
@@ -497,6 +464,64 @@ class RateLimiter:
                     [check for check, _ in lost],
                     [policy for _, policy in lost],
                 )
+
+    async def _question(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        matching: Matching,
+        registered: Registered,
+        route: Callable[[], str | None],
+    ) -> tuple[list[Check], list[str]]:
+        """What a request asks by these rules, and under which policies; nothing if it is over."""
+        checks: list[Check] = []
+        policies: list[str] = []
+        nothing: tuple[list[Check], list[str]] = [], []
+        try:
+            request = Request(
+                scope,
+                client,
+                self._now.proxies,
+                registered,
+                route,
+                self._reports.function_failed,
+            )
+            if self._skip is not None and await self._skips(self._skip, request):
+                return nothing
+            for rule, path_params in matching:
+                try:
+                    word = rule.on_store_failure or self.rules.on_store_failure
+                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    if asked is None:
+                        continue
+                    limits, names, key, cost, action = asked
+                    own = [
+                        new_check((limit, key, cost, rule.name, action, 0, 0)) for limit in limits
+                    ]
+                except TurnedAway:
+                    raise
+                except Exception as problem:  # noqa: BLE001  # the law of this module
+                    # A client may be able to make it fail, which must not open the other rules.
+                    await self._fallback.answer(
+                        self.rules, admission, [(rule, path_params)], problem
+                    )
+                    if admission.refusal is not None:
+                        return nothing
+                    continue
+                if rule.by[0] == "user" and "user" not in scope:
+                    self._reports.once("user-missing", rule.name)
+                checks += own
+                policies += names
+        except TurnedAway as turned:
+            self.counts[turned.rule, "turned-away"] += 1
+            admission.told = ()
+            admission.refusal = turned.refusal
+            return nothing
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(self.rules, admission, matching, problem)
+            return nothing
+        return checks, policies
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -524,21 +549,21 @@ class RateLimiter:
         lost: list[tuple[Check, str]] = []
         passed = True
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
-            if decision.degraded:
+            _, key, _, rule, action, _, _ = check  # in one step, since names are slow to look up
+            _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
+            if degraded:
                 lost.append((check, policy))
-            elif check.action == _SHADOW:
-                counts[check.rule, "shadow-allowed" if decision.allowed else "shadow-denied"] += 1
+            elif action == _SHADOW:
+                counts[rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
             else:
                 told.append(new_told((policy, decision)))
-                if decision.allowed:
-                    counts[check.rule, "allowed"] += 1
-                    if decision.delay_us:
-                        admission.delay_us = max(admission.delay_us, decision.delay_us)
+                if allowed:
+                    counts[rule, "allowed"] += 1
+                    admission.delay_us = max(admission.delay_us, delay_us)
                 else:
                     passed = False
-                    self.denials.add(check.rule, check.key)
-                    never = decision.retry_after_us is None
-                    counts[check.rule, "never" if never else "denied"] += 1
+                    self.denials.add(rule, key)
+                    counts[rule, "never" if retry_us is None else "denied"] += 1
         if self._reports.failing and not lost:
             self._reports.answered()
         if passed:
@@ -571,8 +596,13 @@ class RateLimiter:
         found = resolve(admission.app, scope)
         return found.template if found else None
 
-    def _suspect(self, scope: Mapping[str, Any], client: Address | None) -> None:
-        """Says, once each, what makes clients look like one another."""
+    def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
+        """Runs in the background of this event loop; says, once each, what is suspicious."""
+        try:
+            if self._started is not asyncio.get_running_loop():
+                self.start()
+        except RuntimeError:  # not asyncio's; nothing runs in the background there
+            pass
         if client is None:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):

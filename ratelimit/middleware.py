@@ -1,5 +1,8 @@
 """ASGI in, ASGI out, nothing else."""
 
+# Else the annotations of a function within a function are made anew for each request.
+from __future__ import annotations
+
 import logging
 from collections.abc import Awaitable
 from typing import Any, Final
@@ -13,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from ratelimit.headers import Refusal, Refused, fields
+from ratelimit.headers import Refusal, Refused
 from ratelimit.limiter import RateLimiter
-from ratelimit.routing import below, router_below
+from ratelimit.routing import EXEMPT, below, router_below
 
 __all__ = ["RateLimitMiddleware", "answer"]
 
@@ -51,7 +54,7 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
         limiter = self.limiter
-        app = below(self._router, scope) if limiter.asks_routes() else None
+        app = below(self._router, scope) if limiter.asks_routes or EXEMPT else None
         admission = await limiter.admit(scope, app)
         if admission.refusal is not None:
             await admission.give_back()
@@ -70,13 +73,15 @@ class RateLimitMiddleware:
         def send_with_fields(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 # Read only now, since limits on the route may have added theirs.
-                ours = fields(admission.told, admission.dialects)
+                ours = admission.headers()
                 if ours:
                     headers = list(message.get("headers", ()))
-                    own = dict(headers)
                     for field in ours:
-                        if field[0] not in own:
-                            headers.append(field)  # noqa: PERF401  # a list would be made by a call
+                        for name, _ in headers:
+                            if name == field[0]:  # the application's own
+                                break
+                        else:
+                            headers.append(field)
                     message = {**message, "headers": headers}
             return send(message)
 

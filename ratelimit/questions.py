@@ -1,5 +1,8 @@
 """What one rule asks of the store about one request: under which key, how much, by which limits."""
 
+# Else the annotations of a function within a function are made anew for each request.
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
@@ -79,27 +82,20 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     """
     client = request.client
     if client is not None:
+        if rule.plain and isinstance(rule.cost, int):
+            return Question(rule.limits, rule.policies, client.key, rule.cost, _CHARGE)
         if client in rule.denied_clients:
             raise TurnedAway(rule.name, forbid())
         if client in rule.allowed_clients:
             return None
 
-    async def told(read: Callable[[], Awaitable[T]], otherwise: T, words: str) -> T:
-        try:
-            return await read()
-        except Exception as problem:
-            if strict:
-                raise
-            request.failed(f"rule {rule.name!r}", words, problem)
-            return otherwise
-
     if rule.skip is not None:
-        skip = rule.skip
-        if await told(lambda: request.told(skip), False, "the request is not skipped"):
+        skips = request.told(rule.skip)
+        if await _or(skips, False, rule, request, "the request is not skipped", strict=strict):
             return None
     fall_back = rule.on_missing == "client"
-    found = await told(
-        lambda: identity(
+    try:
+        found = await identity(
             rule.by,
             request.scope,
             client,
@@ -107,12 +103,13 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
             path_params=path_params,
             registered=request.registered.identities,
             fall_back=fall_back,
-        ),
-        identity_of(("client",), [UNIDENTIFIED if client is None else client.key])
-        if fall_back
-        else None,
-        "its identity is missing",
-    )
+        )
+    except Exception as problem:
+        if strict:
+            raise
+        request.failed(f"rule {rule.name!r}", "its identity is missing", problem)
+        address = UNIDENTIFIED if client is None else client.key
+        found = identity_of(("client",), [address]) if fall_back else None
     if found is None:
         if rule.on_missing == "skip":
             return None
@@ -122,7 +119,8 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     if limits is None and rule.dynamic is not None:
         limits = rule.read_limits(await request.told(rule.dynamic))
     elif limits is None and rule.tiers:
-        tier = await told(lambda: _tier(rule.tier, request), None, "it is of the first tier")
+        found_tier = _tier(rule.tier, request)
+        tier = await _or(found_tier, None, rule, request, "it is of the first tier", strict=strict)
         limits = rule.tiers.get(tier or "")
     if limits is None:
         limits = rule.limits
@@ -131,11 +129,24 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
     cost = rule.cost
     if not isinstance(cost, int):
-        cost = await told(lambda: _cost(rule.cost, request), 1, "it costs 1")
+        cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
     action = _CHARGE
     if rule.mode == "shadow" or (rule.enforce_share != 1 and not rule.enforced_on(key)):
         action = _SHADOW
     return Question(limits, policies, key, cost, action)
+
+
+async def _or(
+    answer: Awaitable[T], otherwise: T, rule: Rule, request: Request, words: str, *, strict: bool
+) -> T:
+    """What the application answers; where that fails, ``otherwise``, which is reported."""
+    try:
+        return await answer
+    except Exception as problem:
+        if strict:
+            raise
+        request.failed(f"rule {rule.name!r}", words, problem)
+        return otherwise
 
 
 async def _cost(given: Any, request: Request) -> int:

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from hashlib import blake2b
 from os import PathLike
 from types import EllipsisType, MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from ratelimit import options
 from ratelimit.addresses import Network, Networks, read_address
@@ -37,6 +37,8 @@ Header = Literal["draft", "legacy", "draft-03"]
 MOST_WORKERS: Final = 10_000
 MOST_AT_ONCE: Final = 500
 """Limits of one request; the in-process store has the same bound."""
+MOST_PLAINS: Final = 1_000
+"""Sets of plain rules that match together, prepared and kept."""
 LONGEST_JITTER_US: Final = 60_000_000
 HEADERS: Final = ("draft", "legacy", "draft-03")
 STORE_SCHEMES: Final = (
@@ -278,6 +280,22 @@ class TooManyLimits(ValueError):
 Matching = list[tuple[Rule, dict[str, object]]]
 
 
+class Plain(NamedTuple):
+    """What every client's request asks under the same plain rules; the same but for its key."""
+
+    asked: tuple[tuple[Limit, int, str], ...]
+    """Limit, cost and rule of each check."""
+    policies: tuple[str, ...]
+    allowed: tuple[tuple[str, str], ...]
+    """Under what a limiter counts each that is allowed."""
+    written: dict[int, Any]
+    """What is told of their policies, kept by who writes it."""
+
+
+Found = tuple[Matching, Plain | None]
+"""The rules of a request; and what they ask of everyone, where all of them are plain."""
+
+
 @dataclass(frozen=True)
 class RuleSet:
     """The rules in the order of the file, and what holds for all of them; equal by value.
@@ -321,7 +339,10 @@ class RuleSet:
     _exact: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _below: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _deepest: int = field(init=False, repr=False, compare=False)
-    _known: dict[tuple[str, str | None], Matching] = field(init=False, repr=False, compare=False)
+    _known: dict[tuple[str, str | None], Found] = field(init=False, repr=False, compare=False)
+    _plains: dict[tuple[int, ...], tuple[list[Rule], Plain | None]] = field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -391,6 +412,7 @@ class RuleSet:
         put(self, "_below", below)
         put(self, "_deepest", max((head.count("/") for head in below), default=0))
         put(self, "_known", {})
+        put(self, "_plains", {})
 
     def in_force(self) -> "RuleSet":
         """The same with every quota cut to this region's share, which is then 1.
@@ -415,14 +437,18 @@ class RuleSet:
         Looks only at rules whose literal start is the path's own, so the number of other rules
         does not matter. The list is not to be changed.
         """
+        return self.find(method, path)[0]
+
+    def find(self, method: str, path: str) -> Found:
+        """The same, and what they ask of everyone, where all of them are plain."""
         below = self._heads(path) if self._below else []
         if below or path[-1:] == "\n":  # the router's "$" matches before one
-            return self._matching(method, path, below)
+            return self._find(method, path, below)
         # Without parameters the answer is one of a few.
         known = method, path if path in self._exact else None
         found = self._known.get(known)
         if found is None:
-            found = self._matching(method, path, below)
+            found = self._find(method, path, below)
             if method in options.METHODS:  # others may be without end
                 self._known[known] = found
         return found
@@ -438,7 +464,7 @@ class RuleSet:
             below += self._below.get(path[:end], ())
         return below
 
-    def _matching(self, method: str, path: str, below: list[int]) -> Matching:
+    def _find(self, method: str, path: str, below: list[int]) -> Found:
         numbers = self._always + below + self._exact.get(path, [])
         if path.endswith("\n"):
             numbers += self._exact.get(path[:-1], [])
@@ -448,12 +474,38 @@ class RuleSet:
             parameters = rule.match(method, path)
             if parameters is not None:
                 found.append((rule, parameters))
-        return found
+        return found, self.plain(found)
+
+    def plain(self, matching: Sequence[tuple[Rule, Any]]) -> Plain | None:
+        """What rules, of this set or of a route, ask of everyone, where all of them are plain.
+
+        Kept, since requests choose among few sets of rules; by identity, since rules hash slowly.
+        """
+        name = tuple([id(rule) for rule, _ in matching])
+        kept = self._plains.get(name)
+        if kept is None:
+            if len(self._plains) >= MOST_PLAINS:
+                self._plains.clear()
+            rules = [rule for rule, _ in matching]
+            kept = self._plains[name] = rules, _plain(rules)
+        return kept[1]
 
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
         return frozenset().union(*(rule.registered_names for rule in self.rules))
+
+
+def _plain(rules: Sequence[Rule]) -> Plain | None:
+    if not all(rule.plain for rule in rules):
+        return None
+    asked = [(rule, limit) for rule in rules for limit in rule.limits]
+    return Plain(
+        tuple((limit, rule.cost, rule.name) for rule, limit in asked if isinstance(rule.cost, int)),
+        tuple(policy for rule in rules for policy in rule.policies),
+        tuple((rule.name, "allowed") for rule, _ in asked),
+        {},
+    )
 
 
 @lru_cache(maxsize=4096)

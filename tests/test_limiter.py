@@ -610,3 +610,64 @@ async def test_a_routes_methods_are_read_in_any_case() -> None:
         await limiter.decide(admission, http_scope(method=method), [(rule, {})])
         statuses.append(admission.refusal is None)
     assert statuses == [True, False, False, True]
+
+
+# --- rules that ask the same of everyone ---------------------------------------------------------
+
+PLAIN = {
+    "one": (Rule("a", "3/minute", algorithm="fixed_window"),),
+    "several": (
+        Rule("a", "5/minute; 6/hour"),
+        Rule("b", "4/minute", algorithm="sliding_log", cost=2),
+        Rule("c", "9/minute", algorithm="sliding_counter"),
+    ),
+    "delayed": (Rule("a", "60/minute", algorithm="leaking_bucket", burst=4),),
+    "never": (Rule("a", "3/minute"), Rule("b", "2/minute", cost=0)),
+}
+
+
+@pytest.mark.parametrize("headers", [("draft",), ("draft", "legacy"), ("draft-03",)])
+@pytest.mark.parametrize("rules", PLAIN.values(), ids=PLAIN)
+async def test_what_is_prepared_for_everyone_comes_to_what_is_asked_one_by_one(
+    rules: tuple[Rule, ...], headers: tuple[str, ...]
+) -> None:
+    """A `skip` that skips nothing makes a limiter ask each rule anew."""
+    prepared = limiting(*rules, headers=headers)
+    asking = limiting(*rules, headers=headers, skip=lambda _: False)
+    assert prepared.rules.find("GET", "/")[1] is not None
+    for _ in range(8):
+        one, other = [await each.admit(http_scope()) for each in (prepared, asking)]
+        assert one.headers() == other.headers()
+        assert [*one.told] == [*other.told]
+        assert (one.headers(), one.delay_us) == (other.headers(), other.delay_us)
+        assert (one.decisions, one.degraded) == (other.decisions, other.degraded)
+        assert one.refusal == other.refusal
+        assert [each[1:] for each in one.charges] == [each[1:] for each in other.charges]
+    assert prepared.counts == asking.counts
+    assert prepared.counts["a", "allowed"] > 0
+
+
+async def test_two_limiters_around_one_request_are_told_of_together() -> None:
+    """The inner one's decisions come behind those of the outer one, which were told already."""
+    outer, inner = limiting(Rule("a", "3/minute")), limiting(Rule("b", "2/minute"))
+    admission = await outer.admit(http_scope())
+    assert [policy for policy, _ in admission.told] == ["a"]
+    again = await inner.admit({**http_scope(), "ratelimit": admission})
+    assert again is admission
+    assert [policy for policy, _ in admission.told] == ["a", "b"]
+    assert dict(admission.headers())[b"ratelimit"].startswith(b'"b";r=1')
+    assert [limiter for limiter, _, _ in admission.charges] == [outer, inner]
+
+
+def test_sets_of_rules_that_match_together_are_kept_in_a_bounded_number() -> None:
+    """Paths choose among them, and a client chooses the path."""
+    rules = RuleSet(
+        tuple(Rule(f"r{i}", "9/minute", path=f"/{{a:path}}/{i}/{{b:path}}") for i in range(11))
+    )
+    for chosen in range(2**11):
+        numbers = [i for i in range(11) if chosen >> i & 1]
+        found, plain = rules.find("GET", "/".join(["/x", *map(str, numbers), "y"]))
+        assert [rule.name for rule, _ in found] == [f"r{i}" for i in numbers]
+        assert plain is not None
+        assert [rule for _, _, rule in plain.asked] == [f"r{i}" for i in numbers]
+    assert 0 < len(rules._plains) <= 1_000

@@ -98,7 +98,7 @@ class MemoryStore:
         self._one: Any = None
         self._several: Any = None
         self._places: dict[str, int] = {}
-        self._known: dict[tuple[str, str], tuple[int, str]] = {}
+        self._known: dict[tuple[str, str], tuple[int, bytes]] = {}
         """By a limit's digest and a rule: the limit's place, and what such keys begin with."""
         self._lock = threading.Lock()
 
@@ -112,7 +112,7 @@ class MemoryStore:
             limit, key, cost, rule, action, _, _ = checks[0]
             known = self._known.get((limit.digest, rule))
             if known is not None and one is not None and action != _GIVE_BACK:
-                reply = one(now_us, _stored_key(known[1], key), known[0], cost, action)
+                reply = one(now_us, known[1] + _spelled(key), known[0], cost, action)
                 if reply is not None:
                     if len(reply) != FIELDS:
                         self._warn_full()
@@ -137,9 +137,12 @@ class MemoryStore:
                 self._lua.no_limits()
             arguments: list[int | bytes] = []
             known = self._known
+            last, spelled = None, b""
             for limit, key, cost, rule, action, at_us, level in checks:
+                if key is not last:  # most often one client, under several rules
+                    last, spelled = key, _spelled(key)
                 place, begin = known.get((limit.digest, rule)) or self._know(limit, rule)
-                arguments += (_stored_key(begin, key), place, cost, action, at_us, level)
+                arguments += (begin + spelled, place, cost, action, at_us, level)
             reply: tuple[int, ...] = self._several(now_us, len(checks), *arguments)
         return reply
 
@@ -148,7 +151,7 @@ class MemoryStore:
         with self._lock:
             if self._lua is not None:
                 for limit, key, _, rule, *_ in checks:
-                    self._lua.forget(_stored_key(_begin(limit, rule), key))
+                    self._lua.forget(_begin(limit, rule) + _spelled(key))
 
     async def aclose(self) -> None:
         """Gives the memory back; a later decision starts afresh."""
@@ -197,7 +200,7 @@ class MemoryStore:
                 "redis://, or one worker"
             )
 
-    def _know(self, limit: Limit, rule: str) -> tuple[int, str]:
+    def _know(self, limit: Limit, rule: str) -> tuple[int, bytes]:
         """Makes a limit known to the Lua; its place is never used for another."""
         place = self._places.get(limit.digest)
         if place is None:
@@ -237,14 +240,14 @@ class _Lua(NamedTuple):
     statistics: Any
 
 
-def _begin(limit: Limit, rule: str) -> str:
+def _begin(limit: Limit, rule: str) -> bytes:
     """Limit and rule without ambiguity: of fixed length, and of a told one."""
-    return f"{limit.digest}{len(rule)}:{rule}"
+    return f"{limit.digest}{len(rule)}:{rule}".encode("utf-8", "surrogatepass")
 
 
-def _stored_key(begin: str, key: str) -> bytes:
-    # What a long identity is kept as must not be what a short one may spell.
-    text = f"{begin}={key}" if len(key) <= _LONGEST_KEY else f"{begin}#{identity_digest(key)}"
+def _spelled(key: str) -> bytes:
+    """An identity at the end of a key; what a long one is kept as, no short one may spell."""
+    text = f"={key}" if len(key) <= _LONGEST_KEY else f"#{identity_digest(key)}"
     try:
         return text.encode()
     except UnicodeEncodeError:  # lone surrogates; asking for them at once takes twice as long
