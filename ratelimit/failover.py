@@ -55,24 +55,25 @@ class Breaker:
         self.last_error = ""
         """What the store last failed with; empty if it never did."""
         self.on_change: Callable[[State], None] | None = None
-        self._recent: deque[bool] = deque(maxlen=FAILURES_OF)
+        self.recent: deque[bool] = deque(maxlen=FAILURES_OF)
+        """Which of the last decisions failed; empty while none of them did."""
         self._in_a_row = 0
 
     def succeeded(self) -> None:
         """Counts a decision that the store made."""
-        if self._in_a_row or self._recent:
+        if self._in_a_row or self.recent:
             self._in_a_row = 0
-            self._recent.append(False)
-            if not any(self._recent):
-                self._recent.clear()
+            self.recent.append(False)
+            if not any(self.recent):
+                self.recent.clear()
 
     def failed(self, error: StoreUnavailable) -> None:
         """Counts one that it did not make, and opens if that was one too many."""
         self.last_error = str(error)
         self._in_a_row += 1
-        self._recent.append(True)
-        full = len(self._recent) == FAILURES_OF
-        if self._in_a_row >= FAILURES_IN_A_ROW or (full and sum(self._recent) * 2 >= FAILURES_OF):
+        self.recent.append(True)
+        full = len(self.recent) == FAILURES_OF
+        if self._in_a_row >= FAILURES_IN_A_ROW or (full and sum(self.recent) * 2 >= FAILURES_OF):
             self.become("open")
 
     def is_open(self) -> bool:
@@ -84,7 +85,7 @@ class Breaker:
         if state != self.state:
             self.state = state
             self.since = time.time()
-            self._recent.clear()
+            self.recent.clear()
             self._in_a_row = 0
             if self.on_change is not None:
                 self.on_change(state)
@@ -130,9 +131,10 @@ class Failover:
         breaker = self.breaker
         if not self._breaks:
             return await self.store.decide(checks)
-        if breaker.is_open() and self._probing.run():
+        trouble = breaker.recent or breaker.state == "open"
+        if trouble and breaker.is_open() and self._probing.run():
             raise StoreUnavailable(f"the store is away: {breaker.last_error}", kind="open")
-        repeated = getattr(self.store, "denials_repeated", 0)
+        repeated = getattr(self.store, "denials_repeated", 0) if trouble else 0
         try:
             decisions = await self.store.decide(checks)
         except StoreUnavailable as error:
@@ -140,7 +142,8 @@ class Failover:
             if breaker.is_open():
                 self._probing.run()
             raise
-        if repeated == getattr(self.store, "denials_repeated", 0):  # the store itself answered
+        # What is repeated in process says nothing of the store.
+        if trouble and repeated == getattr(self.store, "denials_repeated", 0):
             if breaker.is_open():
                 breaker.become("closed")
             breaker.succeeded()
