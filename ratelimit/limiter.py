@@ -511,6 +511,9 @@ class RateLimiter:
                     continue
                 if rule.by[0] == "user" and "user" not in scope:
                     self._reports.once("user-missing", rule.name)
+                for part in rule.by:
+                    if part.startswith("path:") and part[5:] not in path_params:
+                        self._reports.once("path-missing", f"{rule.name} by {part}")
                 checks += own
                 policies += names
         except TurnedAway as turned:

@@ -31,6 +31,8 @@ ONCE: Final = {
     "user-missing": "rule %.60r limits by user, but nothing has set scope['user'], so clients are "
     "counted by address. Put the middleware inside of the one that authenticates, or limit by what "
     "the request carries",
+    "path-missing": "the route's limit %.60r names a parameter that the path of the route lacks, "
+    "so clients are counted by address. Write it as the path does",
 }
 """Said once each: what makes clients look like one another."""
 

@@ -512,18 +512,25 @@ async def test_a_limiter_answers_its_refusals_in_the_applications_own_words() ->
 # --- what a request decides ----------------------------------------------------------------------
 
 
-async def test_a_limit_may_count_by_a_parameter_of_the_route() -> None:
+async def test_a_limit_may_count_by_a_parameter_of_the_route(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     app = starlette(
         Route("/rooms/{room}", limit("1/minute", by="path:room")(functools.partial(ok)))
     )
     assert await statuses(app, "/rooms/a", "/rooms/b", "/rooms/a") == [200, 200, 429]
     assert await statuses(app, "/rooms/b", client=("198.51.100.1", 1)) == [429]
+    assert "path-missing" not in caplog.text
 
 
-async def test_a_parameter_that_the_route_does_not_have_is_the_client() -> None:
+async def test_a_parameter_that_the_route_does_not_have_is_the_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     app = starlette(Route("/rooms", limit("1/minute", by="path:room")(functools.partial(ok))))
     assert await statuses(app, "/rooms", "/rooms") == [200, 429]
     assert await statuses(app, "/rooms", client=("198.51.100.1", 1)) == [200]
+    assert caplog.text.count("path-missing: the route's limit ") == 1
+    assert "by path:room' names a parameter that the path of the route lacks" in caplog.text
 
 
 async def test_a_limit_may_be_for_some_methods() -> None:
