@@ -10,7 +10,8 @@ sending, because that retries by itself and takes a connection from a pool for e
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/red
 MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
 MOST_TRIPS: Final = 2  # under way at once: one is decided while the other's answers are read
 MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
+LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, where it may change
 PATIENCE: Final = 1.0  # seconds at least; a connection silent for longer is given up
 
 _GIVE_BACK: Final = int(Action.GIVE_BACK)
@@ -195,6 +197,9 @@ class Link:
     ``connect`` makes a connection of redis-py's, not yet open. ``reroute``, in a cluster, is given
     each request that provably did not run and the error that says so; it returns whether it has
     taken the request over.
+
+    ``master``, with Sentinel, gives the address of the server that connections are to lead to. A
+    master that was replaced on demand takes writes for some 8 s more, and then forgets them.
     """
 
     def __init__(
@@ -204,6 +209,7 @@ class Link:
         packer: Packer,
         deadlines: Deadlines,
         reroute: Callable[[Request, BaseException], bool] | None = None,
+        master: Callable[[], Awaitable[tuple[str, int]]] | None = None,
     ) -> None:
         self._loop = loop
         self._make = connect
@@ -211,6 +217,9 @@ class Link:
         self._deadlines = deadlines
         self._patience = max(deadlines.deadline, PATIENCE)
         self._reroute = reroute
+        self._ask_master = master
+        self._master: tuple[str, int] | None = None
+        self._looked_at = 0.0
         self._queue: deque[Request] = deque()
         self._queued = 0  # checks in the queue, and checks under way
         self._flying = 0
@@ -363,15 +372,35 @@ class Link:
 
     async def _connection(self) -> Any:
         """A connection that is ready; what the server closed while it was idle is not."""
+        if self._ask_master is not None:
+            self._look_for_master(self._ask_master)
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_connected and not await connection.can_read():
+            if (
+                connection.is_connected
+                and (self._master is None or self._master == (connection.host, connection.port))
+                and not await connection.can_read()
+            ):
                 return connection
             await connection.disconnect(nowait=True)
         connection = self._make()
         async with asyncio.timeout(self._patience):
             await connection.connect()
         return connection
+
+    def _look_for_master(self, ask: Callable[[], Awaitable[tuple[str, int]]]) -> None:
+        """Begins to ask who the master is, if that was not asked of late."""
+        now = self._loop.time()
+        if now >= self._looked_at + LOOK_EVERY:
+            self._looked_at = now
+            look = self._loop.create_task(self._find_master(ask))
+            self._trips.add(look)
+            look.add_done_callback(self._trips.discard)
+
+    async def _find_master(self, ask: Callable[[], Awaitable[tuple[str, int]]]) -> None:
+        with suppress(Exception):  # where nobody can tell, it is who it was
+            async with asyncio.timeout(self._patience):
+                self._master = await ask()
 
     async def command(self, *arguments: str) -> Any:
         """One command of its own and its reply, within the deadline; not for charges.

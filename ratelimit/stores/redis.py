@@ -253,10 +253,11 @@ class _Server:
 
     is_cluster = False
 
-    def __init__(self, deadlines: Any, link: Any, packer: Any) -> None:
+    def __init__(self, deadlines: Any, link: Any, packer: Any, sentinels: Sequence[Any]) -> None:
         self._deadlines = deadlines
         self._link = link
         self._packer = packer
+        self._sentinels = sentinels
         self.ask: Callable[[Sequence[Check], int], asyncio.Future[Any]] = link.ask
 
     @property
@@ -275,6 +276,8 @@ class _Server:
     async def close(self) -> None:
         """Ends what is under way and closes the connections."""
         await self._link.close()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
         self._deadlines.close()
 
 
@@ -313,8 +316,11 @@ def _way_maker(
 
     def server(loop: asyncio.AbstractEventLoop) -> _Server:
         deadlines = Deadlines(loop, deadline)
-        link = Link(loop, share(make_pool().make_connection), packer, deadlines)
-        return _Server(deadlines, link, packer)
+        pool = make_pool()
+        master = getattr(pool, "get_master_address", None)  # where sentinels tell it
+        link = Link(loop, share(pool.make_connection), packer, deadlines, master=master)
+        sentinels = pool.sentinel_manager.sentinels if master is not None else ()
+        return _Server(deadlines, link, packer, sentinels)
 
     make_pool = _pool_maker(target, options)
     share(make_pool().make_connection)()
