@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ from limits.aio import storage as limits_storage
 from limits.aio import strategies as limits_strategies
 from pyrate_limiter import (
     AbstractBucket,
+    AbstractClock,
     BucketFactory,
     FixedWindow,
     InMemoryBucket,
@@ -177,9 +179,9 @@ def throttled(using: str, facts: bool, quota: int) -> Drive:
 class PyrateBuckets(BucketFactory):
     """A bucket per key, as pyrate-limiter's documentation builds one; it has no keyed limiter."""
 
-    def __init__(self, build: Callable[[], AbstractBucket]) -> None:
+    def __init__(self, build: Callable[[str], AbstractBucket], clock: AbstractClock) -> None:
         self.build = build
-        self.now = MonotonicClock().now
+        self.now: Any = clock.now
         self.buckets: dict[str, AbstractBucket] = {}
 
     def wrap_item(self, name: str, weight: int = 1) -> RateItem:
@@ -189,7 +191,7 @@ class PyrateBuckets(BucketFactory):
         bucket = self.buckets.get(item.name)
         if bucket is None:
             # Not self.create(): its thread would leak buckets during others' rounds.
-            bucket = self.buckets[item.name] = self.build()
+            bucket = self.buckets[item.name] = self.build(item.name)
         return bucket
 
 
@@ -199,12 +201,12 @@ def pyrate(algorithm: Algorithm, facts: bool, quota: int) -> Drive:
     A log's remaining is the limit less ``count()``, without the ``leak()`` before it that would
     make it true once entries are outdated; its reset is when the newest entry leaves.
     """
-    rate = Rate(quota, DAY_MS)
+    rate, clock = Rate(quota, DAY_MS), MonotonicClock()
     window = FixedWindow() if algorithm is Algorithm.FIXED_WINDOW else SlidingWindowLog()
     if algorithm is Algorithm.TOKEN_BUCKET:
-        factory = PyrateBuckets(lambda: StateBucket([rate], algorithm=TokenBucket()))
+        factory = PyrateBuckets(lambda _: StateBucket([rate], algorithm=TokenBucket()), clock)
     else:
-        factory = PyrateBuckets(lambda: InMemoryBucket([rate], algorithm=window))
+        factory = PyrateBuckets(lambda _: InMemoryBucket([rate], algorithm=window), clock)
     acquire, buckets = Limiter(factory).try_acquire_async, factory.buckets
 
     async def drive_log(keys: Sequence[str]) -> Facts:
@@ -387,6 +389,26 @@ class Table(NamedTuple):
         rule = ("---", *("---:" for _ in self.columns[1:]))
         lines = (f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows))
         return "\n".join((f"### {self.title}", "", *lines, ""))
+
+
+class Target(NamedTuple):
+    """One line of what is to be reached."""
+
+    what: str
+    value: float
+    bound: float
+    most: bool = False
+
+    def line(self) -> str:
+        """The value, the bound, and whether it is met."""
+        if isnan(self.value):
+            return f"{self.what}: not measured."
+        met = self.value <= self.bound if self.most else self.value >= self.bound
+        word = "at most" if self.most else "at least"
+        return (
+            f"{self.what}: {self.value:.3g}; target {word} {self.bound:.3g}: "
+            f"{'met' if met else 'NOT met'}."
+        )
 
 
 class Verdict(NamedTuple):

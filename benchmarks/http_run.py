@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvicorn
-from decisions import RESULTS, Table, at_least, machine, progress, show
+from decisions import RESULTS, Table, Target, at_least, machine, progress, show
 from http_apps import (
     EVERYONE,
     FIVE,
@@ -435,25 +435,6 @@ def spread(entries: Sequence[Measured]) -> float:
     return median(abs(a - b) / ((a + b) / 2) for a, b in zip(first, second, strict=True))
 
 
-class Target(NamedTuple):
-    """One line of what is to be reached."""
-
-    what: str
-    value: float
-    bound: float
-    most: bool = True
-
-    def line(self) -> str:
-        if isnan(self.value):
-            return f"{self.what}: not measured."
-        met = self.value <= self.bound if self.most else self.value >= self.bound
-        word = "at most" if self.most else "at least"
-        return (
-            f"{self.what}: {self.value:.3g}; target {word} {self.bound:.3g}: "
-            f"{'met' if met else 'NOT met'}."
-        )
-
-
 @dataclass
 class Run:
     """What one run measured; a part that was left out is empty."""
@@ -470,17 +451,22 @@ def judge(run: Run) -> list[Target]:
         one, peer = added[ONE], added.get(SLOWAPI, nan)
         many = added[THOUSAND] / added[TEN]
         found += [
-            Target("In process: added by one rule / by slowapi's middleware", one / peer, 1 / 6),
-            Target("In process: microseconds added by one rule", one, 10),
-            Target("In process: five rules that match / one", added[FIVE] / one, 2),
-            Target("In process: 1,000 rules of which one matches / 10", many, 1.5),
-        ]
+            Target(
+                "In process: added by one rule / by slowapi's middleware",
+                one / peer,
+                1 / 6,
+                most=True,
+            ),
+            Target("In process: microseconds added by one rule", one, 10, most=True),
+            Target("In process: five rules that match / one", added[FIVE] / one, 2, most=True),
+            Target("In process: 1,000 rules of which one matches / 10", many, 1.5, most=True),
+        ]  # fmt: skip
     if run.served:
         (ours,) = (e for e in run.served if e.name == ONE)
         found.append(
             Target(
                 "Through uvicorn: processor time added by one rule / the bare application's",
-                added_share(run.served, ours), 0.12,
+                added_share(run.served, ours), 0.12, most=True,
             )
         )  # fmt: skip
     if run.redis:
@@ -489,7 +475,7 @@ def judge(run: Run) -> list[Target]:
         found.append(
             Target(
                 "On Redis through uvicorn: our requests a second / the best peer's",
-                median(ours.rates) / max(peers, default=nan), 2, most=False,
+                median(ours.rates) / max(peers, default=nan), 2,
             )
         )  # fmt: skip
     return found

@@ -16,15 +16,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from decisions import PyrateBuckets
 from limits import RateLimitItemPerHour
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from pyrate_limiter import (
     AbstractBucket,
-    BucketFactory,
     Limiter,
     Rate,
-    RateItem,
     RedisStateStore,
     StateBucket,
     TokenBucket,
@@ -202,24 +201,6 @@ async def throttled(setting: Setting) -> Ask:
     return in_turn([hit(*limit) for limit in setting.limits])
 
 
-class PyrateBuckets(BucketFactory):
-    """A bucket per client, as its documentation builds one; its rates are the rules."""
-
-    def __init__(self, build: Callable[[str], AbstractBucket]) -> None:
-        self.build = build
-        self.now = WallClock().now
-        self.buckets: dict[str, AbstractBucket] = {}
-
-    def wrap_item(self, name: str, weight: int = 1) -> RateItem:
-        return RateItem(name, self.now(), weight)
-
-    def get(self, item: RateItem) -> AbstractBucket:
-        bucket = self.buckets.get(item.name)
-        if bucket is None:
-            bucket = self.buckets[item.name] = self.build(item.name)
-        return bucket
-
-
 async def pyrate(setting: Setting) -> Ask:
     """Its GCRA, one small hash: its only fixed window in Redis is a log that grows."""
     client = await setting.client()
@@ -229,7 +210,7 @@ async def pyrate(setting: Setting) -> Ask:
         store = RedisStateStore(client, f"pyrate:{setting.rules}:{name}")
         return StateBucket(rates, algorithm=TokenBucket(), store=store)
 
-    acquire = Limiter(PyrateBuckets(bucket)).try_acquire_async
+    acquire = Limiter(PyrateBuckets(bucket, WallClock())).try_acquire_async
 
     async def ask(name: str) -> bool:
         return bool(await acquire(name, blocking=False))

@@ -21,7 +21,7 @@ from math import isnan, nan
 from statistics import median
 from typing import Any, NamedTuple
 
-from decisions import RESULTS, Table, at_least, machine, progress, show
+from decisions import RESULTS, Table, Target, at_least, machine, progress, show
 from redis.asyncio import Redis
 from redis_peers import (
     HOURS,
@@ -407,25 +407,6 @@ async def live_keys(
 
 def names_of(numbers: Iterable[int]) -> list[str]:
     return [f"user:{number:07}" for number in numbers]
-
-
-class Target(NamedTuple):
-    """One line of what is to be reached."""
-
-    what: str
-    value: float
-    bound: float
-    most: bool = False
-
-    def line(self) -> str:
-        if isnan(self.value):
-            return f"{self.what}: not measured."
-        met = self.value <= self.bound if self.most else self.value >= self.bound
-        word = "at most" if self.most else "at least"
-        return (
-            f"{self.what}: {self.value:.2f}; target {word} {self.bound:g}: "
-            f"{'met' if met else 'NOT met'}."
-        )
 
 
 def judge(run: Run) -> list[Target]:
