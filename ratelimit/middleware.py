@@ -86,6 +86,9 @@ class RateLimitMiddleware:
             return send(message)
 
         await self.app(scope, receive, send_with_fields)
+        # A server keeps the scope of a connection's last request, and all that is in there: ten
+        # objects for each connection, and a garbage collection for every 64 requests.
+        scope.pop(SCOPE_KEY, None)
 
     def _closing(self, send: Send) -> Send:
         """Closes the store when the application has shut down, before the server hears of it."""

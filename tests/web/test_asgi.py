@@ -61,6 +61,15 @@ async def test_an_allowed_request_is_answered_by_the_application_and_carries_the
     ]
 
 
+async def test_nothing_of_ours_stays_in_the_scope_that_a_server_keeps() -> None:
+    """Uvicorn keeps a connection's last scope until the next request comes."""
+    app = guarded(Rule("api", "2/minute"))
+    for status in (200, 200, 429):
+        scope = http_scope()
+        assert (await call(app, scope)).status == status
+        assert scope == http_scope()
+
+
 async def test_a_denied_request_is_a_429_with_a_problem_body_and_never_reaches_the_application(
     clock: ManualClock,
 ) -> None:
