@@ -322,7 +322,9 @@ def _terminating(target: int, shown: Certificates) -> Iterator[int]:
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
-            for task in asyncio.all_tasks(loop):
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
                 task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks))
             loop.close()
