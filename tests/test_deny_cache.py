@@ -1,12 +1,13 @@
 """A denial is repeated in process, for a while, without a round trip."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from ratelimit import Algorithm, Check, Limit, RedisStore
+from ratelimit import Algorithm, Check, Decision, Limit, RedisStore
 from ratelimit.stores import deny_cache
 from ratelimit.testing import ManualClock
 from tests.servers import Server
@@ -161,3 +162,18 @@ async def test_it_can_be_turned_off(server: Server, clock: ManualClock) -> None:
             await store.decide([check])
         assert scripts_run(server) - before == 4
         assert store.denials_repeated == 0
+
+
+def test_without_a_clock_it_counts_nanoseconds_and_tells_microseconds() -> None:
+    """The process's own clock is read as it is, for every decision."""
+    cache = deny_cache.DenyCache(1_000_000, None)
+    assert cache.now is time.monotonic_ns
+    checks = (Check(LIMIT, "someone"),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    cache.now = lambda: 5_000_000_000
+    cache.keep(checks, denied, 4_900_000_000)
+    cache.now = lambda: 5_899_999_999
+    (found,) = cache.find(checks) or ()
+    assert (found.retry_after_us, found.reset_after_us) == (11_100_001, 59_100_001)
+    cache.now = lambda: 5_900_000_000
+    assert cache.find(checks) is None

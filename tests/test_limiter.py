@@ -283,6 +283,7 @@ async def test_options_that_is_no_preflight_counts() -> None:
 async def test_preflights_count_where_a_rule_names_options_or_the_set_says_so() -> None:
     naming = limiting(Rule("a", "1/minute", methods=["OPTIONS", "POST"]), Rule("b", "3/minute"))
     assert await admitted(naming, 5, **preflight()) == 1
+    assert naming.counts == {("a", "allowed"): 1, ("a", "denied"): 4}
     assert (
         await admitted(limiting(Rule("a", "1/minute"), preflights="count"), 5, **preflight()) == 1
     )
@@ -659,6 +660,21 @@ async def test_two_limiters_around_one_request_are_told_of_together() -> None:
     assert [policy for policy, _ in admission.told] == ["a", "b"]
     assert dict(admission.headers())[b"ratelimit"].startswith(b'"b";r=1')
     assert [limiter for limiter, _, _ in admission.charges] == [outer, inner]
+
+
+async def test_a_rule_that_an_outer_limiter_has_decided_is_not_decided_again() -> None:
+    """Of two limiters over one store, the inner one charges its other rules alone."""
+    shared = Rule("a", "3/minute")
+    outer = limiting(shared)
+    inner = RateLimiter([shared, Rule("b", "9/minute")], store=outer.store)
+    for left in (2, 1, 0):
+        admission = await outer.admit(http_scope())
+        await inner.admit({**http_scope(), "ratelimit": admission})
+        assert [(name, decision.remaining) for name, decision in admission.told] == [
+            ("a", left),
+            ("b", 6 + left),
+        ]
+    assert inner.counts == {("b", "allowed"): 3}
 
 
 def test_sets_of_rules_that_match_together_are_kept_in_a_bounded_number() -> None:
