@@ -6,8 +6,9 @@ from ratelimit.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.middleware import RateLimitMiddleware
 from ratelimit.routes import RateLimit, exempt, limit
+from ratelimit.rule import Rule
 from ratelimit.rulefile import RuleFileError
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import RuleSet
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.redis import RedisStore
 

@@ -14,7 +14,8 @@ from ratelimit.headers import (
     fields,
     new_told,
 )
-from ratelimit.rules import Plain, Rule
+from ratelimit.rule import Rule
+from ratelimit.rules import Plain
 from ratelimit.stores import Store
 
 __all__ = ["Admission"]

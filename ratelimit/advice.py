@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ratelimit.limits import BUCKETS, Algorithm
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rule import Rule
+from ratelimit.rules import RuleSet
 
 __all__ = ["Advice", "advise"]
 

@@ -30,8 +30,9 @@ from ratelimit.decisions import Check, identity_digest
 from ratelimit.identity import identity_of
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.questions import Registered, Request, TurnedAway, question
+from ratelimit.rule import Rule
 from ratelimit.rulefile import RuleFileError
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import RuleSet
 from ratelimit.schema import schema as rule_file_schema
 from ratelimit.stores import Store, StoreUnavailable
 from ratelimit.stores.redis import RedisStore

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from ratelimit.addresses import Network, read_address
 from ratelimit.limits import BUCKETS, Algorithm, Limit
-from ratelimit.rules import Rule
+from ratelimit.rule import Rule
 
 __all__ = ["Contradiction", "contradictions"]
 

@@ -13,7 +13,8 @@ from ratelimit.decisions import Action, Check, assumed
 from ratelimit.failover import Failover
 from ratelimit.headers import Told, refuse, unavailable
 from ratelimit.reports import Reports
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rule import Rule
+from ratelimit.rules import RuleSet
 
 __all__ = ["Fallback"]
 

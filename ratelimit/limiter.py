@@ -31,7 +31,8 @@ from ratelimit.questions import Registered, Request, TurnedAway, question
 from ratelimit.reload import Watcher
 from ratelimit.reports import Reports
 from ratelimit.routing import EXEMPT, innermost, resolve, route_path
-from ratelimit.rules import Plain, Rule, RuleSet
+from ratelimit.rule import Rule
+from ratelimit.rules import Plain, RuleSet
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.switches import Switches
 

@@ -15,7 +15,7 @@ from ratelimit.headers import Refusal, forbid, unidentified
 from ratelimit.identity import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.limits import Limit
 from ratelimit.options import MOST_COST, Ask
-from ratelimit.rules import Rule, policy_names
+from ratelimit.rule import Rule, policy_names
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
 

@@ -27,7 +27,7 @@ from ratelimit.limits import Algorithm, Rounding
 from ratelimit.middleware import ROUTE_KEY, SCOPE_KEY, answer, register_refused
 from ratelimit.options import Ask, Mode, OnMissing, OnStoreFailure, SomeLimits
 from ratelimit.routing import EXEMPT, innermost
-from ratelimit.rules import Rule
+from ratelimit.rule import Rule
 
 __all__ = ["LimitOptions", "RateLimit", "exempt", "limit", "limits_of"]
 

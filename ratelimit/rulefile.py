@@ -17,8 +17,9 @@ from ratelimit import options
 from ratelimit.contradictions import contradictions
 from ratelimit.listfile import Lists, Override
 from ratelimit.options import Counting
+from ratelimit.rule import Rule
 from ratelimit.rulekeys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
-from ratelimit.rules import Rule, RuleSet, TooManyLimits
+from ratelimit.rules import RuleSet, TooManyLimits
 from ratelimit.trials import COUNTED, trials
 from ratelimit.yamlfile import Mistake, Mistakes, Node, below, read, shown, text_of
 

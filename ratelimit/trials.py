@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ratelimit.limits import Algorithm
-from ratelimit.rules import Rule
+from ratelimit.rule import Rule
 
 __all__ = ["COUNTED", "Trial", "trials"]
 

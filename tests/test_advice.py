@@ -11,9 +11,10 @@ import pytest
 
 from ratelimit.advice import Advice, advise
 from ratelimit.limits import Limit
+from ratelimit.rule import Rule
 from ratelimit.rulefile import RuleFileError, load, loads
 from ratelimit.rulekeys import FileKeys, MatchKeys, RuleKeys
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import RuleSet
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 MISTAKES: Final = (ROOT / "docs" / "mistakes.md").read_text(encoding="utf-8")

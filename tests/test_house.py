@@ -36,6 +36,7 @@ ROOMS: Final = [
     "identity",
     "options",
     "paths",
+    "rule",
     "rules",
     "yamlfile",
     "listfile",

@@ -14,9 +14,10 @@ import yaml
 
 from ratelimit import rulefile, yamlfile
 from ratelimit.limits import Limit
+from ratelimit.rule import Rule
 from ratelimit.rulefile import Mistake, RuleFileError, load, loads
 from ratelimit.rulekeys import FileKeys, Keys, MatchKeys, RuleKeys
-from ratelimit.rules import Rule, RuleSet
+from ratelimit.rules import RuleSet
 
 FOLDER = Path(__file__).parent / "rules"
 GOOD = sorted((FOLDER / "good").glob("*.yaml"))
