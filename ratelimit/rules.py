@@ -100,6 +100,7 @@ class RuleSet:
     _exact: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _below: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     _deepest: int = field(init=False, repr=False, compare=False)
+    _longest_head: int = field(init=False, repr=False, compare=False)
     _known: dict[tuple[str, str | None], Found] = field(init=False, repr=False, compare=False)
     _plains: dict[tuple[int, ...], tuple[list[Rule], Plain | None]] = field(
         init=False, repr=False, compare=False
@@ -172,6 +173,7 @@ class RuleSet:
         put(self, "_exact", exact)
         put(self, "_below", below)
         put(self, "_deepest", max((head.count("/") for head in below), default=0))
+        put(self, "_longest_head", max(map(len, below), default=0))
         put(self, "_known", {})
         put(self, "_plains", {})
 
@@ -219,7 +221,7 @@ class RuleSet:
         below: list[int] = []
         end = 0
         for _ in range(self._deepest):
-            end = path.find("/", end) + 1
+            end = path.find("/", end, self._longest_head) + 1
             if end == 0:
                 break
             below += self._below.get(path[:end], ())
