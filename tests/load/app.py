@@ -1,0 +1,78 @@
+"""The application that is flooded: routes of a few instructions, so that the limiter is the load.
+
+Run as a module's application (``tests.load.app:app``) it is limited by the rule file that RULES
+names.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+from ratelimit import RateLimiter, RateLimitMiddleware
+from ratelimit.limiter import Admission
+
+COMPUTES: Final = 0.12  # seconds; a password hash, in an endpoint that is `async def`
+
+
+class Counting(RateLimiter):
+    """One that counts what the store did not decide, and how often its breaker opened."""
+
+    degraded = 0
+    opened = 0
+
+    async def admit(self, scope: Mapping[str, Any], app: Any = None) -> Admission:
+        admission = await super().admit(scope, app)
+        refusal = admission.refusal
+        self.degraded += bool(admission.degraded) or (refusal and refusal.status == 503) or False
+        return admission
+
+    def changed(self, state: str) -> None:
+        """Hears of the breaker."""
+        self.opened += state == "open"
+
+
+def _compute(seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def _application(rules: str) -> Starlette:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    limiter = Counting.from_file(rules)
+    limiter.on_breaker_change = limiter.changed
+
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    async def log_in(request: Request) -> PlainTextResponse:
+        _compute(COMPUTES)
+        return PlainTextResponse("ok")
+
+    async def state(request: Request) -> JSONResponse:
+        counts = {"/".join(key): count for key, count in limiter.counts.items()}
+        return JSONResponse(
+            {
+                "pid": os.getpid(),
+                "degraded": limiter.degraded,
+                "opened": limiter.opened,
+                "counts": counts,
+                "health": limiter.health(),
+            }
+        )
+
+    paths = {"/x": answer, "/free": answer, "/login": log_in, "/state": state}
+    app = Starlette(routes=[Route(path, endpoint) for path, endpoint in paths.items()])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    return app
+
+
+if "RULES" in os.environ:
+    app = _application(os.environ["RULES"])
