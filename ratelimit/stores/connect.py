@@ -162,8 +162,10 @@ def _spelt(host: str, port: int) -> str:
 class _Progress:
     """How far the making of a connection has come."""
 
-    def __init__(self, trying: str) -> None:
+    def __init__(self, trying: str, patience: float = PATIENCE) -> None:
         self.trying = trying
+        self.patience = patience
+        """Seconds that it may take altogether."""
         self.waiting_for = ""
         self.failed: dict[str, str] = {}
         """What became of sentinels that gave no master."""
@@ -173,8 +175,9 @@ class _Progress:
         told = "; ".join(f"{name}: {why}" for name, why in self.failed.items())
         return told if len(told) <= MOST_TOLD else f"{told[: MOST_TOLD - 1]}…"
 
-    def late(self, seconds: float) -> StoreUnavailable:
+    def late(self) -> StoreUnavailable:
         """What is told where time is up."""
+        seconds = self.patience
         if self.waiting_for == "name":
             return StoreUnavailable(
                 f"the name of {self.trying} was not resolved within {seconds:g} s", kind="name"
@@ -335,7 +338,6 @@ class _Dialing:
     """
 
     __slots__ = ()
-    patience: ClassVar[float]
     tls: ClassVar[_Tls]
 
     async def connect(self) -> None:
@@ -348,7 +350,7 @@ class _Dialing:
         addresses = await _look_up(name, port, progress)
         progress.waiting_for = ""
         await self.tls.give(this)
-        share = self.patience * 0.8 / len(addresses)
+        share = progress.patience * 0.9 / len(addresses)
         this.server_name = name
         progress.waiting_for = "connection"
         try:
@@ -395,7 +397,6 @@ class _Kind:
         self,
         connection_class: Any,
         settings: Mapping[str, Any],
-        patience: float,
         tls: _Tls | None = None,
     ) -> None:
         self.tls = tls or _Tls()
@@ -406,7 +407,7 @@ class _Kind:
             self.connection_class = type(
                 connection_class.__name__,
                 (_Dialing, connection_class),
-                {"patience": patience, "tls": self.tls},
+                {"tls": self.tls},
             )
 
     def make(self, address: Address | None = None) -> Any:
@@ -591,13 +592,13 @@ class Dialer:
         """``name`` or ``connection`` while or after these were waited for; else ``""``."""
         return self._progress.waiting_for
 
-    async def open(self) -> Any:
+    async def open(self, within: float | None = None) -> Any:
         """A connection of redis-py's that is open and authenticated.
 
-        Ends in time by itself, however long the event loop stalls. Raises StoreUnavailable, which
-        names the address that was tried last.
+        Ends by itself somewhat before the seconds given; a stall of the event loop uses up few of
+        them. Raises StoreUnavailable, which names the address that was tried last.
         """
-        progress = self._progress = _Progress(self._place)
+        progress = self._progress = self._begin(within)
         connection: Any = await self._bounded(progress, self._open(progress))
         progress.waiting_for = ""
         return connection
@@ -606,7 +607,7 @@ class Dialer:
         address = None
         if self._sentinels is not None:
             # One half: what is left is the master's, or the others would not matter.
-            address = await self._first_master(progress, self._patience / 2)
+            address = await self._first_master(progress, progress.patience / 2)
             progress.trying = _spelt(*address)
         connection = self._make(address)
         if isinstance(connection, _Dialing):
@@ -628,21 +629,24 @@ class Dialer:
         return self._reachable(address)
 
     async def _master(self) -> Address:
-        progress = _Progress(self._place)
+        progress = self._begin(None)
         address: Address = await self._bounded(
-            progress, self._first_master(progress, self._patience)
+            progress, self._first_master(progress, progress.patience)
         )
         return address
+
+    def _begin(self, within: float | None) -> _Progress:
+        seconds = self._patience if within is None else within
+        return _Progress(self._place, seconds * TOLD_AFTER)
 
     async def _bounded(self, progress: _Progress, work: Coroutine[Any, Any, Any]) -> Any:
         from redis.exceptions import RedisError
 
-        seconds = self._patience * TOLD_AFTER
         try:
-            async with _within(seconds):
+            async with _within(progress.patience):
                 return await work
         except TimeoutError:
-            raise progress.late(seconds) from None
+            raise progress.late() from None
         except (RedisError, OSError, StoreUnavailable) as error:
             raise progress.told(error) from None
 
@@ -702,7 +706,7 @@ class Target:
             raise ValueError("address_remap is for a Cluster or Sentinel, and this is one server")
         self.reachable = _remapper(remap)
         """Where an address that a server announced is reached: itself, unless it was remapped."""
-        self._kind = _Kind(plan.connection_class, plan.settings, self._patience)
+        self._kind = _Kind(plan.connection_class, plan.settings)
         self._kind.check()
         self._service, self._manager = plan.service, plan.manager
         self._sentinels: list[_Kind] = []
@@ -712,7 +716,7 @@ class Target:
                 for it in self._sentinels
                 if _tls_options(it.settings) == _tls_options(each[1])
             )
-            self._sentinels.append(_Kind(*each, self._patience, next(alike, None)))
+            self._sentinels.append(_Kind(*each, next(alike, None)))
             self._sentinels[-1].check()
         self._order = list(range(len(self._sentinels)))
 
