@@ -12,9 +12,9 @@ ARGV[2]   how many different kinds of request follow, each as how many checks it
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
           -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
-          charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a request
-          whose keys could not be read or written, the first number is the error's text instead,
-          and its others are 0.
+          charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a check whose
+          key could not be read or written, the first number is the error's text instead, and its
+          others are 0; it has no say, and the others of its request are decided without it.
 
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
 checks that name the same counter see each other's charges through `taken`, the units that earlier
@@ -35,6 +35,12 @@ local FIELDS = 6
 
 local algorithms = {}
 local read, write
+
+-- How far a request has got, for when a key of it fails.
+local JUDGING, SETTLING, RESTORING = 1, 2, 3
+local stage
+local busy -- the place of the check whose key is looked at or written
+local passed, returning -- the request's verdict, and whether it gives something back
 
 local function algorithm_of(limit)
   local place = limit[1]
@@ -73,9 +79,10 @@ local function ask(now_us, checks, upto, check)
   return fits
 end
 
--- Decides the first `count` of `checks`, one request; what they come to follows reply[start].
-local function decide(now_us, checks, count, reply, start)
-  local passed, shadows, returning = true, false, false
+-- Looks at the first `count` of `checks`, one request, and says whether it passes, and whether
+-- something is given back; what the checks come to follows reply[start]. Writes nothing.
+local function judge(now_us, checks, count, reply, start)
+  local passes, shadows, returns = true, false, false
   for i = 1, count do
     local check = checks[i]
     local action = check.action
@@ -83,14 +90,18 @@ local function decide(now_us, checks, count, reply, start)
     if action == SHADOW then
       shadows = true
     elseif action == GIVE_BACK then
-      returning = true
-    elseif not ask(now_us, checks, i - 1, check) then
-      passed = false
+      returns = true
+    elseif not check.lost then
+      busy = i
+      if not ask(now_us, checks, i - 1, check) then
+        passes = false
+      end
     end
   end
   if shadows then
     for i = 1, count do
-      if checks[i].action == SHADOW then
+      if checks[i].action == SHADOW and not checks[i].lost then
+        busy = i
         ask(now_us, checks, count, checks[i])
       end
     end
@@ -101,24 +112,31 @@ local function decide(now_us, checks, count, reply, start)
     local check = checks[i]
     local root = check.root
     if root then
+      busy = i
       local algorithm, before, fits, after = root.algorithm, check.before, check.fits, 0
-      if passed then
+      if passes then
         after = fits and before + check.cost or before
       end
       local left, delay, level = root.room - after, algorithm.delay, root.level
       reply[at + 1] = left > 0 and left or 0
       reply[at + 2] = fits and 0 or algorithm.wait(root, before + check.cost)
       reply[at + 3] = algorithm.reset(root, after)
-      reply[at + 4] = delay and passed and fits and check.cost > 0 and delay(root, before) or 0
+      reply[at + 4] = delay and passes and fits and check.cost > 0 and delay(root, before) or 0
       reply[at + 5] = root.at_us
       reply[at + 6] = level and level + after * root.unit or 0
     end
     at = at + FIELDS
   end
-  -- Only now, since a wait may look at the key once more.
-  for i = 1, count do
+  return passes, returns
+end
+
+-- Charges what passed, from the check `first` on. Only after all were judged, since a wait may look
+-- at a key once more.
+local function settle(checks, count, reply, start, first)
+  for i = first, count do
     local root = checks[i]
     if root.root == root then
+      busy = i
       local charged = passed and root.taken or 0
       if (charged > 0 or root.broken and root.denied) and root.algorithm.charge(root, charged) then
         for j = 1, count do
@@ -129,16 +147,16 @@ local function decide(now_us, checks, count, reply, start)
       end
     end
   end
-  if not returning then
-    return
-  end
+end
 
-  -- Last, so that they add up with what this request has charged.
-  at = start
-  for i = 1, count do
+-- Returns what is given back, from the check `first` on; last, so that it adds up with what this
+-- request has charged.
+local function restore(now_us, checks, count, reply, start, first)
+  for i = first, count do
     local check = checks[i]
-    if check.action == GIVE_BACK then
-      local algorithm = check.algorithm
+    if check.action == GIVE_BACK and not check.lost then
+      busy = i
+      local algorithm, at = check.algorithm, start + (i - 1) * FIELDS
       if passed and check.charged_level ~= CUT then
         algorithm.look(check, now_us)
         algorithm.give_back(check, check.cost, check.charged_us, check.charged_level)
@@ -151,7 +169,17 @@ local function decide(now_us, checks, count, reply, start)
       reply[at + 5] = check.at_us
       reply[at + 6] = check.level or 0
     end
-    at = at + FIELDS
+  end
+end
+
+local function decide(now_us, checks, count, reply, start)
+  stage = JUDGING
+  passed, returning = judge(now_us, checks, count, reply, start)
+  stage = SETTLING
+  settle(checks, count, reply, start, 1)
+  if returning then
+    stage = RESTORING
+    restore(now_us, checks, count, reply, start, 1)
   end
 end
 
@@ -216,10 +244,56 @@ for i = 1, next_number() do
       -- Filled in for each request; named here so that the table need not grow.
       key = false, root = false, before = 0, fits = false, taken = 0, denied = false, now_us = 0,
       room = 0, at_us = 0, level = false, unit = 0, broken = false,
+      lost = false,
     }
   end
   kinds[i] = checks
 end
+
+-- Notes that the key of the busy check could not be read or written, for all checks of that key.
+local function lose(checks, count, problem)
+  local key = checks[busy].key
+  for i = 1, count do
+    if checks[i].key == key then
+      checks[i].lost = type(problem) == 'table' and problem.err or problem or 'failed'
+    end
+  end
+end
+
+-- Goes on with a request of which a key failed. As long as nothing was written, it is judged anew
+-- without that key; what fails later leaves the verdict as it is, and the other charges are made.
+local function go_on(now_us, checks, count, reply, start)
+  if stage == JUDGING then
+    decide(now_us, checks, count, reply, start)
+  elseif stage == SETTLING then
+    settle(checks, count, reply, start, busy + 1)
+    if returning then
+      stage = RESTORING
+      restore(now_us, checks, count, reply, start, 1)
+    end
+  else
+    restore(now_us, checks, count, reply, start, busy + 1)
+  end
+end
+
+local function decide_without(now_us, checks, count, reply, start, problem)
+  local fine
+  repeat
+    lose(checks, count, problem)
+    fine, problem = pcall(go_on, now_us, checks, count, reply, start)
+  until fine
+  for i = 1, count do
+    local check, at = checks[i], start + (i - 1) * FIELDS
+    if check.lost then
+      for j = 2, FIELDS do
+        reply[at + j] = 0
+      end
+      reply[at + 1] = check.lost
+      check.lost = false
+    end
+  end
+end
+
 local reply, known = {}, 0
 for i = at + 1, #ARGV do
   local checks = kinds[tonumber(ARGV[i])]
@@ -227,12 +301,10 @@ for i = at + 1, #ARGV do
   for j = 1, count do
     checks[j].key = KEYS[known + j]
   end
-  local fine, problem = pcall(decide, now_us, checks, count, reply, known * FIELDS)
+  local start = known * FIELDS
+  local fine, problem = pcall(decide, now_us, checks, count, reply, start)
   if not fine then
-    for j = known * FIELDS + 1, (known + count) * FIELDS do
-      reply[j] = 0
-    end
-    reply[known * FIELDS + 1] = type(problem) == 'table' and problem.err or problem
+    decide_without(now_us, checks, count, reply, start, problem)
   end
   known = known + count
 end

@@ -15,6 +15,7 @@ from ratelimit.limits import Limit
 
 __all__ = [
     "Action",
+    "Assumed",
     "Check",
     "Decision",
     "assumed",
@@ -193,14 +194,23 @@ def read_reply(
     return tuple(decisions)
 
 
-def assumed(checks: Iterable[Check], *, allowed: bool) -> tuple[Decision, ...]:
+class Assumed(Decision):
+    """A decision, marked as degraded, on a check that no store has decided."""
+
+    problem: Exception | None = None
+    """The failure because of which it was not decided, where that is known."""
+
+
+def assumed(
+    checks: Iterable[Check], *, allowed: bool, problem: Exception | None = None
+) -> tuple[Decision, ...]:
     """Decisions, marked as degraded, for checks that no store has decided.
 
     Allowed ones claim that nothing was used, since nothing is known; refused ones that nothing is
     left, and not when there will be.
     """
-    return tuple(
-        Decision(
+    decisions = tuple(
+        Assumed(
             limit=check.limit,
             allowed=allowed,
             remaining=check.limit.capacity if allowed else 0,
@@ -211,6 +221,9 @@ def assumed(checks: Iterable[Check], *, allowed: bool) -> tuple[Decision, ...]:
         )
         for check in checks
     )
+    for decision in decisions:
+        decision.problem = problem
+    return decisions
 
 
 def identity_digest(key: str) -> str:

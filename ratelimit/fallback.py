@@ -59,6 +59,8 @@ class Fallback:
         # Where it failed before the rules were known, or before their checks were, the file's
         # word stands for theirs, and a share of a quota cannot be counted.
         deny = "deny" in words.values() if rules else default == "deny"
+        if getattr(problem, "kind", "") == "overloaded" and (words or not rules):
+            deny = True  # whatever the rules say of the store, which has not failed
         local = [
             (check, policy)
             for check, policy in zip(checks, policies, strict=True)

@@ -42,6 +42,8 @@ _LOG: Final = logging.getLogger("ratelimit")
 _CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
 
+_NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
+
 Matching = Sequence[tuple[Rule, Mapping[str, object]]]
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
@@ -137,7 +139,7 @@ class RateLimiter:
         want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set)
         self._fallback = Fallback(self._failover, self._reports, self.counts)
-        self.breaker.on_change = self._reports.breaker_changed
+        self.breaker.on_change.append(self._reports.breaker_changed)
         self._seen = 0
         self._started: object = None
         """The event loop in which the background runs."""
@@ -271,6 +273,8 @@ class RateLimiter:
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many share a quota while the store is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
+        ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
+        trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """
@@ -282,6 +286,8 @@ class RateLimiter:
             "since": round(breaker.since, 3),
             "workers": self._failover.workers,
             "last_error": breaker.last_error,
+            "servers": getattr(self.store, "servers", dict)(),
+            "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
             "off": sorted(self._switches.off),
             "rules": {} if self._watcher is None else self._watcher.health(),
@@ -455,16 +461,27 @@ class RateLimiter:
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
         else:
-            if lost:
-                shard = StoreUnavailable("a shard gave no answer", kind="shard")
-                await self._fallback.answer(
-                    self.rules,
-                    admission,
-                    matching,
-                    shard,
-                    [check for check, _ in lost],
-                    [policy for _, policy in lost],
-                )
+            await self._without_store(admission, matching, lost)
+
+    async def _without_store(
+        self,
+        admission: Admission,
+        matching: Matching,
+        lost: Sequence[tuple[Check, str, Exception]],
+    ) -> None:
+        """Answers for the checks that the store has not decided; one fault after the other."""
+        while lost and admission.refusal is None:
+            problem = lost[0][2]
+            same = [each for each in lost if each[2] is problem]
+            lost = [each for each in lost if each[2] is not problem]
+            await self._fallback.answer(
+                self.rules,
+                admission,
+                matching,
+                problem,
+                [check for check, _, _ in same],
+                [policy for _, policy, _ in same],
+            )
 
     async def _question(
         self,
@@ -546,17 +563,17 @@ class RateLimiter:
         checks: Sequence[Check],
         policies: Sequence[str],
         decisions: Sequence[Decision],
-    ) -> list[tuple[Check, str]]:
-        """What the decisions come to; returns the checks that no shard has decided."""
+    ) -> list[tuple[Check, str, Exception]]:
+        """What the decisions come to; returns the checks that the store has not decided."""
         counts = self.counts
         told: list[Told] = []
-        lost: list[tuple[Check, str]] = []
+        lost: list[tuple[Check, str, Exception]] = []
         passed = True
         for check, policy, decision in zip(checks, policies, decisions, strict=True):
             _, key, _, rule, action, _, _ = check  # in one step, since names are slow to look up
             _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
             if degraded:
-                lost.append((check, policy))
+                lost.append((check, policy, getattr(decision, "problem", None) or _NOT_DECIDED))
             elif action == _SHADOW:
                 counts[rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
             else:
@@ -631,6 +648,10 @@ class RateLimiter:
                 return response  # type: ignore[no-any-return]  # what it is said to give
         accept = [value for name, value in scope.get("headers", ()) if name == b"accept"]
         return refusal.rendered(b",".join(accept).decode("latin-1") or None).response()
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _enabled_by_environment() -> bool:

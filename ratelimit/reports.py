@@ -53,18 +53,25 @@ class Reports:
         self.rules = rules
         self.on_breaker_change: Callable[[str], None] | None = None
         """Called with "open" or "closed", once per change of the breaker."""
-        self.failing = ""
-        """What kind of failure the store is in; empty while it answers."""
+        self.failing: set[str] = set()
+        """The kinds of failure that were told since the store last answered for a while."""
         self.failed_at = 0.0
         """When it last failed, monotonic seconds."""
         self._told: dict[object, float] = {}
 
     def fault(self, problem: Exception) -> None:
-        """Logs a fault: the store's once per change of its kind, ours once a minute per place."""
+        """Logs a fault: the store's once per kind until it answers, ours once a minute per place.
+
+        Where one key or command fails, the store answers all the while: that is said once a minute.
+        """
         if isinstance(problem, StoreUnavailable):
+            if problem.scope in ("key", "command", "own"):
+                if problem.kind != "open":  # which was said when it was opened
+                    self._failed_by_itself(problem)
+                return
             self.failed_at = time.monotonic()
-            if problem.kind not in ("open", self.failing):  # that it is open was said when it was
-                self.failing = problem.kind
+            if problem.kind not in self.failing:
+                self.failing.add(problem.kind)
                 _LOG.error(
                     "store-failed: %s; until it answers, requests are %s", problem, self.meanwhile()
                 )
@@ -86,6 +93,23 @@ class Reports:
                 self.meanwhile(),
                 exc_info=problem,
             )
+
+    def _failed_by_itself(self, problem: StoreUnavailable) -> None:
+        """Says once a minute for each kind what fails although the store answers."""
+        now = time.monotonic()
+        if now - self._told.get(problem.kind, -math.inf) < AGAIN_AFTER:
+            return
+        self._told[problem.kind] = now
+        if problem.kind == "overloaded":
+            _LOG.error(
+                "overloaded: %s; requests beyond that are refused with 503 (said once a minute)",
+                problem,
+            )
+        else:
+            _LOG.error(
+                "check-failed: %s; the checks that need it are %s, and all others are decided "
+                "(said once a minute)", problem, self.meanwhile(),
+            )  # fmt: skip
 
     def function_failed(self, whose: str, words: str, problem: Exception) -> None:
         """Says that a function of the application's failed, once a minute for each outcome."""
@@ -113,7 +137,7 @@ class Reports:
     def answered(self) -> None:
         """Says that the store is back, once it has been for a while."""
         if time.monotonic() - self.failed_at >= STEADY_AFTER:
-            self.failing = ""
+            self.failing.clear()
             _LOG.warning("store-answers: the store answers again, and limits are enforced")
 
     def breaker_changed(self, state: str) -> None:
@@ -124,7 +148,7 @@ class Reports:
                 self.meanwhile(),
             )
         else:
-            self.failing = ""
+            self.failing.clear()
             _LOG.warning("breaker-closed: the store answers again, and limits are enforced")
         if self.on_breaker_change is not None:
             self.on_breaker_change(state)

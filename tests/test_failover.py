@@ -19,9 +19,10 @@ from ratelimit import (
     RuleSet,
     StoreUnavailable,
 )
-from ratelimit import failover as module
 from ratelimit.background import Background
 from ratelimit.failover import Breaker, Failover
+from ratelimit import failover as failovers
+from ratelimit.stores import breaker as module
 from ratelimit.testing import ManualClock
 from tests.servers import Server
 from tests.web.asgi import http_scope
@@ -73,7 +74,7 @@ def running(background: Background) -> "asyncio.Task[None]":
 
 async def closed(failover: Failover) -> None:
     """Waits until a probe has found the store again, and all is settled."""
-    await running(failover._probing)
+    await running(failover.breaker._probing)
 
 
 def test_five_failures_in_a_row_open_it() -> None:
@@ -94,7 +95,7 @@ def test_half_of_twenty_failures_open_it() -> None:
     """A store that fails every other time is away as well."""
     breaker = Breaker()
     told: list[str] = []
-    breaker.on_change = told.append
+    breaker.on_change.append(told.append)
     for turn in range(9):
         breaker.failed(GONE)
         breaker.succeeded()
@@ -207,7 +208,7 @@ async def test_what_is_remembered_for_afterwards_is_bounded(
     store: Switched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of strangers during an outage fills no memory; those known go on being counted."""
-    monkeypatch.setattr(module, "MOST_OWED", 10)
+    monkeypatch.setattr(failovers, "MOST_OWED", 10)
     failover = Failover(store)
     store.off = True
     for number in range(50):
@@ -221,7 +222,7 @@ async def test_workers_are_counted_while_the_store_answers_and_frozen_when_it_is
     store: Switched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until heartbeats were seen it is the file's number, and never below one."""
-    monkeypatch.setattr(module, "HEARTBEAT", 0.001)
+    monkeypatch.setattr(failovers, "HEARTBEAT", 0.001)
     failover = Failover(store, 5, local=True)
     assert failover.workers == 5
 
@@ -320,7 +321,7 @@ async def test_closing_ends_what_runs_in_the_background(store: Switched) -> None
     failover = Failover(store, local=True)
     store.off = True
     await fail(failover, 5)
-    tasks = [running(failover._probing), running(failover._heartbeat)]
+    tasks = [running(failover.breaker._probing), running(failover._heartbeat)]
     await failover.aclose()
     assert all(task.done() for task in tasks)
 

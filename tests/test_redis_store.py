@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +18,8 @@ import pytest
 from redis.asyncio import Redis
 
 from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable, open_store
-from ratelimit.stores import link
+from ratelimit.decisions import Assumed
+from ratelimit.stores import wire
 from ratelimit.stores.failures import explain
 from tests.servers import Server, binaries, free_port, serving
 
@@ -118,24 +119,39 @@ async def test_a_cancelled_caller_loses_its_answer_and_nothing_else(server: Serv
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 @pytest.mark.parametrize("foreign", [["SET", "not the limiter's"], ["SET", "5"], ["SADD", "5"]])
-async def test_a_foreign_value_fails_its_own_request_alone(
+async def test_a_foreign_value_fails_its_own_check_alone(
     server: Server, algorithm: Algorithm, foreign: list[str]
 ) -> None:
-    """Its neighbours in the same trip are decided; nothing of its own request is charged."""
+    """The others of its request are decided and charged without it, and so are its neighbours."""
     command, value = foreign
     limit = Limit("5/minute", algorithm=algorithm)
     async with RedisStore(server.url) as store:
         broken, whole = Check(limit, "broken"), Check(limit, "whole")
         server.command(command, store._key(broken), value)
         answers = await asyncio.gather(
-            *(store.decide(checks) for checks in ([whole], [whole, broken], [whole])),
+            *(
+                store.decide(checks)
+                for checks in ([whole], [broken, whole, broken], [whole], [broken])
+            ),
             return_exceptions=True,
         )
-        assert isinstance(answers[1], StoreUnavailable)
-        assert answers[1].kind == "foreign-key"
-        for answer, left in ((answers[0], 4), (answers[2], 3)):
+        assert isinstance(answers[3], StoreUnavailable)
+        assert (answers[3].kind, answers[3].scope) == ("foreign-key", "key")
+        for answer, left in ((answers[0], 4), (answers[2], 2)):
             assert not isinstance(answer, BaseException)
             assert answer[0].remaining == left
+        assert not isinstance(answers[1], BaseException)
+        lost, decided, also = answers[1]
+        assert (lost.degraded, decided.degraded, also.degraded) == (True, False, True)
+        assert (decided.allowed, decided.remaining) == (True, 3)
+        assert isinstance(lost, Assumed)
+        assert isinstance(lost.problem, StoreUnavailable)
+        assert lost.problem.kind == "foreign-key"
+        assert store.breaker.recent == deque()
+        denied = await store.decide([broken, Check(limit, "whole", 3)])
+        assert [decision.allowed for decision in denied] == [True, False]
+        (look,) = await store.decide([Check(limit, "whole", 0)])
+        assert look.remaining == 2
 
 
 async def test_checks_of_one_request_are_each_counted_under_their_own_identity(
@@ -154,7 +170,7 @@ async def test_kinds_of_requests_without_end_are_counted_alike(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Costs and limits that are made on the fly, in one trip and in many."""
-    monkeypatch.setattr(link, "MOST_KINDS", 2)
+    monkeypatch.setattr(wire, "MOST_KINDS", 2)
     async with RedisStore(server.url) as store:
         limits = [Limit(f"{quota}/minute", algorithm="fixed_window") for quota in range(100, 110)]
         checks = [[Check(limit, "someone", cost)] for limit in limits for cost in (3, 5, 3)]
@@ -427,35 +443,26 @@ def _ask_often(url: str, rounds: int, barrier: Any, results: Any) -> None:
     results.put(asyncio.run(ask()))
 
 
-async def test_a_request_that_comes_as_the_last_trip_ends_is_not_left_behind(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between a trip's last look at the queue and its end as a task, others may come."""
-    monkeypatch.setattr(link, "MOST_TRIPS", 1)
-    async with RedisStore(server.url, deadline=2) as store:
-        await store.decide([Check(LIMIT, "first")])
-        way = store._way()
-        late: list[asyncio.Future[object]] = []
-        travel = link.Link._travel
-
-        async def travelling(self: link.Link) -> None:
-            await travel(self)
-            # Runs before whatever is called when this task is done.
-            asyncio.get_running_loop().call_soon(ask_late)
-
-        def ask_late() -> None:
-            if not late:
-                late.append(way.ask((Check(LIMIT, "late"),), 0))
-
-        monkeypatch.setattr(link.Link, "_travel", travelling)
-        await store.decide([Check(LIMIT, "second")])
-        while not late:
-            await asyncio.wait([asyncio.create_task(store.ping())])
-        await late[0]
-
-
 @pytest.mark.parametrize(
-    "reply", [b"*0", b"*2\r\n:1\r\n:2", b"$-1", b":5", b"+OK", b"*6" + b"\r\n$-1" * 6]
+    "reply",
+    [
+        b"*0",
+        b"*2\r\n:1\r\n:2",
+        b"$-1",
+        b":5",
+        b"+OK",
+        b"*6" + b"\r\n$-1" * 6,
+        b"*6\r\n:4\r\n:0\r\n:9\r\n:1000000000000000\r\n:5\r\n:0",  # a delay of 31 years
+        b"*6\r\n:4\r\n:0\r\n:9\r\n:-5\r\n:5\r\n:0",
+        b"*6\r\n:4\r\n:0\r\n:9223372036854775807\r\n:0\r\n:5\r\n:0",
+        b"*6\r\n,nan\r\n:0\r\n:9\r\n:0\r\n:5\r\n:0",  # RESP3's kinds
+        b"*6\r\n:4\r\n,0.5\r\n:9\r\n:0\r\n:5\r\n:0",
+        b"*6\r\n#t\r\n:0\r\n:9\r\n:0\r\n:5\r\n:0",
+        b"#f",
+        b"%1\r\n+a\r\n:1",
+        b":1\r\n:2",  # more than was asked for
+        b"hello",
+    ],
 )
 async def test_a_reply_that_no_script_gives_is_no_decision(reply: bytes) -> None:
     """Whatever an odd proxy answers, a caller gets StoreUnavailable and nothing else."""

@@ -1,30 +1,64 @@
 """Why a store could not answer, in one sentence that names the cause and what to do about it."""
 
 import re
-from typing import Final
+from typing import Final, Literal
 
-__all__ = ["StoreUnavailable", "explain", "no_reply"]
+__all__ = ["Scope", "StoreUnavailable", "explain", "no_reply", "overloaded"]
+
+Scope = Literal["key", "command", "shard", "server", "own"]
+"""How far a failure reaches: one counter, one command, a part of a cluster, a whole server; or our
+own process, of which the store knows nothing. Breakers hear of shards and servers alone."""
+
+MOST_SAID: Final = 200  # characters of a server's own words that are repeated
 
 
 class StoreUnavailable(Exception):
     """The store could not answer, or not in time; says which, in one sentence.
 
-    ``kind`` is a short stable word for the cause, by which repeated failures are told apart.
+    ``kind`` is a short stable word for the cause, by which repeated failures are told apart, and
+    ``scope`` how far it reaches (`Scope`).
     """
 
-    def __init__(self, message: str = "the store could not answer", kind: str = "failed") -> None:
+    def __init__(
+        self,
+        message: str = "the store could not answer",
+        kind: str = "failed",
+        scope: Scope = "server",
+    ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.scope: Scope = scope
 
 
-def no_reply(deadline: float, why: str = "") -> StoreUnavailable:
-    """What a caller is told whose time is up."""
+def no_reply(deadline: float, why: str = "", round_trip: float | None = None) -> StoreUnavailable:
+    """The failure of a caller whose time is up; ``round_trip`` is the last measured, in seconds."""
     because = f" (before that: {why})" if why else ""
+    if round_trip is not None and round_trip > deadline:
+        because += (
+            f"; a round trip takes {round_trip * 1000:.0f} ms, which the deadline cannot hold"
+        )
     return StoreUnavailable(
         f"Redis gave no answer within the deadline of {deadline * 1000:g} ms{because}",
         kind="late",
     )
 
+
+def overloaded(what: str) -> StoreUnavailable:
+    """The failure of a request that this process has no time for, whatever the store does."""
+    return StoreUnavailable(
+        f"this process has more to decide than it gets to: {what}", kind="overloaded", scope="own"
+    )
+
+
+# The scope of each kind of failure; all others are a server's.
+_SCOPES: Final[dict[str, Scope]] = {
+    "foreign-key": "key",
+    "permission": "command",
+    "script": "command",
+    "old": "command",
+    "cluster": "shard",
+    "shard": "shard",
+}
 
 # What servers and redis-py say (found anywhere, in any case), a short word for it, and what it
 # means. The first that is found counts.
@@ -67,7 +101,7 @@ _SAID: Final = tuple(
         ),
         (
             "cluster",
-            "MOVED |MovedError|AskError|CROSSSLOT",
+            r"MOVED |\bASK [0-9]|TRYAGAIN|CROSSSLOT",
             "this Redis is part of a cluster; one server alone cannot answer for it",
         ),
         (
@@ -98,7 +132,7 @@ _SAID: Final = tuple(
         (
             "not-redis",
             "Protocol error|InvalidResponse|InvalidData",
-            "what answers at this address is no Redis",
+            "what answers at this address is not Redis",
         ),
         (
             "name",
@@ -130,17 +164,21 @@ _SAID: Final = tuple(
 
 
 def explain(error: BaseException | bytes | str) -> StoreUnavailable:
-    """What a failure means, as one sentence; the server's or client's own words follow it."""
+    """A failure as one sentence; the server's or client's own words follow it, made printable."""
     if isinstance(error, StoreUnavailable):
         return error
     if isinstance(error, bytes):
         error = error.decode("utf-8", "replace")
     name = "" if isinstance(error, str) else type(error).__name__
-    said = " ".join(str(error).split())
+    words = " ".join(str(error).split())[:MOST_SAID]
+    # A server may say anything, and a terminal would obey it.
+    said = "".join([each if each.isprintable() else "?" for each in words])
     if isinstance(error, TimeoutError) or name == "TimeoutError":
         return StoreUnavailable("Redis gave no answer", kind="late")
     text = f"{name} {said}"
     for pattern, kind, sentence in _SAID:
         if pattern.search(text):
-            return StoreUnavailable(f"{sentence} ({said[:200] or name})", kind=kind)
-    return StoreUnavailable(f"Redis could not answer ({said[:200] or name})", kind="failed")
+            return StoreUnavailable(
+                f"{sentence} ({said or name})", kind, _SCOPES.get(kind, "server")
+            )
+    return StoreUnavailable(f"Redis could not answer ({said or name})", kind="failed")

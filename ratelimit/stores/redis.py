@@ -1,15 +1,16 @@
 """The shared store: one script per round trip, run inside Redis by its own clock."""
 
 import asyncio
-import re
 import time
-import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ratelimit.decisions import Action, Check, Decision, read_reply
+from ratelimit.limits import Limit
+from ratelimit.stores.breaker import Breaker
+from ratelimit.stores.connect import Address, Target
 from ratelimit.stores.deny_cache import DenyCache
 from ratelimit.stores.failures import StoreUnavailable, explain
 
@@ -17,13 +18,16 @@ __all__ = ["RedisStore"]
 
 Clock = Callable[[], int]
 
-_GIVE_BACK: Final = int(Action.GIVE_BACK)
-
 DENIALS_FOR: Final = 600  # seconds in which denials are counted together
 MOST_DENIED: Final = 1_000  # names kept of them
 
 MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
+
+# Writes: a server that is full, or a demoted master, answers what only reads.
+_PROBE: Final = Check(
+    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
+)
 
 
 class RedisStore:
@@ -65,61 +69,87 @@ class RedisStore:
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
         self._prefix = prefix
-        self._one_server = not (isinstance(target, str) and target.startswith("redis+cluster://"))
-        self._make_way = _way_maker(target, self._deadline, prefix, clock, allow_oom=allow_oom)
-        self._ways: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._target = Target(target, self._deadline)
+        self._clock = clock
+        self._allow_oom = allow_oom
+        self.breaker = Breaker(None if self._target.is_cluster else self._probe_server)
+        """Whether the server is asked; of a cluster, whether all of its nodes are."""
+        self._breakers: dict[Address | None, Breaker] = {}
+        self._ways: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]] = {}
         self._last: tuple[Any, Any] = (None, None)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """One decision per check, all charged or none, in one round trip; see `Store.decide`.
 
         In a cluster, checks of several identities are charged in parallel, and given back where
-        one is denied.
+        one is denied. A check whose counter cannot be read is assumed (`Decision.degraded`), and
+        the others are decided without it.
         """
         if not checks:
             return ()
         asked = tuple(checks)
-        asked_at = 0
-        if self._caches:
-            denials = self._denials
-            # Most services deny nobody most of the time, and hashing checks takes its while.
-            found = denials.find(asked) if denials.entries else None
-            if found is not None:
-                return found
-            for check in asked:
-                if check[4] == _GIVE_BACK:
-                    denials.returned(asked)
-                    break
-            asked_at = denials.now()
+        denials = self._denials
+        if not self._caches:
+            return await self._decide(asked)
+        found = denials.find(asked) if denials.entries else None
+        if found is not None:
+            return found
+        asked_at, changes = denials.now(), denials.changes
+        try:
+            decisions = await self._decide(asked)
+        except BaseException:
+            denials.changed(asked)  # it may have been charged all the same
+            raise
+        way = self._last[1]
+        # A denial by checks of several slots may be over as soon as one of them is.
+        if way.is_cluster and len({way.slot(check) for check in asked}) > 1:
+            denials.changed(asked)
+        else:
+            denials.learn(asked, decisions, asked_at, changes)
+        return decisions
+
+    async def decide_past_breaker(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """As `decide`, also while the breaker is open: for what was let through meanwhile."""
+        try:
+            return await self._decide(tuple(checks), past=True)
+        finally:
+            self._denials.changed(checks)
+
+    async def _decide(
+        self, asked: tuple[Check, ...], *, past: bool = False
+    ) -> tuple[Decision, ...]:
         loop = asyncio.get_running_loop()
         last, way = self._last
         if last is not loop:
             way = self._way()
         if way.is_cluster:
-            decisions: tuple[Decision, ...] = await way.decide(asked)
-        else:
-            decisions = read_reply(asked, *await way.ask(asked, 0))
-        for decision in decisions:
-            if not decision[1]:
-                # A denial by checks of several slots may be over as soon as one of them is.
-                if self._caches and (
-                    not way.is_cluster or len({way.slot(check) for check in asked}) == 1
-                ):
-                    self._denials.keep(asked, decisions, asked_at)
-                break
-        return decisions
+            return await way.decide(asked, past=past)  # type: ignore[no-any-return]  # a Cluster
+        numbers, start = await way.ask(asked, past=past)
+        return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
+
+    async def _probe_server(self) -> None:
+        await self._decide((_PROBE,), past=True)
+
+    def _breaker_of(self, address: Address | None) -> Breaker:
+        """The breaker of a cluster's node; that of all who could tell the slots, for None."""
+        breaker = self._breakers.get(address)
+        if breaker is None:
+            breaker = self._breakers[address] = Breaker(
+                lambda: self._way().probe(address, _PROBE), self.breaker
+            )
+        return breaker
 
     async def reset(self, checks: Sequence[Check]) -> None:
         """Forgets the counters that these checks name; costs and actions play no part."""
-        self._denials.clear()
         way = self._way()
-        for check in checks:
-            key = way.key(check)
-            reply = await way.command(key, "DEL", key)
-            if isinstance(reply, Exception):
-                raise explain(reply) from None
+        try:
+            for check in checks:
+                key = way.key(check)
+                reply = await way.command(key, "DEL", key)
+                if isinstance(reply, Exception):
+                    raise explain(reply) from None
+        finally:
+            self._denials.changed(checks)
 
     async def ping(self) -> None:
         """Returns if the server answers and can run the script; raises StoreUnavailable if not."""
@@ -162,7 +192,7 @@ class RedisStore:
         if isinstance(reply, Exception):
             raise explain(reply) from None
         if not isinstance(reply, list):
-            raise StoreUnavailable("what answers at this address is no Redis", kind="not-redis")
+            raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
         if len(reply) > MOST_SWITCHES:
             raise StoreUnavailable(
                 f"{key} holds more than {MOST_SWITCHES} names; turn off * instead", kind="switches"
@@ -206,7 +236,7 @@ class RedisStore:
             if isinstance(reply, Exception):
                 raise explain(reply) from None
             if not isinstance(reply, list):
-                raise StoreUnavailable("what answers at this address is no Redis", kind="not-redis")
+                raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
             # RESP3 gives pairs, RESP2 one list.
             flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
             for name, score in zip(flat[::2], flat[1::2], strict=True):
@@ -214,21 +244,31 @@ class RedisStore:
         return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
 
     @property
-    def one_server(self) -> bool:
-        """Whether all counters are at one server, so that one failure speaks for all of them."""
-        return self._one_server
-
-    @property
     def denials_repeated(self) -> int:
         """Requests that were denied in process, without a round trip."""
         return self._denials.hits
 
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds that a round trip takes at the moment; None before the first."""
+        known = [way.round_trip for way, _ in self._ways.values() if way.round_trip is not None]
+        return max(known, default=None)
+
+    def servers(self) -> dict[str, str]:
+        """The state of the breaker of each node of a cluster, by ``host:port``; else nothing."""
+        return {
+            f"{address[0]}:{address[1]}": breaker.state
+            for address, breaker in self._breakers.items()
+            if address is not None
+        }
+
     async def aclose(self) -> None:
         """Closes the connections that this event loop has opened; they open again when needed."""
-        way = self._ways.pop(asyncio.get_running_loop(), None)
-        self._last = (None, None)
-        if way is not None:
-            await way.close()
+        loop = asyncio.get_running_loop()
+        for breaker in (self.breaker, *self._breakers.values()):
+            await breaker.aclose()
+        if loop in self._ways:
+            await self._ways[loop][1].aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -237,201 +277,44 @@ class RedisStore:
         await self.aclose()
 
     def _way(self) -> Any:
+        """This event loop's connections: a `Link`, or a `Cluster` of them."""
         loop = asyncio.get_running_loop()
-        way = self._ways.get(loop)
-        if way is None:
-            way = self._ways[loop] = self._make_way(loop)
-        self._last = (loop, way)
-        return way
+        known = self._ways.get(loop)
+        if known is None:
+            for other in [each for each in self._ways if each.is_closed()]:
+                way, _ = self._ways.pop(other)
+                way.let_go()
+            way = self._make_way(loop)
+            life = self._until_closed(loop, way)
+            # Begun here, so that the event loop knows it, and ends it when it is closed itself.
+            with suppress(StopIteration):
+                life.__anext__().send(None)
+            known = self._ways[loop] = way, life
+        self._last = (loop, known[0])
+        return known[0]
+
+    async def _until_closed(
+        self, loop: asyncio.AbstractEventLoop, way: Any
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._ways.pop(loop, None)
+            self._last = (None, None)
+            await way.close()
+
+    def _make_way(self, loop: asyncio.AbstractEventLoop) -> Any:
+        from ratelimit.stores.cluster import Cluster
+        from ratelimit.stores.pipeline import Link, Load
+        from ratelimit.stores.wire import Packer
+
+        packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
+        if self._target.is_cluster:
+            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of)
+        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, Load())
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))
-
-
-class _Server:
-    """One event loop's way to one server, or to the master that Sentinel names."""
-
-    is_cluster = False
-
-    def __init__(self, deadlines: Any, link: Any, packer: Any, sentinels: Sequence[Any]) -> None:
-        self._deadlines = deadlines
-        self._link = link
-        self._packer = packer
-        self._sentinels = sentinels
-        self.ask: Callable[[Sequence[Check], int], asyncio.Future[Any]] = link.ask
-
-    @property
-    def script(self) -> str:
-        """The text that a server is given."""
-        return str(self._packer.script)
-
-    def key(self, check: Check) -> str:
-        """The key that a check is counted under."""
-        return str(self._packer.key(check))
-
-    async def command(self, _: str | None, *arguments: str) -> Any:
-        """One command of its own and its reply; not for charges."""
-        return await self._link.command(*arguments)
-
-    async def close(self) -> None:
-        """Ends what is under way and closes the connections."""
-        await self._link.close()
-        for sentinel in self._sentinels:
-            await sentinel.aclose()
-        self._deadlines.close()
-
-
-def _way_maker(
-    target: Any, deadline: float, prefix: str, clock: Clock | None, *, allow_oom: bool
-) -> Callable[[asyncio.AbstractEventLoop], Any]:
-    """What makes an event loop's way to the counters; a mistake in the target is told here."""
-    try:
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-        from redis.maint_notifications import MaintNotificationsConfig
-    except ImportError:
-        raise ImportError(
-            "a RedisStore needs redis-py 8 or newer: pip install 'ratelimit-asgi[redis]'"
-        ) from None
-    from ratelimit.stores.cluster import Cluster
-    from ratelimit.stores.link import PATIENCE, Deadlines, Link, Packer
-
-    options = {
-        "socket_timeout": None,
-        "socket_connect_timeout": max(deadline, PATIENCE),
-        "retry": Retry(NoBackoff(), 0),
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
-    packer = Packer(prefix, clock, allow_oom=allow_oom)
-    share = _TlsContext().share
-    if isinstance(target, str) and target.startswith("redis+cluster://"):
-        nodes, _, settings = _read_uri(target, options)
-        connection_class = settings.pop("connection_class")
-
-        def connect(address: tuple[str, int]) -> Callable[[], Any]:
-            host, port = address
-            return share(lambda: connection_class(**{**settings, "host": host, "port": port}))
-
-        return lambda loop: Cluster(loop, nodes, connect, packer, deadline)
-
-    def server(loop: asyncio.AbstractEventLoop) -> _Server:
-        deadlines = Deadlines(loop, deadline)
-        pool = make_pool()
-        master = getattr(pool, "get_master_address", None)  # where sentinels tell it
-        link = Link(loop, share(pool.make_connection), packer, deadlines, master=master)
-        sentinels = pool.sentinel_manager.sentinels if master is not None else ()
-        return _Server(deadlines, link, packer, sentinels)
-
-    make_pool = _pool_maker(target, options)
-    share(make_pool().make_connection)()
-    return server
-
-
-class _TlsContext:
-    """One TLS context for all connections: reading certificates takes half a deadline."""
-
-    def __init__(self) -> None:
-        self._context: Any = None
-
-    def share(self, make: Callable[[], Any]) -> Callable[[], Any]:
-        """``make``, whose connections have this context if they have any.
-
-        Raises ValueError, when the first is made, where its files cannot be used.
-        """
-
-        def made() -> Any:
-            connection = make()
-            if hasattr(connection, "ssl_context"):
-                if self._context is None:
-                    try:
-                        connection.ssl_context.get()
-                    except OSError as error:  # ssl.SSLError is one
-                        raise ValueError(
-                            f"the certificates or keys for TLS cannot be used: {error}"
-                        ) from None
-                    self._context = connection.ssl_context
-                connection.ssl_context = self._context
-            return connection
-
-        return made
-
-
-def _pool_maker(target: Any, options: dict[str, Any]) -> Callable[[], Any]:
-    """What makes a pool of redis-py's, of which only `make_connection` is used."""
-    from redis.asyncio import ConnectionPool, Sentinel
-    from redis.asyncio.sentinel import SentinelConnectionPool
-
-    if not isinstance(target, str):
-        pool = getattr(target, "connection_pool", None)
-        if pool is None:
-            raise TypeError(
-                f"a RedisStore takes a URI or a redis.asyncio client, not {type(target).__name__}"
-            )
-        settings = {**pool.connection_kwargs, "retry": options["retry"]}
-        return lambda: ConnectionPool(pool.connection_class, **settings)
-    if not target.startswith("redis+sentinel://"):
-        _refuse_unreadable(target)
-        return lambda: ConnectionPool.from_url(target, **options)
-    nodes, service, settings = _read_uri(target, options)
-    tls = "ssl" in settings.pop("connection_class").__name__.lower()
-    sentinel_settings = {
-        name.removeprefix("sentinel_"): settings.pop(name)
-        for name in ("sentinel_username", "sentinel_password")
-        if name in settings
-    }
-
-    def make() -> Any:
-        sentinels: Any = Sentinel
-        pool: Any = SentinelConnectionPool
-        manager = sentinels(nodes, sentinel_kwargs={**options, **sentinel_settings})
-        return pool(service, manager, ssl=tls, **settings)
-
-    return make
-
-
-def _read_uri(uri: str, options: dict[str, Any]) -> tuple[list[tuple[str, int]], str, Any]:
-    """Hosts, service and connection settings of a URI with several hosts."""
-    from redis.asyncio import ConnectionPool
-
-    scheme, _, rest = uri.partition("://")
-    authority, _, query = rest.partition("?")
-    authority, _, path = authority.partition("/")
-    credentials, at, hosts = authority.rpartition("@")
-    nodes = []
-    for host in hosts.split(","):
-        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+)(?::([0-9]{1,5}))?", host)
-        if found is None:
-            raise ValueError(f"{scheme}:// names no host:port,host:port")
-        default = 26379 if scheme == "redis+sentinel" else 6379
-        nodes.append((found[1].strip("[]"), int(found[2] or default)))
-    service, _, database = path.partition("/")
-    if scheme == "redis+sentinel" and not service:
-        raise ValueError(f"{scheme}:// names no service; write {scheme}://host:port/service")
-    if scheme == "redis+cluster" and path:
-        raise ValueError(f"{scheme}:// takes no database; a cluster has one")
-    asked = dict(parse_qsl(query))
-    secure = asked.pop("ssl", "false").lower() in ("true", "1", "yes")
-    plain = f"{'rediss' if secure else 'redis'}://{credentials}{at}localhost/{database}"
-    _refuse_unreadable(plain)
-    pool = ConnectionPool.from_url(f"{plain}?{urlencode(asked)}", **options)
-    settings = {**pool.connection_kwargs, "connection_class": pool.connection_class}
-    settings.pop("host", None)
-    settings.pop("port", None)
-    return nodes, service, settings
-
-
-def _refuse_unreadable(uri: str) -> None:
-    """Raises where a URI has no readable host and port.
-
-    urllib's own sentence would show the start of a password that holds a ``/``, ``?`` or ``#``.
-    """
-    try:
-        urlsplit(uri).port  # noqa: B018  # which raises
-    except ValueError:
-        raise ValueError(
-            f"no host and port can be read in the {uri.partition('://')[0]}:// URI; in a user's "
-            "name or password, / ? # @ and brackets are written %2F %3F %23 %40 %5B %5D"
-        ) from None
 
 
 def _seconds(name: str, value: object) -> float:
