@@ -47,6 +47,7 @@ TICKS: Final = 20  # in which a patience is counted
 NEXT_SENTINEL_AFTER: Final = 0.05  # seconds at most; the one before may answer still
 MOST_ADDRESSES: Final = 8  # of one name that are tried
 MOST_ERRANDS: Final = 64  # threads at once; names may come from a cluster's nodes
+MOST_OF_HOST: Final = 80  # characters of a host in a sentence
 MOST_TOLD: Final = 150  # characters about sentinels in a sentence
 
 
@@ -156,6 +157,11 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 
 
 def _spelt(host: str, port: int) -> str:
+    """An address in words; servers announce any text as a host."""
+    if not host.isprintable():
+        host = ascii(host)[1:-1]
+    if len(host) > MOST_OF_HOST:
+        host = f"{host[:MOST_OF_HOST]}…"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -215,9 +221,9 @@ async def _look_up(host: str, port: int, progress: _Progress) -> list[str]:
         addresses: list[str] = await _errands.result(
             ("name", host, port), partial(_addresses, host, port)
         )
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError, OverflowError) as error:  # it may be no name at all
         raise StoreUnavailable(
-            f"the name of the Redis server does not resolve ({host}: {error})", kind="name"
+            f"the name of {progress.trying} does not resolve ({error})", kind="name"
         ) from None
     return addresses
 
@@ -529,8 +535,8 @@ class _Sentinels:
                         why, _, _ = str(explain(error)).partition(" (")
                         progress.failed[self._names[number]] = why
                     else:
-                        self._order.remove(number)
-                        self._order.insert(0, number)
+                        # At once: event loops of other threads read it.
+                        self._order[:] = [number, *(it for it in self._order if it != number)]
                         return address
         finally:
             for task, number in asked.items():

@@ -146,10 +146,17 @@ async def test_a_server_that_answers_is_the_last_that_is_tried(server: Server) -
 
 async def test_a_name_that_does_not_resolve_is_told() -> None:
     """Of kind "name", also where it cannot be one."""
-    for name in ("nowhere.invalid", "a" * 70):
-        error = await refused(Target(f"redis://{name}:1", DEADLINE).dialer())
+    target = Target("redis+cluster://h", DEADLINE)  # whose nodes may announce anything
+    for host, told in (
+        ("nowhere.invalid", "nowhere.invalid:1"),
+        ("a" * 70, "a" * 70 + ":1"),
+        ("a" * 10_000, "a" * 80 + "…:1"),
+        ("\0\x1b[31m\n", r"\x00\x1b[31m\n:1"),
+        ("", ":1"),
+    ):
+        error = await refused(target.dialer((host, 1)))
         assert error.kind == "name"
-        assert name in str(error)
+        assert f"the name of {told} does not resolve" in str(error)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -385,11 +392,14 @@ async def test_a_file_that_is_slow_to_read_holds_up_nobody(rotated: Rotated) -> 
     """It is read in the thread that looks names up, not in the event loop."""
     rotated.file.unlink()
     os.mkfifo(rotated.file)  # opening it blocks until somebody writes
+    shown = rotated.secured[0].shown.authority
+    in_the_end = threading.Timer(20, join, (rotated.file, shown))  # where it blocks the loop
+    in_the_end.start()
     opening = asyncio.create_task(pinged(rotated.dialer(0)))
     await asyncio.sleep(0)
     assert len(ours()) == 1
-    shown = rotated.secured[0].shown.authority
     await asyncio.to_thread(join, rotated.file, shown)
+    in_the_end.cancel()
     assert await opening
 
 
