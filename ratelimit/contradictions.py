@@ -7,6 +7,7 @@ is unreachable only where it is proved that another one refuses first.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_network
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from ratelimit.addresses import Network, read_address
@@ -19,6 +20,9 @@ Place = tuple[str | int, ...]
 
 _ALWAYS_THERE: Final = ("global", "path")
 """Parts of an identity that every request which the rule matches has."""
+
+MOST_PAIRS: Final = 300_000
+"""Pairs of rules that are compared: all of 500, which is more than one request may have."""
 
 IPV6_PREFIX: Final = 64
 """By which a `Rule` tells its overrides apart."""
@@ -42,7 +46,8 @@ def contradictions(
 
     ``rules`` are those without mistakes, by their number; ``bad`` the keys of ``top`` with one.
     """
-    yield from _of_file(top, bad)
+    covers = {name: _Cover(top.get(name, ())) for name in ("denylist", "allowlist")}
+    yield from _of_file(top, bad, covers)
     trusted = bool(
         top.get("trusted_proxies")
         or top.get("trusted_hops")
@@ -53,12 +58,14 @@ def contradictions(
         keys = given[number]
         yield from _of_options(rule, keys, at, trusted=trusted)
         yield from _of_limits(rule, keys, at)
-        yield from _of_networks(rule, keys, at, top)
+        yield from _of_networks(rule, keys, at, covers)
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
     yield from _between(rules)
 
 
-def _of_file(top: Mapping[str, Any], bad: Collection[str]) -> Iterator[Contradiction]:
+def _of_file(
+    top: Mapping[str, Any], bad: Collection[str], covers: "Mapping[str, _Cover]"
+) -> Iterator[Contradiction]:
     if "trusted_hops" in top and "trusted_proxies" in top:
         yield Contradiction(
             "both-trusted", ("trusted_hops",),
@@ -78,13 +85,14 @@ def _of_file(top: Mapping[str, Any], bad: Collection[str]) -> Iterator[Contradic
                 f"{network} allows every IPv{network.version} client, so that no rule applies to "
                 "any; rules that are to do nothing have mode 'off'",
             )  # fmt: skip
-    yield from _allowed_and_denied(("allowlist",), top, (("denylist",), top))
-    headers = top.get("headers", ())
-    for number, name in enumerate(headers):
-        if name in headers[:number]:
+    yield from _allowed_and_denied(("allowlist",), top, (("denylist",), covers["denylist"]))
+    headers: set[str] = set()
+    for number, name in enumerate(top.get("headers", ())):
+        if name in headers:
             yield Contradiction(
                 "same-header", ("headers", number), f"{name!r} is there twice; once is enough",
             )  # fmt: skip
+        headers.add(name)
 
 
 def _of_options(
@@ -193,26 +201,34 @@ def _between(rules: Mapping[int, Rule]) -> Iterator[Contradiction]:
     for number, rule in rules.items():
         if _holds_for_all(rule):
             wider.setdefault((rule.by, rule.path), []).append((number, rule))
+    pairs = 0
     for number, rule in rules.items():
         if rule.mode != "enforce" or rule.tiers or rule.overrides or not isinstance(rule.cost, int):
             continue
-        candidates = [*wider.get((rule.by, rule.path), ())]
-        if rule.path is not None:
-            candidates += wider.get((rule.by, None), ())
-        found = (
-            (second, first, other)
-            for other, wide in candidates
-            if other != number and _covers(wide, rule)
-            for second in rule.limits
-            for first in wide.limits
-            if unreachable(first, second)
-            and (other < number or not (_covers(rule, wide) and unreachable(second, first)))
-        )
-        for second, first, other in found:
+        candidates = [wider.get((rule.by, path), ()) for path in dict.fromkeys((rule.path, None))]
+        for other, wide in chain(*candidates):
+            pairs += 1
+            if pairs > MOST_PAIRS:
+                return
+            if other == number or not _covers(wide, rule):
+                continue
+            alike = other > number and _covers(rule, wide)
+            found = next(
+                (
+                    (first, second)
+                    for second in rule.limits
+                    for first in wide.limits
+                    if unreachable(first, second) and not (alike and unreachable(second, first))
+                ),
+                None,
+            )
+            if found is None:
+                continue
+            first, second = found
             yield Contradiction(
                 "unreachable-limit", ("rules", number, "limit"),
                 f"{_named(second)} can never refuse a request that the rule "
-                f"{rules[other].name!r} lets pass: {_why(first, second)}",
+                f"{wide.name!r} lets pass: {_why(first, second)}",
                 (("rules", number), ("rules", other)),
             )  # fmt: skip
             break
@@ -268,10 +284,9 @@ class _Cover:
 
 
 def _allowed_and_denied(
-    allowlist: Place, keys: Mapping[str, Any], *denied: tuple[Place, Mapping[str, Any]]
+    allowlist: Place, keys: Mapping[str, Any], *denied: "tuple[Place, _Cover]"
 ) -> Iterator[Contradiction]:
-    for place, holder in denied:
-        cover = _Cover(holder.get("denylist", ()))
+    for place, cover in denied:
         for number, network in enumerate(keys.get("allowlist", ())):
             denying = cover.of(network)
             if denying is not None:
@@ -283,8 +298,9 @@ def _allowed_and_denied(
 
 
 def _of_networks(
-    rule: Rule, keys: Mapping[str, Any], at: Place, top: Mapping[str, Any]
+    rule: Rule, keys: Mapping[str, Any], at: Place, covers: Mapping[str, _Cover]
 ) -> Iterator[Contradiction]:
+    """What is against the rule's own networks; ``covers`` are the file's."""
     allowlist, denylist = (*at, "allowlist"), (*at, "denylist")
     own = keys.get("allowlist", ())
     if {network.version for network in own if network.prefixlen == 0} == {4, 6}:
@@ -293,10 +309,10 @@ def _of_networks(
             "the allowlist holds every address, so that the rule never applies; a rule that is to "
             "do nothing has mode 'off'",
         )  # fmt: skip
-    yield from _allowed_and_denied(allowlist, keys, (denylist, keys), (("denylist",), top))
-    refused = _Cover(top.get("denylist", ()))
-    denied = keys.get("denylist", ())
-    if denied and all(refused.of(network) for network in denied):
+    denied = _Cover(keys.get("denylist", ()))
+    everywhere = covers["denylist"]
+    yield from _allowed_and_denied(allowlist, keys, (denylist, denied), (("denylist",), everywhere))
+    if denied.by_size and all(everywhere.of(network) for network in keys["denylist"]):
         yield Contradiction(
             "pointless-denylist", denylist,
             "all of it is in the file's denylist, which is refused everywhere; leave one of them "
@@ -304,14 +320,14 @@ def _of_networks(
         )  # fmt: skip
     if rule.by[0] != "client":
         return
-    for name, holder in (
-        ("denylist", top),
-        ("denylist", keys),
-        ("allowlist", top),
-        ("allowlist", keys),
-    ):
-        cover = _Cover(holder.get(name, ()))
-        place: Place = (name,) if holder is top else (*at, name)
+    places: tuple[tuple[Place, _Cover], ...] = (
+        (("denylist",), everywhere),
+        (denylist, denied),
+        (("allowlist",), covers["allowlist"]),
+        (allowlist, _Cover(own)),
+    )
+    for place, cover in places:
+        name = place[-1]
         for identity in keys.get("overrides", ()) if cover.by_size else ():
             address = read_address(identity)
             network = address and cover.of(ip_network(address.key))

@@ -47,8 +47,8 @@ class Lists:
         self.folder = Path(rule_file).parent
         self.found = found
         """Takes the mistakes of every file."""
-        self.files: list[str] = []
-        """The files that were asked for, as they can be opened."""
+        self.files: dict[str, None] = {}
+        """The files that were asked for, as they can be opened, in order."""
         self._read: dict[tuple[str, object], tuple[object, Mistakes, int]] = {}
         self._lines = 0
 
@@ -75,8 +75,7 @@ class Lists:
         self, name: str, title: str, place: str, parse: Callable[[str, Mistakes], T], nothing: T
     ) -> tuple[T, Mistakes]:
         path = os.fspath(self.folder / name)
-        if path not in self.files:
-            self.files.append(path)
+        self.files[path] = None
         kind = type(nothing)
         if (path, kind) not in self._read:
             mistakes = Mistakes(title)

@@ -112,7 +112,8 @@ class Path:
             ) from None
         # A rule for "/api/{rest:path}" must also hold what a route "/api/{name}" accepts, and
         # that includes "/api/a%0Ab": the dot of Starlette's path convertor stops at a new line.
-        self._across_lines = re.compile(self._regex.pattern, re.DOTALL)
+        dots = any("." in each.regex for each in self._convertors.values())
+        self._across_lines = re.compile(self._regex.pattern, re.DOTALL) if dots else self._regex
         self.parameters = tuple(names)
         first = _PARAMETER.search(text)
         self.literal = first is None

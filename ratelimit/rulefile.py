@@ -21,7 +21,17 @@ from ratelimit.rule import Rule
 from ratelimit.rulekeys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
 from ratelimit.rules import RuleSet, TooManyLimits
 from ratelimit.trials import COUNTED, trials
-from ratelimit.yamlfile import Mistake, Mistakes, Node, below, read, shown, text_of
+from ratelimit.yamlfile import (
+    MOST_MISTAKES,
+    Mistake,
+    Mistakes,
+    Node,
+    TooManyMistakes,
+    below,
+    read,
+    shown,
+    text_of,
+)
 
 __all__ = ["Mistake", "RuleFileError", "load", "loads"]
 
@@ -52,7 +62,7 @@ def load(path: str | os.PathLike[str]) -> RuleSet:
     also where a file cannot be read.
     """
     name = os.fspath(path)
-    mistakes = Mistakes(name)
+    mistakes = Mistakes(name, MOST_MISTAKES)
     text = text_of(name, mistakes)
     return _built(None if text is None else read(text, os.environ, mistakes), mistakes, (name,))
 
@@ -64,13 +74,16 @@ def loads(text: str, name: str = "<rules>") -> RuleSet:
     """
     if not isinstance(text, str):
         raise TypeError(f"rules are text, not {type(text).__name__}")
-    mistakes = Mistakes(name)
+    mistakes = Mistakes(name, MOST_MISTAKES)
     return _built(read(text, os.environ, mistakes), mistakes, ())
 
 
 def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> RuleSet:
     checker = _Checker(mistakes)
-    rule_set = None if root is None else checker.rule_set(root, files)
+    rule_set = None
+    if root is not None:
+        with suppress(TooManyMistakes):
+            rule_set = checker.rule_set(root, files)
     if rule_set is not None and mistakes.at_least is not None:
         mistakes.append(mistakes.at_least)
         rule_set = None
@@ -83,11 +96,14 @@ def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> Rul
 def _in_order(mistakes: Mistakes, *of_lists: Mistakes) -> Iterator[Mistake]:
     """Those of the rule file, then those of each list."""
     yield from sorted(mistakes, key=_position)
+    if mistakes.more is not None:
+        yield mistakes.more
     for some in of_lists:
         first, rest = some[:MOST_OF_LIST], some[MOST_OF_LIST:]
         yield from sorted(first, key=_position)
         if rest:
-            message = f"the list has {len(rest)} more mistakes; is it another kind of file?"
+            many = f"at least {len(rest)}" if some.cut else len(rest)
+            message = f"the list has {many} more mistakes; is it another kind of file?"
             yield rest[0]._replace(message=message, code="more-mistakes")
 
 
@@ -330,7 +346,8 @@ class _Checker:
             except (ValueError, TypeError) as error:
                 refused = str(error)
             else:
-                twice = given.listed.keys() & given.keys.get("overrides", {}).keys()
+                own = given.keys.get("overrides", {})
+                twice = [identity for identity in given.listed if identity in own]
                 for identity in twice:
                     self.given_twice(given, identity, identity)
                 return None if twice else rule
@@ -374,6 +391,9 @@ class _Checker:
                 counting = Counting(algorithm, burst, rounding, values.get("max_delay", ...))
         first: dict[str, str] = {}
         for identity, limit in values.get("overrides", {}).items():
+            if len(given.of_list) >= MOST_MISTAKES:
+                given.of_list.cut = True
+                break
             try:
                 (key,) = options.overrides({identity: "1/second"}, by, _PLAIN)
             except ValueError as error:

@@ -25,12 +25,22 @@ def _refusal(code: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "code": code})
 
 
-def _meant(code: str, option: str, build: Callable[[Any], Any] = lambda it: it) -> Any:
-    """Asks `RuleSet` whether a value means anything, and takes its sentence as the mistake."""
+def _meant(
+    code: str,
+    option: str,
+    build: Callable[[Any], Any] = lambda it: it,
+    *,
+    clear: Callable[[Any], bool] = lambda _: False,
+) -> Any:
+    """Asks `RuleSet` whether a value means anything, and takes its sentence as the mistake.
+
+    What is ``clear`` needs no asking: a list may hold many.
+    """
 
     def check(value: Any) -> Any:
         try:
-            RuleSet((), **{option: build(value)})
+            if not clear(value):
+                RuleSet((), **{option: build(value)})
         except ValueError as error:
             raise _refusal(code, str(error)) from None
         return value
@@ -226,7 +236,15 @@ class FileKeys(Keys):
         "The part of every quota that is this region's, such as `50%`; all of it if left out."
     )
     trusted_proxies: list[
-        Annotated[_OneNetwork, _meant("trusts-everyone", "trusted_proxies", lambda it: [it])]
+        Annotated[
+            _OneNetwork,
+            _meant(
+                "trusts-everyone",
+                "trusted_proxies",
+                lambda it: [it],
+                clear=lambda it: it.prefixlen > 0,
+            ),
+        ]
     ] = _key("Networks of the proxies in front, whose word on a client's address is believed.")
     trusted_hops: Annotated[_Whole, _meant("bad-trusted-hops", "trusted_hops")] = _key(
         "Instead of `trusted_proxies`: how many proxies stand in front, at most 32."

@@ -1,9 +1,12 @@
 """What to ask `Rule` about each of a rule's values, so that its refusal can be told by place."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
+from ratelimit import options
 from ratelimit.limits import Algorithm
+from ratelimit.options import Counting
 from ratelimit.rule import Rule
 
 __all__ = ["COUNTED", "Trial", "trials"]
@@ -50,7 +53,8 @@ def trials(values: Mapping[str, Any]) -> Iterator[Trial]:
     for loc, code in _ALONE.items():
         if loc[-1] in values:
             yield trial(loc, code)
-    for number, method in enumerate(values.get("methods", ())):
+    given = enumerate(values.get("methods", ()))
+    for number, method in [each for each in given if each[1] not in options.METHODS]:
         yield trial(("match", "methods", number), "bad-method", methods=[method])
     if "methods" in values:
         yield trial(("match", "methods"), "bad-method")
@@ -59,10 +63,11 @@ def trials(values: Mapping[str, Any]) -> Iterator[Trial]:
     limit = values.get("limit", "1/second")
     tiered = isinstance(limit, Mapping)
     tier = {"tier": "user:a"} if tiered else {}
+    counting = Counting(values.get("algorithm"), None, None, ...)
     for name, one in limit.items() if tiered else ():
         other = "a" if name != "a" else "b"  # since not all may be unlimited
-        mapping = {name: one, other: "1/second"}
-        yield trial(("limits", name), "bad-limit", "algorithm", limit=mapping, **tier)
+        ask = partial(options.tiers, {name: one, other: "1/second"}, counting)
+        yield Trial(("limits", name), "bad-limit", ("algorithm",), ask)
     yield trial(("limits" if tiered else "limit",), "bad-limit", "algorithm", limit=limit, **tier)
     if "tier" in values:
         yield trial(("tier",), "bad-tier", limit={"a": "1/second"})

@@ -6,6 +6,7 @@ a mistake, and so is whatever would make a small file into a large tree.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,18 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import yaml
 
-__all__ = ["Mistake", "Mistakes", "Node", "below", "read", "shown", "text_of"]
+__all__ = [
+    "Mistake", "Mistakes", "Node", "TooManyMistakes", "below", "read", "shown", "text_of",
+]  # fmt: skip
 
 MOST_BYTES: Final = 5_000_000
 MOST_NODES: Final = 200_000
 """Counted with every alias written out."""
 MOST_ALIASES: Final = 100
+MOST_DIRECTIVES: Final = 20
+"""Lines that begin with ``%``; the parser in C compares each ``%TAG`` with all before it."""
+MOST_MISTAKES: Final = 1_000
+"""Mistakes that are told of one rule file; what wording them takes is not the file's to say."""
 DEEPEST: Final = 20
 SLOW_CHARACTERS: Final = 200_000
 """What PyYAML's parser in Python reads in a second; the one in C is 20 times as fast."""
@@ -30,7 +37,8 @@ _FORBIDDEN: Final = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 )
 _VARIABLE: Final = re.compile(r"\$\{([^}]*)\}?")
-_PLAIN_KEY: Final = re.compile("[A-Za-z0-9_-]+", re.ASCII)
+_DIRECTIVE: Final = re.compile("(?:^|[\n\r\x85\u2028\u2029])\ufeff?(%)")
+_PLAIN_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}", re.ASCII)
 
 
 class Mistake(NamedTuple):
@@ -50,18 +58,31 @@ class Mistake(NamedTuple):
         return f"{self.file}:{self.line}:{self.column}: {self.place}: {self.message} [{self.code}]"
 
 
-class Mistakes(list[Mistake]):
-    """The mistakes found so far in one file."""
+class TooManyMistakes(Exception):
+    """More mistakes than are told: the rest of the file is not looked at."""
 
-    def __init__(self, file: str) -> None:
+
+class Mistakes(list[Mistake]):
+    """The mistakes found so far in one file; adding more than ``most`` raises TooManyMistakes."""
+
+    def __init__(self, file: str, most: int = sys.maxsize) -> None:
         super().__init__()
         self.file = file
+        self.most = most
+        self.more: Mistake | None = None
+        """Says, after all others, that there are more."""
+        self.cut = False
+        """Whether there may be more, in a list that was not looked at to its end."""
         self.unset: set[str] = set()
         """Variables that the environment lacks: what follows from them is no mistake of its own."""
         self.at_least: Mistake | None = None
         """What is wrong even where nothing else is."""
 
     def add(self, line: int, column: int, place: str, message: str, code: str) -> None:
+        if len(self) >= self.most:
+            message = f"there are more mistakes than these {self.most}; mend them first"
+            self.more = Mistake(self.file, line, column, place or "file", message, "more-mistakes")
+            raise TooManyMistakes
         self.append(Mistake(self.file, line, column, place or "file", message, code))
 
 
@@ -188,6 +209,14 @@ def read(text: str, environ: Mapping[str, str], mistakes: Mistakes) -> Node | No
             f"the character {forbidden[0]!r} is there; YAML is printable text", "not-yaml",
         )  # fmt: skip
         return None
+    for number, directive in enumerate(_DIRECTIVE.finditer(text), 1):
+        if number > MOST_DIRECTIVES:
+            mistakes.add(
+                *position(text[: directive.start(1)]), "",
+                f"one directive too many; at most {MOST_DIRECTIVES} lines begin with %",
+                "too-large",
+            )  # fmt: skip
+            return None
     try:
         try:
             events = _events(text, _FAST)
@@ -201,7 +230,7 @@ def read(text: str, environ: Mapping[str, str], mistakes: Mistakes) -> Node | No
         return _Reader(events, environ, mistakes).document()
     except yaml.YAMLError as error:
         mistakes.append(_not_yaml(error, text, mistakes.file))
-    except _Stop:
+    except (_Stop, TooManyMistakes):
         pass
     return None
 
