@@ -1,8 +1,9 @@
 # make demo, make test: all they need is a Python 3.11 or later with venv; the rest goes to .venv.
 PYTHON ?=
 STORE ?= memory://
+RUNS ?= 10
 
-.PHONY: demo serve test test-all check bench clean
+.PHONY: demo serve test test-all load check bench clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -16,6 +17,10 @@ test: check
 
 test-all: check .venv/.bench .venv/.fuzz
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
+
+# Every cell, so many times each: `make load RUNS=1` takes half an hour, ten runs some five hours.
+load: .venv/.test
+	RATELIMIT_TEST_ALL=1 RATELIMIT_LOAD_RUNS=$(RUNS) .venv/bin/python -m pytest tests/load
 
 check: .venv/.test
 	.venv/bin/python -m ruff check

@@ -40,7 +40,7 @@ def pairs_of(cell: Cell) -> set[tuple[str, object, str, object]]:
     return {(*a, *b) for a, b in itertools.combinations(cell._asdict().items(), 2)}
 
 
-def covering(cells: Sequence[Cell], tries: int = 50) -> list[Cell]:
+def covering(cells: Sequence[Cell], tries: int = 10) -> list[Cell]:
     """Few of these cells in which every two values that meet in any of them still do."""
     return min((_greedily(cells, random.Random(seed)) for seed in range(tries)), key=len)
 

@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.history import Event, most_admitted
+from tests.load.app import COMPUTES
 from tests.load.cells import LOOPS, MEASURED, RUNS, Cell
 from tests.load.client import Account, Answer, Order
 from tests.load.machine import (
     ATTEMPTS,
     DEADLINE,
     HEALTHY,
-    Application,
     Pings,
     application,
     asked,
@@ -40,6 +40,7 @@ FROZEN: Final = 1.5, 4.5  # seconds of a flood between which Redis is stopped
 SECONDS_FROZEN: Final = 8.5  # of such a flood
 SETTLED: Final = 1.3  # seconds after which each answer is the policy's: denials were repeated until
 BACK_WITHIN: Final = 2.0  # seconds after which the store decides again
+CLOCKS: Final = 0.05  # windows that Redis's clock and ours may be apart at the end
 GRACE: Final = 0.02  # seconds more than the deadline that a caller may wait
 
 RULES: Final = """
@@ -117,7 +118,7 @@ def in_any_window(answers: Iterable[Answer]) -> int:
 def worst_case(answers: list[Answer]) -> int:
     """The most that an exact limit lets through in the time that the answers took."""
     span = max(until for _, until, _ in answers) - min(at for at, _, _ in answers)
-    return QUOTA * (math.floor(span / WINDOW) + 1)
+    return QUOTA * (math.floor(span / WINDOW + CLOCKS) + 1)
 
 
 def statuses(answers: Iterable[Answer]) -> dict[int, int]:
@@ -210,11 +211,12 @@ def judge_frozen(cell: Cell, seen: Seen) -> tuple[Figures, list[str]]:
     if beyond:
         mistakes.append(f"{len(beyond)} answers were 503 while Redis was healthy")
 
-    # Nobody waits longer for the store than it has; what the loop takes besides, /free shows.
+    # Nobody waits longer for the store than it has. What the loop takes besides, /free shows: that
+    # takes two of its rounds, and what is decided and late twice as many.
     lags = [end - at for at, end, _ in free if end > since and at < until]
-    waits = [end - at for at, end, _ in limited if end > since and at < until]
+    waits = [end - at for at, end, _ in limited if since < at < until]
     lag, wait = max(lags, default=0.0), max(waits, default=0.0)
-    if wait > DEADLINE + GRACE + lag:
+    if wait > DEADLINE + GRACE + 2 * lag:
         mistakes.append(f"a caller waited {wait * 1000:.0f} ms, /free {lag * 1000:.0f} ms")
     if not seen.total("opened"):
         mistakes.append("no breaker opened")
@@ -234,56 +236,75 @@ def judge_frozen(cell: Cell, seen: Seen) -> tuple[Figures, list[str]]:
     return figures, mistakes
 
 
-def measure(
-    cell: Cell,
-    load: str,
-    table: Table,
-    say: Say,
-    run: Callable[[], tuple[Figures, list[str]]],
-) -> None:
-    """Runs a cell until it was measured as often as is asked for; fails where it could not be."""
-    failures = []
-    runs = RUNS or 1
-    for number in range(1, runs + 1):
-        for _ in range(ATTEMPTS):
-            figures, mistakes = run()
-            worst = figures.worst_reply or 0.0
-            if worst < HEALTHY:
-                break
-            table.discard(load)
-            say(f"  discarded: Redis's worst reply took {worst * 1000:.0f} ms: {cell}")
-        else:
-            pytest.fail(
-                f"NOT MEASURED: in {ATTEMPTS} attempts Redis's own worst reply never stayed under "
-                f"{HEALTHY * 1000:g} ms; this machine is too busy: {cell}"
-            )
-        table.add(load, figures, mistakes)
-        failures += mistakes
-        if RUNS:
-            place = f"cell {MEASURED.index(cell) + 1} of {len(MEASURED)}, run {number} of {runs}"
-            outcome = "; ".join(mistakes) or "as promised"
-            say(f"  {place}: {cell}: {figures.passed} of {figures.at_most}: {outcome}")
-    assert failures == [], f"{cell}: {len(failures)} mistakes in {runs} runs"
+class Bench(NamedTuple):
+    """Where runs are kept, and told of."""
+
+    table: Table
+    say: Say
+
+    def measure(
+        self, what: str, load: str, runs: int, run: Callable[[], tuple[Figures, list[str]]]
+    ) -> None:
+        """Runs it until it was measured so often; fails with every broken promise.
+
+        Likewise where Redis was never quick enough for a run to count. ``what`` names it, and
+        ``load`` is its row.
+        """
+        failures = []
+        for number in range(1, runs + 1):
+            for _ in range(ATTEMPTS):
+                figures, mistakes = run()
+                worst = figures.worst_reply or 0.0
+                if worst < HEALTHY:
+                    break
+                self.table.discard(load)
+                self.say(f"  discarded: Redis's worst reply took {worst * 1000:.0f} ms: {what}")
+            else:
+                pytest.fail(
+                    f"NOT MEASURED: in {ATTEMPTS} attempts Redis's own worst reply never took less "
+                    f"than {HEALTHY * 1000:g} ms; this machine is too busy: {what}"
+                )
+            self.table.add(load, figures, mistakes)
+            failures += mistakes
+            if RUNS:
+                came_to = f"{figures.passed} of {figures.at_most} passed"
+                outcome = "; ".join([came_to, *mistakes]) if mistakes else f"{came_to}, as promised"
+                self.say(f"  run {number} of {runs}: {what}: {outcome}")
+        assert not failures, "\n".join([f"in {runs} runs of {what}:", *failures])
+
+
+@pytest.fixture
+def bench(table: Table, say: Say) -> Bench:
+    """What measures."""
+    return Bench(table, say)
+
+
+def _named(cell: Cell) -> str:
+    return f"cell {MEASURED.index(cell) + 1} of {len(MEASURED)}: {cell}"
 
 
 @pytest.mark.parametrize("cell", MEASURED, ids=str)
 def test_a_flood_is_never_taken_for_a_failure_of_the_store(
-    cell: Cell, table: Table, say: Say, tmp_path: Path
+    cell: Cell, bench: Bench, tmp_path: Path
 ) -> None:
-    measure(
-        cell, f"{cell.connections} connections flood {cell.path}", table, say,
+    bench.measure(
+        _named(cell),
+        f"{cell.connections} connections flood {cell.path}",
+        RUNS or 1,
         lambda: judge_healthy(cell, flooded(cell, tmp_path)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("cell", MEASURED, ids=str)
 def test_a_stopped_redis_is_late_under_the_same_flood_and_each_policy_answers(
-    cell: Cell, table: Table, say: Say, tmp_path: Path
+    cell: Cell, bench: Bench, tmp_path: Path
 ) -> None:
-    measure(
-        cell, f"the same on {cell.path}, Redis stopped: {cell.policy}", table, say,
+    bench.measure(
+        f"{_named(cell)}, Redis stopped",
+        f"the same on {cell.path}, Redis stopped: {cell.policy}",
+        RUNS or 1,
         lambda: judge_frozen(cell, flooded(cell, tmp_path, freeze=True)),
-    )  # fmt: skip
+    )
 
 
 # --- an endpoint that computes -------------------------------------------------------------------
@@ -302,32 +323,37 @@ rules:
 """
 
 
-def _log_in(app: Application, order: Order) -> list[Answer]:
-    with asked(order) as accounts:
-        pass
-    return accounts[0].flood
-
-
-@pytest.mark.parametrize("run", range(1, LOGIN_RUNS + 1))
-@pytest.mark.parametrize("loop", LOOPS)
-def test_an_endpoint_that_computes_lets_exactly_its_quota_through(
-    loop: str, run: int, table: Table, tmp_path: Path
-) -> None:
+def logged_in(loop: str, folder: Path) -> tuple[Figures, list[str]]:
+    """What came of many logins at once, and the promises that were broken."""
     with redis() as server:
         rules = LOGIN_RULES.format(store=server.url)
-        with application(tmp_path, rules, workers=1, loop=loop) as app:
-            with watched(server) as pings:
-                answers = _log_in(app, Order(app.port, "/login", LOGINS, 30, times=1))
+        with application(folder, rules, workers=1, loop=loop) as app:
+            with (
+                watched(server) as pings,
+                asked(Order(app.port, "/login", LOGINS, 30, times=1)) as accounts,
+            ):
+                pass
             (state,) = app.states()
-    found = statuses(answers)
+    found = statuses(accounts[0].flood)
     figures = Figures(
-        len(answers), found.get(200, 0), LOGIN_QUOTA, found.get(503, 0),
+        LOGINS, found.get(200, 0), LOGIN_QUOTA, found.get(503, 0),
         state["degraded"], state["opened"], pings[0].worst(),
     )  # fmt: skip
     mistakes = []
     if found != {200: LOGIN_QUOTA, 429: LOGINS - LOGIN_QUOTA}:
-        mistakes.append(f"{found} for {LOGINS} at once")
+        mistakes.append(f"{LOGINS} at once were answered {found}")
     if state["degraded"] or state["opened"]:
         mistakes.append(f"{state['degraded']} degraded, opened {state['opened']} times")
-    table.add(f"{LOGINS} at once, an endpoint computes 0.12 s", figures, mistakes)
-    assert mistakes == []
+    return figures, mistakes
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_endpoint_that_computes_lets_exactly_its_quota_through(
+    loop: str, bench: Bench, tmp_path: Path
+) -> None:
+    bench.measure(
+        f"an endpoint that computes, {loop}",
+        f"{LOGINS} at once, an endpoint computes {COMPUTES:g} s",
+        max(LOGIN_RUNS, RUNS),
+        lambda: logged_in(loop, tmp_path),
+    )

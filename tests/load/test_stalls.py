@@ -33,7 +33,7 @@ def check(load: str, table: Table, outcome: Outcome, at_most: int, mistakes: lis
         outcome.degraded, outcome.opened, None, outcome.took,
     )  # fmt: skip
     table.add(load, figures, mistakes)
-    assert mistakes == []
+    assert not mistakes, "\n".join(mistakes)
 
 
 @on_each_loop
