@@ -23,7 +23,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.credentials import CredentialProvider
 
-from ratelimit import StoreUnavailable
+from ratelimit import Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.stores import connect
 from ratelimit.stores.connect import Dialer, Target
 from tests.servers import (
@@ -38,6 +38,7 @@ from tests.servers import (
 
 PASSWORD: Final = "p@ss:w/rd?#%& é+"
 DEADLINE: Final = 0.05
+CHECK: Final = Check(Limit("1000/minute", algorithm="fixed_window"), "someone")
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,18 @@ async def test_a_resolver_that_hangs_is_asked_once_and_told(server: Server) -> N
             assert f"the name of redis.test:{server.port} was not resolved" in str(error)
             assert len(ours()) == 1
         assert await pinged(Target(f"redis://localhost:{server.port}", DEADLINE).dialer())
+
+
+async def test_decisions_that_wait_for_a_name_hold_up_nobody_else(server: Server) -> None:
+    """They fail at their deadline, of one thread, and the application's own work goes on."""
+    with resolving({}, hanging="redis.test"):
+        async with RedisStore(f"redis://redis.test:{server.port}", deadline=0.3) as store:
+            wanted = [asyncio.create_task(store.decide([CHECK])) for _ in range(50)]
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 10) == 7
+            ended = await asyncio.gather(*wanted, return_exceptions=True)
+            assert all(isinstance(each, StoreUnavailable) for each in ended)
+            assert len(ours()) == 1
 
 
 async def test_look_ups_have_a_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,12 +422,19 @@ def join(into: Path, *parts: str) -> None:
 
 
 @asynccontextmanager
-async def demanding(shown: Certificates, target: int) -> AsyncIterator[int]:
-    """TLS on a free port, before a server's, for clients with a certificate of the authority."""
+async def tls_before(
+    target: int, shown: Certificates, port: int = 0, *, demanding: bool = False
+) -> AsyncIterator[int]:
+    """TLS on a port, a free one unless given, and what it carries passed on to a server's.
+
+    Where it is demanding, for clients with a certificate of the same authority.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(shown.certificate, shown.key)
-    context.load_verify_locations(shown.authority)
-    context.verify_mode = ssl.CERT_REQUIRED
+    if demanding:
+        context.load_verify_locations(shown.authority)
+        context.verify_mode = ssl.CERT_REQUIRED
+    taken: list[asyncio.StreamWriter] = []
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -423,11 +443,16 @@ async def demanding(shown: Certificates, target: int) -> AsyncIterator[int]:
         writer.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
         back, forth = await asyncio.open_connection("127.0.0.1", target)
         await asyncio.gather(carry(reader, forth), carry(back, writer))
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context) as listener:
-        yield listener.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(accept, "127.0.0.1", port, ssl=context) as listener:
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            for writer in taken:
+                writer.transport.abort()
 
 
 async def test_a_certificate_and_key_that_were_rotated_are_shown(
@@ -445,7 +470,10 @@ async def test_a_certificate_and_key_that_were_rotated_are_shown(
         f"&ssl_certfile={certificate}&ssl_keyfile={key}",
         DEADLINE,
     )
-    async with demanding(shown, server.port) as one, demanding(later, server.port) as two:
+    async with (
+        tls_before(server.port, shown, demanding=True) as one,
+        tls_before(server.port, later, demanding=True) as two,
+    ):
         dialers = [target.dialer(("127.0.0.1", port)) for port in (one, two)]
         assert await pinged(dialers[0])
         assert (await refused(dialers[1])).kind in ("tls", "closed")
@@ -454,6 +482,22 @@ async def test_a_certificate_and_key_that_were_rotated_are_shown(
         shutil.copyfile(later.key, key)
         assert await pinged(dialers[1])
         assert (await refused(dialers[0])).kind in ("tls", "closed")
+
+
+async def test_a_store_goes_on_after_a_rotation(
+    server: Server, secured: list[Secured], tmp_path: Path
+) -> None:
+    """The server shows another certificate, by another authority, on the same port."""
+    file = tmp_path / "ca.pem"
+    shown, later = (each.shown for each in secured)
+    join(file, shown.authority)
+    async with tls_before(server.port, shown) as port:
+        store = RedisStore(f"rediss://127.0.0.1:{port}?ssl_ca_certs={file}", deadline=5)
+        await store.decide([CHECK])
+    join(file, later.authority)
+    async with tls_before(server.port, later, port), store:
+        (decision,) = await store.decide([CHECK])
+    assert decision.allowed
 
 
 def test_a_redis_py_without_what_is_relied_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,9 +101,23 @@ async def test_sentinels_that_hang_cost_the_time_of_one_question(
             assert await dialed(dialer) == master
             assert dialer.master is not None
             assert await dialer.master() == ("127.0.0.1", master)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
     for dialer in dialers:
         await dialer.aclose()
     gc.collect()
+
+
+async def test_a_store_decides_while_sentinels_hang(grounds: Sentinels) -> None:
+    """Whether it knew the master before or not."""
+    async with (
+        RedisStore(grounds.url, deadline=5, deny_cache=0) as old,
+        RedisStore(grounds.url, deadline=5, deny_cache=0) as new,
+    ):
+        await old.decide([CHECK])
+        with hanging(grounds, 0, 1):
+            for store in (old, new):
+                (decision,) = await store.decide([CHECK])
+                assert decision.allowed
 
 
 async def test_the_sentinel_that_answered_last_is_asked_first(grounds: Sentinels) -> None:
