@@ -26,6 +26,7 @@ from redis.credentials import CredentialProvider
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.stores import connect
 from ratelimit.stores.connect import Dialer, Target
+from tests.clusters import Cluster, cluster
 from tests.servers import (
     Certificates,
     Server,
@@ -689,3 +690,21 @@ async def test_a_node_is_told_by_its_address() -> None:
     error = await refused(Target("redis+cluster://h", DEADLINE).dialer(("127.0.0.1", port)))
     assert error.kind == "refused"
     assert f"127.0.0.1:{port}" in str(error)
+
+
+@pytest.fixture(scope="module")
+def walled() -> Iterator[Cluster]:
+    """A cluster whose node announces an address of its own network."""
+    with cluster(binaries()[0].path, 1) as started:
+        started.nodes[0].ask("CONFIG", "SET", "cluster-announce-ip", "192.0.2.77")
+        yield started
+
+
+async def test_a_cluster_behind_other_addresses_decides_with_a_remap(walled: Cluster) -> None:
+    """Without one, the address that it announces is told."""
+    async with RedisStore(f"{walled.url}?address_remap=192.0.2.77=127.0.0.1", deadline=5) as store:
+        (decision,) = await store.decide([CHECK])
+        assert decision.allowed
+    async with RedisStore(walled.url, deadline=1.2) as store:
+        with pytest.raises(StoreUnavailable, match=f"192.0.2.77:{walled.nodes[0].port}"):
+            await store.decide([CHECK])
