@@ -407,7 +407,6 @@ class _Kind:
     ) -> None:
         self.tls = tls or _Tls()
         self.settings = dict(settings)
-        self.given_class = connection_class
         self.connection_class = connection_class
         if _resolves_as_usual(connection_class):
             self.connection_class = type(

@@ -93,7 +93,7 @@ async def test_sentinels_that_hang_cost_the_time_of_one_question(
 ) -> None:
     """The others are asked meanwhile, whether connections to the hanging ones were open or not."""
     master = (await asyncio.to_thread(grounds.master)).port
-    target = Target(grounds.url, 0.05)
+    target = Target(grounds.url, 5)
     dialers = [target.dialer(), target.dialer()]
     assert await dialed(dialers[0]) == master
     with hanging(grounds, *hung):
@@ -125,7 +125,7 @@ async def test_the_sentinel_that_answered_last_is_asked_first(grounds: Sentinels
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
         port = silent.getsockname()[1]
-        target = Target(grounds.url.replace("sentinel://", f"sentinel://127.0.0.1:{port},"), 0.05)
+        target = Target(grounds.url.replace("sentinel://", f"sentinel://127.0.0.1:{port},"), 5)
         for _ in range(3):
             await close(target)
         silent.accept()[0].close()
@@ -142,7 +142,7 @@ async def close(target: Target) -> None:
 
 async def test_where_all_sentinels_hang_the_look_for_the_master_ends(grounds: Sentinels) -> None:
     """In time, with a sentence that names them; and the same dialer goes on afterwards."""
-    dialer = Target(grounds.url, 0.05).dialer()
+    dialer = Target(grounds.url, 0.5).dialer()
     assert dialer.master is not None
     await dialer.master()
     with hanging(grounds, 0, 1, 2):
@@ -163,7 +163,7 @@ async def test_a_master_out_of_reach_is_told_with_the_sentinels_that_failed(
     port, away = free_port(), free_port()
     url = grounds.url.replace("sentinel://", f"sentinel://127.0.0.1:{away},")
     master = (await asyncio.to_thread(grounds.master)).port
-    dialer = Target(f"{url}?address_remap=127.0.0.1:{master}=127.0.0.1:{port}", 0.05).dialer()
+    dialer = Target(f"{url}?address_remap=127.0.0.1:{master}=127.0.0.1:{port}", 5).dialer()
     with pytest.raises(StoreUnavailable) as caught:
         await dialer.open()
     assert caught.value.kind == "refused"
@@ -176,13 +176,13 @@ async def test_a_master_out_of_reach_is_told_with_the_sentinels_that_failed(
 async def test_a_service_that_no_sentinel_knows_is_told(grounds: Sentinels) -> None:
     """Of kind "no-master", as is a sentinel that sees fewer others than it should."""
     for url in (f"{grounds.url}x", f"{grounds.url}?min_other_sentinels=3"):
-        dialer = Target(url, 0.05).dialer()
+        dialer = Target(url, 5).dialer()
         with pytest.raises(StoreUnavailable) as caught:
             await dialer.open()
         assert caught.value.kind == "no-master"
         assert f"127.0.0.1:{grounds.sentinels[0].port}" in str(caught.value)
         await dialer.aclose()
-    await close(Target(f"{grounds.url}?min_other_sentinels=2", 0.05))
+    await close(Target(f"{grounds.url}?min_other_sentinels=2", 5))
 
 
 async def test_a_client_of_sentinels_is_taken_over(grounds: Sentinels) -> None:
@@ -191,10 +191,10 @@ async def test_a_client_of_sentinels_is_taken_over(grounds: Sentinels) -> None:
     manager = Sentinel(hosts)  # type: ignore[no-untyped-call]
     client = manager.master_for(SERVICE)
     with hanging(grounds, 0):
-        await close(Target(client, 0.05))
+        await close(Target(client, 5))
     replicas = manager.slave_for(SERVICE)
     with pytest.raises(ValueError, match="reads from replicas"):
-        Target(replicas, 0.05)
+        Target(replicas, 5)
     for each in (client, replicas, manager):
         await each.aclose()
 
@@ -203,9 +203,9 @@ async def test_sentinels_have_credentials_of_their_own(grounds: Sentinels) -> No
     """``sentinel_username`` and ``sentinel_password``; a wrong one is told and not shown."""
     for each in grounds.sentinels:
         each.ask("ACL", "SETUSER", "watcher", "on", ">secret", "+@all")
-    await close(Target(f"{grounds.url}?sentinel_username=watcher&sentinel_password=secret", 0.05))
+    await close(Target(f"{grounds.url}?sentinel_username=watcher&sentinel_password=secret", 5))
     wrong = f"{grounds.url}?sentinel_username=watcher&sentinel_password=Secret"
-    dialer = Target(wrong, 0.05).dialer()
+    dialer = Target(wrong, 5).dialer()
     with pytest.raises(StoreUnavailable, match="refuses this user name or password") as caught:
         await dialer.open()
     assert "ecret" not in str(caught.value)
@@ -228,8 +228,8 @@ async def test_sentinels_may_be_behind_tls(secured: tuple[int, Certificates]) ->
     """``sentinel_ssl=true``, with options of their own, or those of the master."""
     port, shown = secured
     url = f"redis+sentinel://127.0.0.1:{port}/{SERVICE}?sentinel_ssl=true"
-    await close(Target(f"{url}&sentinel_ssl_ca_certs={shown.authority}", 0.05))
-    dialer = Target(url, 0.05).dialer()
+    await close(Target(f"{url}&sentinel_ssl_ca_certs={shown.authority}", 5))
+    dialer = Target(url, 5).dialer()
     with pytest.raises(StoreUnavailable, match="the TLS connection to Redis could not be made"):
         await dialer.open()
     await dialer.aclose()
