@@ -20,7 +20,8 @@ from ratelimit.decisions import Action, Check, Decision, assumed, read_reply
 from ratelimit.stores.breaker import Breaker
 from ratelimit.stores.connect import Address, Target
 from ratelimit.stores.failures import StoreUnavailable, explain, no_reply
-from ratelimit.stores.pipeline import Link, Load, Reply, Request
+from ratelimit.stores.line import Request
+from ratelimit.stores.pipeline import Link, Load, Reply
 from ratelimit.stores.wire import Packer, ReplyError
 
 __all__ = ["Cluster"]

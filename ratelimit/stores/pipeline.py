@@ -11,36 +11,32 @@ no earlier than the deadline after its batch went to the transport. Waiting in t
 server's time only while everything in flight was owed (or no connection could be had) and nothing
 came; all other waiting is ours, and fails nobody but beyond a bound of its own.
 
-redis-py makes and authenticates the connections. Its client is not used for sending, because that
-retries by itself and takes a connection from a pool for every command; and its streams are not used
-for reading, because they tell nothing of what still lies in the socket.
+redis-py's client is not used for sending, because that retries by itself and takes a connection
+from a pool for every command.
 """
 
 import asyncio
 import math
-import select
 import time
 from asyncio import AbstractEventLoop, Future
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from ratelimit.decisions import FIELDS, Check, Decision, assumed, read_reply
 from ratelimit.stores.breaker import Breaker
-from ratelimit.stores.connect import PATIENCE, Address, Dialer
+from ratelimit.stores.connect import PATIENCE, Dialer
 from ratelimit.stores.failures import StoreUnavailable, explain, no_reply, overloaded
+from ratelimit.stores.line import Batch, Line, Request, Steps
 from ratelimit.stores.wire import (
-    NOTHING,
-    PUSHED,
     Packer,
     ReplyError,
     packed,
-    reader,
     require_numbers,
 )
 
-__all__ = ["Link", "Load", "Reply", "Request"]
+__all__ = ["Link", "Load", "Reply"]
 
 LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/redis.py
 MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
@@ -50,12 +46,9 @@ ONE_MORE_EACH: Final = 0.002  # seconds that the oldest has been in flight: a lo
 LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, where it may change
 MOST_QUEUED: Final = 20_000  # checks that wait in one event loop
 LONGEST_QUEUED: Final = 1.0  # seconds at least, and 20 deadlines, that a request may wait for us
-MOST_UNPARSED: Final = 1 << 24  # bytes of one reply; the largest of ours has 30 kB
 
 Reply = tuple[Sequence[Any], int]
 """A script's numbers and where in them a request's begin; or its decisions, and -1."""
-
-T = TypeVar("T")
 
 
 class Load:
@@ -68,205 +61,6 @@ class Load:
         """Checks that are in no batch yet."""
         self.why = ""
         """The last failure that was passed on to nobody, in a sentence; for those who are late."""
-
-
-class Request:
-    """The checks of one request on their way, and the future of whoever waits for their numbers."""
-
-    __slots__ = ("asking", "checks", "command", "future", "marks", "owed", "past", "slot", "tries")
-
-    def __init__(self, checks: Sequence[Check], future: Future[Any], slot: int = 0) -> None:
-        self.checks = checks
-        self.future = future
-        self.slot = slot
-        self.asking = False
-        """Whether the server is to be told that a redirection sent us (ASK)."""
-        self.past = False
-        """Whether it goes past an open breaker: a probe, or a charge of what was let through."""
-        self.command = b""
-        """A command of its own, instead of checks."""
-        self.tries = 0
-        self.owed = 0.0
-        """Seconds of the server's time that it has waited before it was sent."""
-        self.marks = (0.0, 0.0)
-        """Readings of its link's two clocks when it was queued."""
-
-    def fail(self, error: StoreUnavailable) -> None:
-        """Tells who waits, if anybody still does; an exception of its own for each."""
-        if not self.future.done():
-            self.future.set_exception(StoreUnavailable(str(error), error.kind, error.scope))
-
-
-class Batch:
-    """Requests that went to the transport in one write: a script for each group of them."""
-
-    __slots__ = ("counted", "due", "expected", "groups", "loads", "replies", "sent_at", "size")
-
-    def __init__(self, groups: list[list[Request]], size: int, expected: int) -> None:
-        self.groups = groups
-        self.size = size
-        self.expected = expected
-        self.replies: list[Any] = []
-        self.sent_at = 0.0
-        self.due = 0.0
-        """When the first of its members has waited for the server as long as it may."""
-        self.counted = False
-        """Whether the breaker has heard of it."""
-        self.loads = 0
-        """How often the script had been loaded over this connection when it was sent."""
-
-
-class Line(asyncio.Protocol):
-    """One open connection: batches in flight in the order they were sent, replies in the same."""
-
-    def __init__(self, link: "Link", connection: Any) -> None:
-        writer = getattr(connection, "_writer", None)
-        stream = getattr(connection, "_reader", None)
-        transport = getattr(writer, "transport", None)
-        if transport is None or stream is None:
-            raise StoreUnavailable(
-                f"{type(connection).__name__} of this redis-py has no stream that can be taken "
-                "over; ratelimit takes redis-py 8",
-                kind="old",
-            )
-        if transport.is_closing() or stream.at_eof():
-            raise StoreUnavailable("Redis closed the connection", kind="closed")
-        self.batches: deque[Batch] = deque()
-        self.heard = 0
-        """Replies that have come."""
-        self.loads = 0
-        """How often the script was loaded over this connection."""
-        self.refuses = False
-        """Whether the transport holds bytes that the socket would not take."""
-        self.retired = False
-        """Whether nothing more is to be sent over it."""
-        self.tick_after_reading = False
-        self.why: StoreUnavailable | None = None
-        """The reason for which it is being closed."""
-        self.address: Address | None = None
-        self._link = link
-        # They own the transport, and close it when they are collected.
-        self._connection: Any = connection
-        self._transport: Any = transport
-        self._reader = reader()
-        self._unparsed = 0
-        sock = transport.get_extra_info("socket")
-        self.indirect = transport.get_extra_info("ssl_object") is not None
-        """Whether bytes go through TLS, where they may leave a little after they are written."""
-        self._poll = select.poll() if hasattr(select, "poll") else None
-        if self._poll is None or sock is None:
-            raise StoreUnavailable("this event loop does not show its sockets", kind="old")
-        self._fileno = sock.fileno()
-        self._poll.register(self._fileno, select.POLLIN)
-        with suppress(AttributeError):  # a client of another kind has none
-            self.address = connection.host, connection.port
-        transport.set_protocol(self)
-        if not self.indirect:
-            # Bytes leave when they are written, also on uvloop, and we hear when they cannot.
-            transport.set_write_buffer_limits(high=0)
-
-    def holds_bytes(self) -> bool:
-        """Whether the socket has something that was not read yet, be it its end."""
-        assert self._poll is not None  # noqa: S101  # __init__ saw to it
-        return bool(self._poll.poll(0))
-
-    def write(self, data: bytes) -> None:
-        """Hands bytes to the transport."""
-        self._transport.write(data)
-
-    def would_take_bytes(self) -> bool:
-        """Whether the socket has room for more."""
-        poll = select.poll()
-        poll.register(self._fileno, select.POLLOUT)
-        return bool(poll.poll(0))
-
-    def close(self, why: StoreUnavailable | None = None) -> None:
-        """Closes the connection; what is in flight is failed by `connection_lost`."""
-        self.retired = True
-        self.why = self.why or why
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._unparsed += len(data)
-        link = self._link
-        try:
-            self._reader.feed(data)
-            gets, batches = self._reader.gets, self.batches
-            while (reply := gets()) is not NOTHING:
-                self._unparsed = 0
-                if type(reply) is PUSHED:
-                    continue
-                self.heard += 1
-                if not batches:
-                    raise StoreUnavailable("Redis said something unasked", kind="not-redis")
-                batch = batches[0]
-                batch.replies.append(reply)
-                if len(batch.replies) == batch.expected:
-                    batches.popleft()
-                    try:
-                        link.answered(self, batch)
-                    except BaseException:
-                        batches.appendleft(batch)  # its members are still to be told
-                        raise
-            if self._unparsed > MOST_UNPARSED:
-                raise StoreUnavailable(
-                    "what answers at this address is not Redis", kind="not-redis"
-                )
-        except Exception as error:  # noqa: BLE001  # whatever a server sends ends the connection
-            self.close(explain(error))
-            return
-        if self.retired and not batches:
-            self.close()
-        link.pump()
-        if self.tick_after_reading:
-            self.tick_after_reading = False
-            link.tick()
-
-    def eof_received(self) -> bool:
-        return False  # closes
-
-    def pause_writing(self) -> None:
-        self.refuses = True
-
-    def resume_writing(self) -> None:
-        self.refuses = False
-        self._link.pump()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.retired = True
-        # redis-py would warn of a connection that was left open.
-        self._connection._reader = self._connection._writer = None  # noqa: SLF001
-        self._connection = None
-        self._link.lost(self, exc)
-
-    @property
-    def due(self) -> float:
-        """When the first of those in flight has waited for the server as long as it may."""
-        return min([batch.due for batch in self.batches])
-
-
-class _Steps(Generic[T]):
-    """An awaitable that notes each time the coroutine in it is resumed."""
-
-    def __init__(self, coroutine: Any) -> None:
-        self._coroutine = coroutine
-        self.taken = 0
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        inner = self._coroutine.__await__()
-        step: Callable[[], Any] = lambda: inner.send(None)  # noqa: E731
-        while True:
-            self.taken += 1
-            try:
-                waiting = step()
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]  # the coroutine's own
-            try:
-                value = yield waiting
-            except BaseException as error:  # noqa: BLE001  # the coroutine's to handle
-                step = lambda error=error: inner.throw(error)  # type: ignore[misc]  # noqa: E731
-            else:
-                step = lambda value=value: inner.send(value)  # type: ignore[misc]  # noqa: E731
 
 
 class Link:
@@ -312,10 +106,10 @@ class Link:
         self._queued = 0  # checks in the queue, and checks in flight
         self._in_flight = 0
         self._line: Line | None = None
-        self._leaving: set[Line] = set()  # retired, with replies to come
+        self._leaving: set[Line] = set()  # retired or doubted, with replies to come
         self._connecting: asyncio.Task[None] | None = None
         self._connect_within = self._patience
-        self._steps: _Steps[Any] | None = None
+        self._steps: Steps[Any] | None = None
         self._seen = (0, 0)  # replies heard and steps taken at the last tick
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
@@ -701,8 +495,7 @@ class Link:
 
     def _restart_clocks(self, now: float) -> None:
         self._ticked = now
-        line, steps = self._line, self._steps
-        self._seen = (0 if line is None else line.heard, 0 if steps is None else steps.taken)
+        self._seen = self._progress()
 
     def tick(self) -> None:
         """Looks whose time is up, and tells them."""
@@ -750,28 +543,19 @@ class Link:
             self.round_trip = age
         error = no_reply(deadline, self._load.why, self.round_trip)
         for batch in line.batches:
-            if batch.due > now:
-                continue
-            late = now - batch.sent_at >= deadline
-            due = batch.sent_at + deadline
-            waiting = []
-            for group in batch.groups:
-                for request in group:
-                    if late or now >= batch.sent_at + deadline - request.owed:
-                        request.fail(error)
-                    elif not request.future.done():
-                        waiting.append(batch.sent_at + deadline - request.owed)
-            if not late:
-                batch.due = min(waiting, default=due)
-                continue
-            # Its reply may come yet, and then tells nobody but the connection that it lives.
-            batch.due = max(batch.sent_at + self._patience, now + self._interval)
-            if not batch.counted:
-                batch.counted = True
-                if not batch.groups[0][0].command:
-                    self.breaker.failed(error)
+            if batch.due <= now and batch.fail_late(now, deadline, error):
+                # Its reply may come yet, and then tells nobody but the connection that it lives.
+                batch.due = max(batch.sent_at + self._patience, now + self._interval)
+                if not batch.counted:
+                    batch.counted = True
+                    if not batch.groups[0][0].command:
+                        self.breaker.failed(error)
         if age >= self._patience:
             line.close(error)
+        elif self._line is line and any(batch.counted for batch in line.batches):
+            # What is asked next goes over another connection, lest this one has died in silence.
+            self._line, line.doubted = None, True
+            self._leaving.add(line)
         if self.breaker.is_open():
             self._turn_away()
 
@@ -783,16 +567,25 @@ class Link:
         elapsed = now - self._ticked
         self._ticked = now
         self._own += min(elapsed, max(self._deadline, 2 * self._interval))
-        line, steps = self._line, self._steps
-        seen = (0 if line is None else line.heard, 0 if steps is None else steps.taken)
-        if seen == self._seen:
-            if line is None:
-                # Whether a socket that is being connected has something cannot be told: only a
-                # loop that goes round without a step proves that it has nothing.
-                self._owing += min(elapsed, self._interval)
-            elif (line.refuses or not self._takes(line)) and not line.holds_bytes():
+        before, self._seen = self._seen, self._progress()
+        if self._seen != before:
+            return
+        line = self._line
+        lines = [line] if line is not None else [it for it in self._leaving if it.doubted]
+        if not lines:
+            # Whether a socket that is being connected has something cannot be told: only a loop
+            # that goes round without a step proves that it has nothing.
+            self._owing += min(elapsed, self._interval)
+        elif line is None or line.refuses or not self._takes(line):
+            if not any(each.holds_bytes() for each in lines):
                 self._owing += elapsed
-        self._seen = seen
+
+    def _progress(self) -> tuple[int, int]:
+        """The replies that came over the open connections, and the steps towards another."""
+        heard = sum([line.heard for line in self._leaving])
+        if self._line is not None:
+            heard += self._line.heard
+        return heard, 0 if self._steps is None else self._steps.taken
 
     def _fail_queued(self) -> None:
         """Tells those in the queue whose time is up: the server's, or, far later, ours."""
@@ -855,6 +648,17 @@ class Link:
         else:
             line.close()
 
+    def trust(self, line: Line) -> None:
+        """Uses a connection again that was doubted and has answered, where there is no other."""
+        self._leaving.discard(line)
+        line.doubted = False
+        if self._line is not None:
+            line.close()
+            return
+        self._line = line
+        if self._connecting is not None:
+            self._connecting.cancel()
+
     def _connect(self) -> None:
         if self._connecting is None and not self._closed:
             self._connecting = self._loop.create_task(self._open())
@@ -866,10 +670,13 @@ class Link:
         started = self._now()
         try:
             async with asyncio.timeout(self._connect_within):
-                self._steps = steps = _Steps[Any](self._dialer.open())
+                self._steps = steps = Steps[Any](self._dialer.open())
                 connection = await steps
             try:
-                self._line = Line(self, connection)
+                if self._line is None:
+                    self._line = Line(self, connection)
+                else:  # one that was doubted has answered
+                    await connection.disconnect(nowait=True)
             except BaseException:
                 await connection.disconnect(nowait=True)
                 raise
@@ -882,6 +689,8 @@ class Link:
         finally:
             self._steps = None
             self._connecting = None
+            if problem is None and self._queue and self._line is None:
+                self._connect()  # it was cancelled for a connection that has been lost since
         if problem is None:
             self._restart_clocks(self._now())
             self.pump()

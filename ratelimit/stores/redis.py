@@ -236,7 +236,9 @@ class RedisStore:
             if isinstance(reply, Exception):
                 raise explain(reply) from None
             if not isinstance(reply, list):
-                raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
+                raise StoreUnavailable(
+                    "what answers at this address is not Redis", kind="not-redis"
+                )
             # RESP3 gives pairs, RESP2 one list.
             flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
             for name, score in zip(flat[::2], flat[1::2], strict=True):
