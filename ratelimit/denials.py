@@ -14,8 +14,11 @@ __all__ = ["Denials", "Noting"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
-MOST: Final = 10_000
-"""Names counted between two reports; who floods us is among the first."""
+MOST: Final = 5_000
+"""Names counted between two reports, and names of all; who floods us is among the first."""
+
+LONGEST: Final = 64
+"""Characters of an identity that is counted as it is; longer than any address."""
 
 REPORTED: Final = 50
 """Of them, the most denied, in one report."""
@@ -49,7 +52,8 @@ class Denials:
 
     def add(self, rule: str, key: str) -> None:
         """Counts one denied request."""
-        name = f"{rule} {key if '=' not in key else '#' + identity_digest(key)}"
+        plain = len(key) <= LONGEST and "=" not in key and key.isascii()
+        name = f"{rule} {key if plain else '#' + identity_digest(key)}"
         for counts in (self._new, self._counts):
             if name in counts or len(counts) < MOST:
                 counts[name] += 1

@@ -211,7 +211,7 @@ class _Policies(NamedTuple):
 
 
 _WRITTEN: Final[dict[tuple[str, ...], _Policies]] = {}
-_MOST_WRITTEN: Final = 4_096
+_MOST_WRITTEN: Final = 4_096  # policies; a response may be under many
 
 
 def _policies(told: Sequence[Told], binding: Told) -> _Policies:
@@ -222,7 +222,7 @@ def _policies(told: Sequence[Told], binding: Told) -> _Policies:
             names += policy, decision[0].digest
     written = _WRITTEN.get(tuple(names))
     if written is None:
-        if len(_WRITTEN) >= _MOST_WRITTEN:  # dynamic limits may come without end
+        if len(_WRITTEN) * len(told) >= _MOST_WRITTEN:  # dynamic limits may come without end
             _WRITTEN.clear()
         written = _WRITTEN[tuple(names)] = _write(told, binding)
     return written

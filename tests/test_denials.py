@@ -7,6 +7,7 @@ import pytest
 
 from ratelimit import MemoryStore, RateLimiter, Rule, StoreUnavailable
 from ratelimit import denials as module
+from ratelimit.decisions import identity_digest
 from ratelimit.denials import Denials
 from tests.web.asgi import http_scope
 
@@ -46,6 +47,14 @@ async def test_addresses_are_counted_as_they_are_and_secrets_by_their_digest() -
     assert first[1] == 2
     assert first[0].startswith("a #")
     assert "s3cret" not in first[0]
+
+
+@pytest.mark.parametrize("key", ["192.0.2.1" * 8, "\U00010000", "17:header:x#" * 30])
+def test_a_long_identity_is_counted_by_its_digest(key: str) -> None:
+    """Nobody makes a name longer than an address, or of wider characters."""
+    denials = Denials(MemoryStore())
+    denials.add("a", key)
+    assert denials.busiest() == [(f"a #{identity_digest(key)}", 1)]
 
 
 async def test_denials_of_the_cache_count_too_and_what_passes_does_not() -> None:

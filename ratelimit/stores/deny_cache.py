@@ -20,13 +20,13 @@ __all__ = ["LONGEST_US", "DenyCache"]
 LONGEST_US: Final = 1_000_000
 """The longest that a denial is repeated: what other workers change is seen within it."""
 
-MOST_CHECKS: Final = 6_000
-"""Checks of all requests remembered, about 0.8 kB each."""
+MOST_CHECKS: Final = 5_000
+"""Checks of all requests remembered, at most 0.8 kB each."""
 
-MOST_CHANGES: Final = 4_000
-"""Counters of which it is remembered that this process has changed them, about 0.4 kB each."""
+MOST_CHANGES: Final = 3_000
+"""Counters of which it is remembered that this process has changed them; at most 0.4 kB each."""
 
-_LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
+_LONGEST_KEY: Final = 64  # characters kept as they are, of one byte each
 _CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
 _FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
@@ -209,19 +209,22 @@ class DenyCache:
 def _asked(checks: Sequence[Check]) -> Asked:
     if len(checks) == 1:
         limit, key, cost, rule, action, _, _ = checks[0]
-        return limit.digest, key if len(key) <= _LONGEST_KEY else _short(key), rule, cost, action
+        if len(key) > _LONGEST_KEY or not key.isascii():
+            return limit.digest, _short(key), rule, cost, action
+        return limit.digest, key, rule, cost, action
     parts: list[Any] = []
     last: str | None = None
     short: str | bytes = ""
     for limit, key, cost, rule, action, _, _ in checks:
         if key is not last:  # most often one client, under several rules
-            last, short = key, key if len(key) <= _LONGEST_KEY else _short(key)
+            is_long = len(key) > _LONGEST_KEY or not key.isascii()
+            last, short = key, _short(key) if is_long else key
         parts += (limit.digest, short, rule, cost, action)
     return tuple(parts)
 
 
 def _short(key: str) -> bytes:
-    """What stands for a long identity; bytes, so that no short one is the same."""
+    """The digest of an identity that takes much memory; bytes, so that no other is the same."""
     return identity_digest(key).encode()
 
 
