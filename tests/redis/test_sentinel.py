@@ -156,6 +156,28 @@ async def test_where_all_sentinels_hang_the_look_for_the_master_ends(grounds: Se
     await dialer.aclose()
 
 
+async def test_the_making_of_a_connection_may_be_cancelled_at_any_moment(
+    grounds: Sentinels,
+) -> None:
+    """Neither a task nor an open connection is left, to the master or a sentinel."""
+    target = Target(grounds.url.replace("127.0.0.1", "localhost"), 5)
+    ended = set()
+    for steps in range(60):
+        dialer = target.dialer()
+        opening = asyncio.create_task(dialer.open())
+        for _ in range(steps):
+            await asyncio.sleep(0.0001)
+        opening.cancel()
+        (result,) = await asyncio.gather(opening, return_exceptions=True)
+        ended.add(type(result).__name__)
+        if not isinstance(result, BaseException):
+            await result.disconnect()
+        await dialer.aclose()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert "CancelledError" in ended
+    gc.collect()
+
+
 async def test_a_master_out_of_reach_is_told_with_the_sentinels_that_failed(
     grounds: Sentinels,
 ) -> None:
