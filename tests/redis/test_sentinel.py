@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from redis.asyncio import Sentinel
@@ -168,7 +169,7 @@ async def test_the_making_of_a_connection_may_be_cancelled_at_any_moment(
         for _ in range(steps):
             await asyncio.sleep(0.0001)
         opening.cancel()
-        (result,) = await asyncio.gather(opening, return_exceptions=True)
+        result: Any = (await asyncio.gather(opening, return_exceptions=True))[0]
         ended.add(type(result).__name__)
         if not isinstance(result, BaseException):
             await result.disconnect()
