@@ -207,6 +207,7 @@ async def test_a_resolver_that_hangs_is_asked_once_and_told(server: Server) -> N
             assert error.kind == "name"
             assert f"the name of redis.test:{server.port} was not resolved" in str(error)
             assert len(ours()) == 1
+            assert not any(connect._errands._under_way.values())  # who gave up is forgotten
         assert await pinged(Target(f"redis://localhost:{server.port}", DEADLINE).dialer())
 
 

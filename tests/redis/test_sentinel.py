@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from redis.asyncio import Sentinel
@@ -235,23 +235,36 @@ async def test_sentinels_have_credentials_of_their_own(grounds: Sentinels) -> No
     await dialer.aclose()
 
 
+class Secured(NamedTuple):
+    """Ports where the first sentinel and the master are reached by TLS."""
+
+    sentinel: int
+    master: int
+    plain_master: int
+    shown: Certificates
+
+
 @pytest.fixture(scope="module")
-def secured(
-    grounds: Sentinels, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[int, Certificates]]:
-    """A port where the first sentinel is reached by TLS, and what it was certified by."""
+def secured(grounds: Sentinels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """TLS before a sentinel and the master."""
     if not shutil.which("openssl"):
         pytest.skip("TLS: NOT RUN here; it needs openssl to make certificates")
     shown = certificates(str(tmp_path_factory.mktemp("tls")))
-    with terminating(grounds.sentinels[0].port, shown) as port:
-        yield port, shown
+    plain = grounds.master().port
+    with (
+        terminating(grounds.sentinels[0].port, shown) as port,
+        terminating(plain, shown) as master,
+    ):
+        yield Secured(port, master, plain, shown)
 
 
-async def test_sentinels_may_be_behind_tls(secured: tuple[int, Certificates]) -> None:
+async def test_sentinels_may_be_behind_tls(secured: Secured) -> None:
     """``sentinel_ssl=true``, with options of their own, or those of the master."""
-    port, shown = secured
-    url = f"redis+sentinel://127.0.0.1:{port}/{SERVICE}?sentinel_ssl=true"
-    await close(Target(f"{url}&sentinel_ssl_ca_certs={shown.authority}", 5))
+    url = f"redis+sentinel://127.0.0.1:{secured.sentinel}/{SERVICE}?sentinel_ssl=true"
+    await close(Target(f"{url}&sentinel_ssl_ca_certs={secured.shown.authority}", 5))
+    remap = f"127.0.0.1:{secured.plain_master}=127.0.0.1:{secured.master}"
+    both = f"{url}&ssl=true&ssl_ca_certs={secured.shown.authority}&address_remap={remap}"
+    await close(Target(both, 5))
     dialer = Target(url, 5).dialer()
     with pytest.raises(StoreUnavailable, match="the TLS connection to Redis could not be made"):
         await dialer.open()
