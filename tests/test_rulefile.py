@@ -207,6 +207,71 @@ def test_no_text_makes_reading_hang(text: str) -> None:
     assert time.process_time() - start < 5
 
 
+def address(number: int) -> str:
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+
+
+ADDRESSES = ", ".join(map(address, range(50_000)))
+
+
+@pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="needs PyYAML with libyaml")
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("".join(f"%TAG !a{n}! tag:x\n" for n in range(100_000)) + f"---\n{SMALL}", "too-large"),
+        ("version: 1\nheaders: [" + "draft, " * 150_000 + "]\n" + SMALL[11:], "more-mistakes"),
+        ("? " + "a" * 2_500_000 + "\n:\n" + "  k: 1\n" * 60_000, "more-mistakes"),
+        (SMALL + "".join(f"    k{n}: 1\n" for n in range(90_000)), "more-mistakes"),
+        (
+            SMALL + "    match: {methods: [" + "".join(f"GT{n}, " for n in range(90_000)) + "]}",
+            "more-mistakes",
+        ),
+        (
+            SMALL + "    by: user\n    overrides:\n"
+            + "".join(f"      u{n}: {n}/minut\n" for n in range(60_000)),
+            "more-mistakes",
+        ),
+        (
+            f"version: 1\ndenylist: [{ADDRESSES}]\nrules:\n"
+            + "".join(f"- {{name: r, limit: 5/s, match: {{path: /{n}}}}}\n" for n in range(5_000)),
+            "more-mistakes",
+        ),
+        (
+            "version: 1\nrules:\n"
+            + "".join(f"- {{name: r{n}, limit: {n + 1}/{n + 1}s}}\n" for n in range(9_000)),
+            "too-many-limits",
+        ),
+    ],
+    ids=["tags", "headers", "long key", "keys", "methods", "overrides", "networks", "rules"],
+)  # fmt: skip
+def test_nothing_in_a_file_takes_more_time_than_its_length_allows(text: str, code: str) -> None:
+    """Each of these took minutes, or will, where something is compared with all before it."""
+    start = time.process_time()
+    error = refusal(text)
+    assert time.process_time() - start < 10  # a second or two
+    assert error is not None
+    assert error.mistakes[-1].code == code
+
+
+def test_of_a_rule_file_a_thousand_mistakes_are_told() -> None:
+    error = refusal(SMALL + "".join(f"    k{number}: 1\n" for number in range(1_001)))
+    assert error is not None
+    assert len(error.mistakes) == 1_001
+    assert str(error.mistakes[-1]) == (
+        "<rules>:1005:5: rules[0].k1000: there are more mistakes than these 1000; mend them first "
+        "[more-mistakes]"
+    )
+
+
+def test_a_list_of_overrides_with_many_mistakes_is_not_read_to_its_end(tmp_path: Path) -> None:
+    lines = "".join(f"u{number} {number}/minut\n" for number in range(100_000))
+    (tmp_path / "list.txt").write_text(lines)
+    text = SMALL + "    by: user\n    overrides_file: list.txt\n"
+    error = refusal(text, str(tmp_path / "rules.yaml"))
+    assert error is not None
+    assert "the list has at least 980 more mistakes" in str(error.mistakes[-1])
+
+
 @pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="needs PyYAML with libyaml")
 @pytest.mark.parametrize("size", [0, 300_000])
 @pytest.mark.parametrize(
