@@ -62,18 +62,21 @@ class Pipe:
             asyncio.create_task(self._way(client, forth, came, lambda _: None)),
             asyncio.create_task(self._way(server, back, lambda _: None, left)),
         ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # the process ends
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.wait(ways)
         back.close()
         forth.close()
 
     async def _way(self, source: Any, target: Any, came: Any, left: Any) -> None:
         loop = asyncio.get_running_loop()
         last = 0.0
+        pieces: deque[bytes] = deque()
 
-        def write(data: bytes) -> None:
+        def write() -> None:
+            data = pieces.popleft()
             if not target.is_closing():
                 target.write(data)
                 left(data)
@@ -81,8 +84,10 @@ class Pipe:
         while data := await source.read(65_536):
             came(data)
             due = loop.time() + self._half + random.random() * self._jitter
-            last = due = max(due, last)  # pieces stay in order
-            loop.call_at(due, write, data)
+            last = due = max(due, last)
+            # Timers of one instant come in any order, the pieces in theirs.
+            pieces.append(data)
+            loop.call_at(due, write)
         await asyncio.sleep(max(0.0, last - loop.time()) + 0.001)
 
 

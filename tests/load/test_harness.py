@@ -70,3 +70,21 @@ def test_the_pipe_notes_what_it_held_back_and_how_many_checks_that_carried() -> 
     trips = [Trip(*each) for each in json.loads(said)]
     assert [trip.checks for trip in trips] == [0, 3, 0]
     assert min(trip.left - trip.came for trip in trips) > 0.019
+
+
+@needs_two_cores
+def test_pieces_that_the_pipe_delays_by_different_times_stay_in_order() -> None:
+    with redis() as server, ended(started("pipe", server.port, 0, 0.01, core=0)) as pipe:
+        assert pipe.stdout is not None
+        with contextlib.closing(
+            socket.create_connection(("127.0.0.1", int(pipe.stdout.readline())), 5)
+        ) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            expected = b""
+            for number in range(300):
+                connection.sendall(b"*2\r\n$4\r\nECHO\r\n$3\r\n%03d\r\n" % number)
+                expected += b"$3\r\n%03d\r\n" % number
+                time.sleep(0.0005)  # a piece of its own
+            with connection.makefile("rb") as replies:
+                assert replies.read(len(expected)) == expected
+        pipe.communicate(timeout=20)
