@@ -4,8 +4,8 @@ The law of this module: nothing is reported that could, for any request, make a 
 is unreachable only where it is proved that another one refuses first.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from ipaddress import ip_network
 from itertools import chain
 from typing import Any, Final, NamedTuple
@@ -267,12 +267,17 @@ def _covers(wide: Rule, rule: Rule) -> bool:
 class _Cover:
     """Networks, asked for one that holds another."""
 
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self.by_size: dict[tuple[int, int], dict[int, Network]] = {}
-        for network in networks:
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
+
+    @cached_property  # most are asked nothing
+    def by_size(self) -> dict[tuple[int, int], dict[int, Network]]:
+        by_size: dict[tuple[int, int], dict[int, Network]] = {}
+        for network in self.networks:
             size = network.version, network.max_prefixlen - network.prefixlen
             number = int(network.network_address) >> size[1]
-            self.by_size.setdefault(size, {})[number] = network
+            by_size.setdefault(size, {})[number] = network
+        return by_size
 
     def of(self, network: Network) -> Network | None:
         number = int(network.network_address)
@@ -312,7 +317,7 @@ def _of_networks(
     denied = _Cover(keys.get("denylist", ()))
     everywhere = covers["denylist"]
     yield from _allowed_and_denied(allowlist, keys, (denylist, denied), (("denylist",), everywhere))
-    if denied.by_size and all(everywhere.of(network) for network in keys["denylist"]):
+    if denied.networks and all(everywhere.of(network) for network in denied.networks):
         yield Contradiction(
             "pointless-denylist", denylist,
             "all of it is in the file's denylist, which is refused everywhere; leave one of them "
@@ -328,7 +333,7 @@ def _of_networks(
     )
     for place, cover in places:
         name = place[-1]
-        for identity in keys.get("overrides", ()) if cover.by_size else ():
+        for identity in keys.get("overrides", ()) if cover.networks else ():
             address = read_address(identity)
             network = address and cover.of(ip_network(address.key))
             if network:

@@ -46,6 +46,8 @@ _NAME: Final = re.compile("[A-Za-z][A-Za-z0-9_.:-]{0,63}", re.ASCII)
 _TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 REGISTERED: Final = re.compile("[a-z_][a-z0-9_]{0,63}", re.ASCII)
 _ATTRIBUTE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
+"""As such an address is counted; there may be many."""
 _MOST_LIMITS: Final = 20
 _MOST_PARTS: Final = 10
 
@@ -293,6 +295,8 @@ def overrides(
 
 def address_key(value: str) -> str:
     """What requests from an address are counted under: for IPv6, its network."""
+    if _IPV4.fullmatch(value):
+        return value
     address = read_address(value)
     if address is None or "%" in value:
         raise ValueError(
