@@ -12,9 +12,11 @@ ARGV[2]   how many different kinds of request follow, each as how many checks it
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
           -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
-          charge; else 0; -1 where a debt was cut, of which nothing is given back). Of a check whose
-          key could not be read or written, the first number is the error's text instead, and its
-          others are 0; it has no say, and the others of its request are decided without it.
+          charge; else 0; -1 where a debt was cut, of which nothing is given back; but of a request
+          that is refused, the microseconds until remaining grows, -1 for never, 0 for unknown). Of
+          a check whose key could not be read or written, the first number is the error's text
+          instead, and its others are 0; it has no say, and the others of its request are decided
+          without it.
 
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
 checks that name the same counter see each other's charges through `taken`, the units that earlier
@@ -123,7 +125,13 @@ local function judge(now_us, checks, count, reply, start)
       reply[at + 3] = algorithm.reset(root, after)
       reply[at + 4] = delay and passes and fits and check.cost > 0 and delay(root, before) or 0
       reply[at + 5] = root.at_us
-      reply[at + 6] = level and level + after * root.unit or 0
+      if passes then
+        reply[at + 6] = level and level + after * root.unit or 0
+      elseif root.broken and not root.denied then
+        reply[at + 6] = 0
+      else
+        reply[at + 6] = algorithm.wait(root, reply[at + 1] + 1)
+      end
     end
     at = at + FIELDS
   end

@@ -50,10 +50,14 @@ def read_address(text: str, prefix: int = 64) -> Address | None:
     IPv6 is counted by its network of ``prefix`` bits. IPv4-mapped addresses and those of NAT64
     are the IPv4 address within; a 6to4 site, which has one IPv4 address, is counted as one.
     """
-    return None if len(text) > _LONGEST_ADDRESS else _read_address(text, prefix)
+    if len(text) > _LONGEST_ADDRESS:
+        return None
+    # Text of wide characters takes four times the memory, and is hardly ever an address.
+    read = _read_address if text.isascii() else _read_address.__wrapped__
+    return read(text, prefix)
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=8_192)
 def _read_address(text: str, prefix: int) -> Address | None:
     try:
         address = ip_address(text)

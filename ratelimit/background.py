@@ -32,7 +32,10 @@ class Background:
 
     async def aclose(self) -> None:
         """Ends the job in this event loop, until it is next asked for."""
-        task = self._tasks.pop(get_running_loop(), None)
+        try:
+            task = self._tasks.pop(get_running_loop(), None)
+        except RuntimeError:  # not asyncio's, where none was begun
+            return
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -143,7 +143,10 @@ class Decision(NamedTuple):
     at_us: int = 0
     """When it was decided, by the store's clock (epoch); what a give-back carries."""
     level: int = 0
-    """A bucket's level after the charge, in the limit's own units; 0 elsewhere."""
+    """A bucket's level after the charge, in the limit's own units; 0 elsewhere.
+
+    Of a request that was refused: microseconds until ``remaining`` grows by itself, -1 for never.
+    """
     degraded: bool = False
     """Whether a fallback answered, because the store could not."""
 

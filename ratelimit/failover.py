@@ -11,6 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+from sys import getsizeof
 from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.background import Background
@@ -27,6 +28,7 @@ HEARTBEAT: Final = 1.0  # seconds between a worker's signs of life
 ALIVE_FOR: Final = 3.5  # seconds that one of them counts
 BEATS: Final = 4  # of one's own, in which all others have had time for one of theirs
 MOST_OWED: Final = 10_000  # counters charged afterwards with what was admitted meanwhile
+MOST_OWED_BYTES: Final = 2**20  # of their identities, which may be long
 OWED_AT_ONCE: Final = 50
 
 # Writes: a server that is full, or a demoted master, answers what only reads.
@@ -76,6 +78,7 @@ class Failover:
         self._local: MemoryStore | None = None
         self._shares: dict[tuple[str, int], Limit] = {}
         self._owed: set[tuple[Limit, str, str]] = set()
+        self._owed_bytes = 0
         self._heartbeat = Background("heartbeat", self._beat)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -122,10 +125,18 @@ class Failover:
         if passed and self._guarded:
             for check, decision in zip(checks, decisions, strict=True):
                 if check.action == Action.CHARGE and check.cost and decision.allowed:
-                    owed = (check.limit, check.key, check.rule)
-                    if len(self._owed) < MOST_OWED:
-                        self._owed.add(owed)
+                    self._owe(check)
         return tuple(decision._replace(degraded=True) for decision in decisions)
+
+    def _owe(self, check: Check) -> None:
+        """Remembers a counter to charge once the store is back, as far as there is room."""
+        owed = (check.limit, check.key, check.rule)
+        size = getsizeof(check.key)
+        if owed not in self._owed and (
+            len(self._owed) < MOST_OWED and self._owed_bytes + size <= MOST_OWED_BYTES
+        ):
+            self._owed.add(owed)
+            self._owed_bytes += size
 
     def _share(self, limit: Limit) -> Limit:
         """This worker's part of a limit."""
@@ -145,7 +156,7 @@ class Failover:
 
     async def _settle(self) -> None:
         """Charges the store with what was let through meanwhile; once, and as far as it gets."""
-        owed, self._owed = self._owed, set()
+        owed, self._owed, self._owed_bytes = self._owed, set(), 0
         local = self._local
         if local is None:
             return
@@ -187,8 +198,7 @@ class Failover:
             if self._local is None:
                 self._local = MemoryStore()
             await self._local.decide([own])
-            if len(self._owed) < MOST_OWED:
-                self._owed.add((charge.limit, charge.key, charge.rule))
+            self._owe(charge)
 
     def _own_name(self) -> str:
         """This worker's name, which no other process has."""

@@ -12,6 +12,7 @@ from ratelimit.admission import Admission
 from ratelimit.decisions import Action, Check, assumed
 from ratelimit.failover import Failover
 from ratelimit.headers import Told, refuse, unavailable
+from ratelimit.problems import overloaded
 from ratelimit.reports import Reports
 from ratelimit.rule import Rule
 from ratelimit.rules import RuleSet
@@ -59,8 +60,9 @@ class Fallback:
         # Where it failed before the rules were known, or before their checks were, the file's
         # word stands for theirs, and a share of a quota cannot be counted.
         deny = "deny" in words.values() if rules else default == "deny"
-        if getattr(problem, "kind", "") == "overloaded" and (words or not rules):
-            deny = True  # whatever the rules say of the store, which has not failed
+        # Whatever the rules say of the store, which has not failed.
+        flooded = getattr(problem, "kind", "") == "overloaded" and bool(words or not rules)
+        deny = deny or flooded
         local = [
             (check, policy)
             for check, policy in zip(checks, policies, strict=True)
@@ -70,7 +72,7 @@ class Fallback:
         admission.degraded += assumed(others, allowed=not deny)
         if deny:
             admission.told = ()
-            admission.refusal = unavailable()
+            admission.refusal = overloaded() if flooded else unavailable()
         elif local:
             await self._decide_locally(rule_set, admission, local)
 

@@ -296,12 +296,16 @@ class RateLimiter:
     def start(self) -> None:
         """Begins, in this event loop, to learn of switches and changes of the rule file.
 
-        The first request does it as well, and the middleware when its application starts.
+        The first request does it as well, and the middleware when its application starts. On an
+        event loop that is not asyncio's nothing runs in the background.
         """
         self._switches.run()
         if self._watcher is not None:
             self._watcher.run()
-        self._started = asyncio.get_running_loop()
+        try:
+            self._started = asyncio.get_running_loop()
+        except RuntimeError:
+            self._reports.once("not-asyncio", type(self.store).__name__)
 
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
@@ -620,10 +624,11 @@ class RateLimiter:
     def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
         """Runs in the background of this event loop; says, once each, what is suspicious."""
         try:
-            if self._started is not asyncio.get_running_loop():
-                self.start()
-        except RuntimeError:  # not asyncio's; nothing runs in the background there
-            pass
+            begun = self._started is asyncio.get_running_loop()
+        except RuntimeError:
+            begun = False
+        if not begun:
+            self.start()
         if client is None:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):

@@ -20,6 +20,9 @@ Field = tuple[bytes, bytes]
 
 FORBIDDEN: Final = "urn:ratelimit-asgi:problem:address-denied"
 IDENTITY_MISSING: Final = "urn:ratelimit-asgi:problem:identity-missing"
+REDUCED_CAPACITY: Final = (
+    "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+)
 STORE_UNAVAILABLE: Final = "urn:ratelimit-asgi:problem:store-unavailable"
 
 PROBLEM: Final = "application/problem+json"
@@ -196,4 +199,16 @@ def unavailable() -> Refusal:
         STORE_UNAVAILABLE,
         "Rate Limiter Unavailable",
         "Requests cannot be counted at the moment, and this one may not pass uncounted.",
+    )
+
+
+def overloaded() -> Refusal:
+    """503: this process has more to decide than it gets to, whatever rules say of the store."""
+    return problem(
+        503,
+        REDUCED_CAPACITY,
+        "Temporary Reduced Capacity",
+        "There are more requests at the moment than can be counted; try again in 1 second.",
+        [(b"retry-after", b"1")],
+        {"violated-policies": []},
     )

@@ -31,6 +31,9 @@ ONCE: Final = {
     "user-missing": "rule %.60r limits by user, but nothing has set scope['user'], so clients are "
     "counted by address. Put the middleware inside of the one that authenticates, or limit by what "
     "the request carries",
+    "not-asyncio": "the event loop is not asyncio's: nothing is learnt in the background, neither "
+    "switches nor changes of the rule file, and only a store in process decides there (this one is "
+    "a %s)",
     "path-missing": "the route's limit %.60r names a parameter that the path of the route lacks, "
     "so clients are counted by address. Write it as the path does",
 }

@@ -232,6 +232,38 @@ async def test_a_shard_that_is_gone_degrades_its_own_checks_alone() -> None:
         await store.aclose()
 
 
+async def test_each_shard_has_its_breaker(caplog: pytest.LogCaptureFixture) -> None:
+    """Where one is away, nobody waits for it, the others decide, and its return is noticed."""
+    with cluster(binaries()[0].path) as own:
+        for node in own.masters():
+            node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        store = RedisStore(own.url, deadline=0.3, deny_cache=0)
+        await store.decide([Check(LIMIT, key) for key in SPREAD])
+        gone = own.masters()[0]
+        lost = [own.master_of(store._way().slot(Check(LIMIT, key))) is gone for key in SPREAD]
+        away, here = SPREAD[lost.index(True)], SPREAD[lost.index(False)]
+        await asyncio.to_thread(gone.kill)
+        kinds = []
+        for _ in range(8):
+            with pytest.raises(StoreUnavailable) as caught:
+                await store.decide([Check(LIMIT, away)])
+            kinds.append(caught.value.kind)
+        assert kinds[-1] == "open"
+        assert store.breaker.state == "open"
+        states = store.servers()
+        assert states[f"127.0.0.1:{gone.port}"] == "open"
+        assert sorted(states.values()) == ["closed", "closed", "open"]
+        for left in (3, 2):
+            (decision,) = await store.decide([Check(LIMIT, here)])
+            assert decision.remaining == left
+        await asyncio.to_thread(gone.start)
+        while store.breaker.is_open():
+            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.05))])
+        (decision,) = await store.decide([Check(LIMIT, away)])
+        assert (decision.degraded, decision.allowed) == (False, True)
+        await store.aclose()
+
+
 async def test_a_plain_server_is_no_cluster() -> None:
     """A URI that names the wrong kind of server is told as such."""
     with serving(binaries()[0].path) as server:

@@ -170,6 +170,21 @@ async def test_what_is_charged_to_a_limit_that_did_not_refuse_is_seen_at_once(
     assert store.denials_repeated == 3
 
 
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+async def test_limits_beside_the_one_that_refuses_cost_no_trip(
+    store: RedisStore, server: Server, algorithm: Algorithm
+) -> None:
+    """While nobody charges them, and time gives nothing back to them."""
+    beside = Check(Limit("20/day", algorithm=algorithm), "someone")
+    check = await exhaust(store)
+    await store.decide([beside._replace(cost=6)])
+    before = scripts_run(server)
+    for _ in range(5):
+        decisions = await store.decide([check, beside])
+        assert [decision.remaining for decision in decisions] == [0, 14]
+    assert scripts_run(server) - before == 1
+
+
 @pytest.mark.parametrize("change", ["give back", "reset"])
 async def test_what_another_worker_does_is_seen_within_a_second(
     store: RedisStore, server: Server, clock: ManualClock, change: str
@@ -245,7 +260,7 @@ def test_a_change_that_is_not_remembered_any_more_voids_what_was_asked_before_it
     """Denials are asked again rather than repeated in spite of it."""
     monkeypatch.setattr(deny_cache, "MOST_CHANGES", 2)
     cache = deny_cache.DenyCache(1_000_000, lambda: 7)
-    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0, level=12_000_000),)
     checks = (Check(LIMIT, "someone"),)
     cache.keep(checks, denied, 7)
     for key, repeated in (("a", True), ("b", True), ("b", True), ("c", False)):
@@ -261,7 +276,7 @@ def test_what_was_asked_before_a_change_and_answered_after_it_is_not_remembered(
 ) -> None:
     """Nobody knows which came first."""
     cache = deny_cache.DenyCache(1_000_000, lambda: 7)
-    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0, level=12_000_000),)
     checks = (Check(LIMIT, "someone"),)
     before = cache.changes
     if change == "all":
@@ -277,7 +292,7 @@ def test_what_was_asked_before_a_change_and_answered_after_it_is_not_remembered(
 def test_a_long_identity_is_kept_as_its_digest_and_is_no_other() -> None:
     """A client chooses how long it is, and what is written in it."""
     cache = deny_cache.DenyCache(1_000_000, lambda: 7)
-    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0, level=12_000_000),)
     long = "\ud800" + 60_000 * "x"
     cache.keep((Check(LIMIT, long),), denied, 7)
     ((_, kept, *_),) = cache.entries
@@ -291,7 +306,7 @@ def test_when_all_are_over_nothing_is_looked_up() -> None:
     """Most services deny nobody most of the time."""
     now = [7]
     cache = deny_cache.DenyCache(1_000_000, lambda: now[0])
-    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0, level=12_000_000),)
     for key in "abc":
         cache.keep((Check(LIMIT, key),), denied, now[0])
     now[0] += 1_000_000
@@ -315,7 +330,7 @@ def test_without_a_clock_it_counts_nanoseconds_and_tells_microseconds() -> None:
     cache = deny_cache.DenyCache(1_000_000, None)
     assert cache.now is time.monotonic_ns
     checks = (Check(LIMIT, "someone"),)
-    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0),)
+    denied = (Decision(LIMIT, False, 0, 12_000_000, 60_000_000, 0, level=12_000_000),)
     cache.now = lambda: 5_000_000_000
     cache.keep(checks, denied, 4_900_000_000)
     cache.now = lambda: 5_899_999_999

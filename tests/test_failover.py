@@ -1,6 +1,7 @@
 """The breaker before the store, what each worker may let through meanwhile, and the way back."""
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator, Sequence
 from fractions import Fraction
 
@@ -19,9 +20,10 @@ from ratelimit import (
     RuleSet,
     StoreUnavailable,
 )
+from ratelimit import failover as failovers
 from ratelimit.background import Background
 from ratelimit.failover import Breaker, Failover
-from ratelimit import failover as failovers
+from ratelimit.reports import Reports
 from ratelimit.stores import breaker as module
 from ratelimit.testing import ManualClock
 from tests.servers import Server
@@ -314,6 +316,81 @@ async def test_health_tells_the_change_and_since_when(
     assert told == ["open", "closed"]
     said = [record.getMessage().partition(":")[0] for record in caplog.records]
     assert said == ["store-failed", "breaker-open", "breaker-closed"]
+
+
+async def test_the_first_to_speak_after_an_outage_is_not_alone(
+    store: Switched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that comes back empty counts one worker, until the others had time to speak."""
+    monkeypatch.setattr(failovers, "HEARTBEAT", 0.001)
+    failover = Failover(store, 1, local=True)
+    store.alive = 4
+    beats = 0
+    heartbeat = store.heartbeat
+
+    async def counted(worker: str, alive_for: float) -> int:
+        nonlocal beats
+        alive = await heartbeat(worker, alive_for)
+        beats += 1
+        return alive
+
+    monkeypatch.setattr(store, "heartbeat", counted)
+
+    async def beat(times: int) -> None:
+        upto = beats + times
+        while beats < upto:
+            await asyncio.wait([running(failover._heartbeat)], timeout=0.001)
+
+    await failover.decide([Check(LIMIT, "k")])
+    await beat(4)
+    assert failover.workers == 4
+    for _ in range(3):
+        store.off = True
+        await fail(failover, 5)
+        store.off, store.alive = False, 1
+        await closed(failover)
+        await beat(1)
+        assert failover.workers == 4
+        store.alive = 4
+        await beat(1)
+    store.alive = 2
+    await beat(5)
+    assert failover.workers == 2
+    await failover.aclose()
+
+
+def test_workers_that_are_forked_have_names_of_their_own() -> None:
+    """A limiter that was made before the fork, as `gunicorn --preload` does, names none of them."""
+    failover = Failover(Switched(), 4, local=True)
+    parent = failover._own_name()
+    names = multiprocessing.get_context("fork").SimpleQueue()
+    for _ in range(3):
+        child = multiprocessing.get_context("fork").Process(
+            target=lambda: names.put((failover._own_name(), failover._own_name()))
+        )
+        child.start()
+        child.join()
+    told = [names.get() for _ in range(3)]
+    assert all(first == second for first, second in told)
+    assert len({parent, *(first for first, _ in told)}) == 4
+
+
+def test_a_fault_is_told_once_per_kind_however_they_alternate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A thousand failures of three kinds are three lines; when it is back, they are told anew."""
+    reports = Reports(RuleSet((Rule("r", "5/second"),)))
+    for number in range(1000):
+        kind = ("late", "refused", "loading")[number % 3]
+        reports.fault(StoreUnavailable("x", kind=kind))
+    for _ in range(100):
+        reports.fault(StoreUnavailable("y", "foreign-key", "key"))
+        reports.fault(StoreUnavailable("z", "open", "own"))
+    said = [it.getMessage().partition(":")[0] for it in caplog.records]
+    assert said == ["store-failed"] * 3 + ["check-failed"]
+    reports.breaker_changed("closed")
+    reports.fault(StoreUnavailable("x", kind="late"))
+    assert len(caplog.records) == 6
 
 
 async def test_closing_ends_what_runs_in_the_background(store: Switched) -> None:

@@ -252,19 +252,7 @@ class Cluster:
         if request.tries > MOST_TRIES:
             request.fail(StoreUnavailable(self._load.why, kind="cluster", scope="shard"))
         elif code in ("MOVED", "ASK"):
-            address = self._redirected(node, str(error))
-            if address is None:
-                return False
-            if code == "ASK":
-                request.asking = True
-                self._link(address).send(request)
-                return True
-            self._slots.moved[request.slot] = address
-            self._refresh()
-            if disagree:
-                self._send_later(request)
-            else:
-                self._send(request)
+            return self._follow(node, request, str(error), later=disagree)
         elif code == "TRYAGAIN":
             self._send_later(request)
         elif code == "CLUSTERDOWN" or explain(error).kind in _NOT_CONNECTED:
@@ -276,17 +264,34 @@ class Cluster:
             return False
         return True
 
+    def _follow(self, node: Address, request: Request, words: str, *, later: bool) -> bool:
+        """Sends a request where a redirection says; False where that is nowhere."""
+        try:
+            address = self._redirected(node, words)
+        except StoreUnavailable as unmapped:
+            self._load.why = str(unmapped)
+            address = None
+        if address is None:
+            return False
+        if words.startswith("ASK"):
+            request.asking = True
+            self._link(address).send(request)
+            return True
+        self._slots.moved[request.slot] = address
+        self._refresh()
+        if later:
+            self._send_later(request)
+        else:
+            self._send(request)
+        return True
+
     def _redirected(self, node: Address, words: str) -> Address | None:
         """The address in ``MOVED 3999 127.0.0.1:6381``; an empty host is that of who says it."""
         host, colon, port = words.rpartition(" ")[2].rpartition(":")
         if not colon or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
             return None
         known = host.strip("[]") if host not in ("", "?") else node[0]
-        return self._reachable((known, int(port)))
-
-    def _reachable(self, address: Address) -> Address:
-        reachable: Callable[[Address], Address] | None = getattr(self._target, "reachable", None)
-        return address if reachable is None else reachable(address)
+        return self._target.reachable((known, int(port)))
 
     def _send_later(self, request: Request) -> None:
         """Sends a request again in a while, which is the cluster's time and not ours."""
@@ -349,7 +354,10 @@ class Cluster:
             if reply:
                 try:
                     return self._read_slots(reply, address)
-                except (TypeError, ValueError):
+                except StoreUnavailable as error:
+                    problem = error
+                    continue
+                except (TypeError, ValueError, IndexError):
                     problem = StoreUnavailable(
                         "what answers at this address is not Redis", kind="not-redis"
                     )
@@ -360,7 +368,7 @@ class Cluster:
     def _read_slots(self, reply: Any, node: Address) -> SlotMap:
         """The answer to CLUSTER SLOTS; raises TypeError or ValueError where it is none."""
         return SlotMap(
-            (int(first), int(last), self._reachable((_host(at[0]) or node[0], int(at[1]))))
+            (int(first), int(last), self._target.reachable((_host(at[0]) or node[0], int(at[1]))))
             for first, last, at, *_ in reply
         )
 
@@ -419,9 +427,7 @@ class Cluster:
         return reply
 
     def let_go(self) -> None:
-        """Fails what is queued, and stops the timers; for an event loop that is no more."""
-        if self._watching is not None:
-            self._watching.cancel()
+        """Lets go of what an event loop that was closed has left."""
         for link in self._links.values():
             link.let_go()
 

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Final
 
 from ratelimit.decisions import Action, Check, Decision, identity_digest
-from ratelimit.limits import Algorithm
 
 __all__ = ["LONGEST_US", "DenyCache"]
 
@@ -29,7 +28,6 @@ MOST_CHANGES: Final = 3_000
 _LONGEST_KEY: Final = 64  # characters kept as they are, of one byte each
 _CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
-_FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
 _PARTS: Final = 5
 
 _new: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
@@ -233,17 +231,11 @@ def _steady_us(check: Check, decision: Decision) -> int:
 
     0 where that is not known, and where it refuses but a smaller cost could pass meanwhile.
     """
-    limit, allowed, remaining, retry_us, reset_us, *_, degraded = decision
-    if degraded or check.action not in (_CHARGE, _SHADOW):
+    if decision.degraded or check.action not in (_CHARGE, _SHADOW):
         return 0
-    if allowed:
-        if reset_us == 0:  # nothing is counted, and so nothing leaves
-            return LONGEST_US
-        return reset_us if limit.algorithm is _FIXED_WINDOW else 0
-    if limit.algorithm is _FIXED_WINDOW:
-        return reset_us if remaining == 0 or check.action == _SHADOW else 0
-    # Where nothing is left, the smallest cost is the first to pass.
-    return retry_us if remaining == 0 and check.cost == 1 and retry_us is not None else 0
+    if decision.remaining and not decision.allowed and check.action == _CHARGE:
+        return 0
+    return LONGEST_US if decision.level < 0 else decision.level
 
 
 def _later(limit: Any, told: tuple[Any, ...], passed_us: int, now_us: int | None) -> Decision:
@@ -254,8 +246,8 @@ def _later(limit: Any, told: tuple[Any, ...], passed_us: int, now_us: int | None
     if tick_us > 1:
         then_us -= then_us % tick_us
     then_us = max(then_us, at_us)  # a counter may be ahead of the clock
-    if level > 0:  # a bucket's
-        level = max(0, level - (then_us - at_us) // tick_us * limit.numbers[2])
+    if level > 0:
+        level -= passed_us
     if retry_us:
         retry_us = retry_us - passed_us if retry_us > passed_us else 1
     reset_us = reset_us - passed_us if reset_us > passed_us else 0

@@ -5,7 +5,9 @@ tell nothing of what was not read yet: the transport is taken over from it, and 
 """
 
 import asyncio
+import math
 import select
+import warnings
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -69,11 +71,16 @@ class Batch:
         self.loads = 0
         """How often the script had been loaded over this connection when it was sent."""
 
+    @property
+    def waiting(self) -> int:
+        """The number of its requests; at most as many as open a breaker matter."""
+        return min(sum([len(group) for group in self.groups]), 5)
+
     def fail_late(self, now: float, deadline: float, error: StoreUnavailable) -> bool:
         """Tells the members that have waited for the server for a deadline; whether all have."""
         due = self.sent_at + deadline
         late = now >= due
-        waiting = due
+        waiting = math.inf
         for group in self.groups:
             for request in group:
                 if late or now >= due - request.owed:
@@ -81,7 +88,7 @@ class Batch:
                 elif not request.future.done():
                     waiting = min(waiting, due - request.owed)
         self.due = waiting
-        return late
+        return waiting == math.inf
 
 
 class Owner(Protocol):
@@ -121,6 +128,8 @@ class Line(asyncio.Protocol):
         self.batches: deque[Batch] = deque()
         self.heard = 0
         """Replies that have come."""
+        self.heard_at = 0.0
+        """When the last batch was answered."""
         self.loads = 0
         """How often the script was loaded over this connection."""
         self.refuses = False
@@ -230,6 +239,20 @@ class Line(asyncio.Protocol):
         self._connection._reader = self._connection._writer = None  # noqa: SLF001
         self._connection = None
         self._link.lost(self, exc)
+
+    def drop(self) -> None:
+        """Lets go of a connection whose event loop was closed before it."""
+        with warnings.catch_warnings(), suppress(OSError):
+            # No event loop can close it in order any more; what has no socket here was closed with
+            # its loop, or is when it is collected.
+            warnings.simplefilter("ignore", ResourceWarning)
+            sock = getattr(self._transport, "_sock", None)
+            if sock is not None:
+                sock.close()
+                self._transport._sock = None  # noqa: SLF001  # of which it would warn
+            self._transport = None
+            self._connection._reader = self._connection._writer = None  # noqa: SLF001
+            self._connection = None
 
     @property
     def due(self) -> float:

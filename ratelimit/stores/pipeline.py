@@ -319,7 +319,8 @@ class Link:
     def answered(self, line: Line, batch: Batch) -> None:
         """Deals with all replies to one batch."""
         self._in_flight -= batch.size
-        took = self._now() - batch.sent_at
+        line.heard_at = now = self._now()
+        took = now - batch.sent_at
         known = self.round_trip
         # Our own lateness only ever adds to it.
         self.round_trip = took if known is None or took < known else known + (took - known) / 16
@@ -549,7 +550,11 @@ class Link:
                 if not batch.counted:
                     batch.counted = True
                     if not batch.groups[0][0].command:
-                        self.breaker.failed(error)
+                        # One slow batch is one failure. A server that has said nothing at all for a
+                        # deadline fails everybody who waits for it.
+                        silent = now - line.heard_at >= deadline
+                        for _ in range(batch.waiting if silent else 1):
+                            self.breaker.failed(error)
         if age >= self._patience:
             line.close(error)
         elif self._line is line and any(batch.counted for batch in line.batches):
@@ -614,11 +619,7 @@ class Link:
     def _why_not_connected(self) -> str:
         if self._load.why or self._connecting is None:
             return self._load.why
-        return f"no connection to {self._trying} yet" if self._trying else ""
-
-    @property
-    def _trying(self) -> str:
-        return str(getattr(self._dialer, "trying", ""))
+        return f"no connection to {self._dialer.trying} yet" if self._dialer.trying else ""
 
     def _turn_away(self) -> None:
         """Nobody waits for a server that is known to be away, but probes."""
@@ -669,9 +670,8 @@ class Link:
         problem: BaseException | None = None
         started = self._now()
         try:
-            async with asyncio.timeout(self._connect_within):
-                self._steps = steps = Steps[Any](self._dialer.open())
-                connection = await steps
+            self._steps = steps = Steps[Any](self._dialer.open(self._connect_within))
+            connection = await steps
             try:
                 if self._line is None:
                     self._line = Line(self, connection)
@@ -684,7 +684,7 @@ class Link:
             self._connect_within = min(self._patience, max(self._deadline, 0.2, 5 * took))
         except Exception as error:  # noqa: BLE001  # those who wait are told
             problem = error
-            if isinstance(error, TimeoutError):
+            if explain(error).kind == "late":
                 self._connect_within = min(self._patience, 2 * self._connect_within)
         finally:
             self._steps = None
@@ -700,12 +700,6 @@ class Link:
     def _unconnected(self, problem: BaseException) -> None:
         """Tells those who waited for a connection, of whom none was sent."""
         error = explain(problem)
-        if error.kind == "late":
-            where = f" by {self._trying}" if self._trying else ""
-            error = StoreUnavailable(
-                f"no connection was taken{where} within {self._connect_within * 1000:.0f} ms",
-                kind="late",
-            )
         if error.scope != "server":
             error = StoreUnavailable(str(error), error.kind)  # without a connection, all is away
         self._load.why = str(error)
@@ -733,9 +727,8 @@ class Link:
     async def _find_master(self) -> None:
         try:
             with suppress(Exception):  # where nobody can tell, it is who it was
-                async with asyncio.timeout(self._patience):
-                    assert self._dialer.master is not None  # noqa: S101  # for the type checker
-                    master = await self._dialer.master()
+                assert self._dialer.master is not None  # noqa: S101  # for the type checker
+                master = await self._dialer.master()
                 line = self._line
                 if line is not None and line.address != master:
                     self._retire(line)
@@ -759,7 +752,13 @@ class Link:
             await asyncio.sleep(0)  # in which the transports close their sockets
 
     def let_go(self) -> None:
-        """Fails what is queued, and stops the timer."""
+        """Fails what is queued, and stops the timer; drops what is left of a closed loop."""
+        if self._loop.is_closed():
+            self._queue.clear()
+            for line in (self._line, *self._leaving):
+                if line is not None:
+                    line.drop()
+            return
         self._disarm()
         for request in self._queue:
             request.fail(StoreUnavailable(self._closed or "the store was closed", "closed", "own"))

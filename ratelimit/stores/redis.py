@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from ratelimit.decisions import Action, Check, Decision, read_reply
 from ratelimit.limits import Limit
 from ratelimit.stores.breaker import Breaker
-from ratelimit.stores.connect import Address, Target
+from ratelimit.stores.connect import Address, Remap, Target
 from ratelimit.stores.deny_cache import DenyCache
 from ratelimit.stores.failures import StoreUnavailable, explain
 
@@ -42,10 +42,12 @@ class RedisStore:
 
     ``clock`` gives microseconds since the epoch; without one the server's TIME counts, so that all
     workers share one clock. ``deadline`` (seconds, above 0) is how long a decision may take;
-    ``prefix`` begins every key. ``deny_cache`` (seconds, 0 for off) is how long a denial is
-    repeated in process, at most until its `retry_after`; `remaining` is then that of the first.
+    ``prefix`` begins every key. ``deny_cache`` (seconds, 0 to 1, 0 for off) is how long a denial is
+    repeated in process where the store would tell the same, at most until its `retry_after`.
     ``allow_oom`` lets the script write where the server is at maxmemory (Redis 7 and later): it
-    then grows past it by the counters, about 150 bytes for each that is live.
+    then grows past it by the counters, about 150 bytes for each that is live. ``address_remap``, a
+    mapping or a function of (host, port), gives for each address that nodes of a cluster or
+    sentinels announce the one at which it can be reached from here.
 
     Opens at the first decision, in each event loop by itself. Raises StoreUnavailable from
     `decide`, `reset` and `ping`, and nothing of redis-py's.
@@ -60,6 +62,7 @@ class RedisStore:
         prefix: str = "rl:",
         deny_cache: float = 1.0,
         allow_oom: bool = False,
+        address_remap: Remap | None = None,
     ) -> None:
         self._deadline = _seconds("deadline", deadline)
         if deadline <= 0:
@@ -69,7 +72,7 @@ class RedisStore:
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
         self._prefix = prefix
-        self._target = Target(target, self._deadline)
+        self._target = Target(target, self._deadline, address_remap)
         self._clock = clock
         self._allow_oom = allow_oom
         self.breaker = Breaker(None if self._target.is_cluster else self._probe_server)
@@ -118,7 +121,7 @@ class RedisStore:
     async def _decide(
         self, asked: tuple[Check, ...], *, past: bool = False
     ) -> tuple[Decision, ...]:
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         last, way = self._last
         if last is not loop:
             way = self._way()
@@ -266,7 +269,10 @@ class RedisStore:
 
     async def aclose(self) -> None:
         """Closes the connections that this event loop has opened; they open again when needed."""
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # not asyncio's, where none was opened
+            return
         for breaker in (self.breaker, *self._breakers.values()):
             await breaker.aclose()
         if loop in self._ways:
@@ -280,7 +286,7 @@ class RedisStore:
 
     def _way(self) -> Any:
         """This event loop's connections: a `Link`, or a `Cluster` of them."""
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         known = self._ways.get(loop)
         if known is None:
             for other in [each for each in self._ways if each.is_closed()]:
@@ -317,6 +323,16 @@ class RedisStore:
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise StoreUnavailable(
+            "a RedisStore needs the event loop of asyncio or uvloop, and another one runs here",
+            kind="not-asyncio",
+        ) from None
 
 
 def _seconds(name: str, value: object) -> float:

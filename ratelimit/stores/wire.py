@@ -17,7 +17,7 @@ from ratelimit.stores.failures import StoreUnavailable
 __all__ = ["NOTHING", "PUSHED", "Packer", "ReplyError", "packed", "reader", "require_numbers"]
 
 MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
-LONGEST_KEPT: Final = 128  # characters of an identity whose digest is kept
+LONGEST_KEPT: Final = 64  # characters, of a byte each, of an identity whose digest is kept
 LARGEST: Final = 2**53  # what Lua counts to
 
 _GIVE_BACK: Final = int(Action.GIVE_BACK)
@@ -94,12 +94,14 @@ def _longest_delay_us(limit: Limit) -> int:
     return -(-places * limit.window_us // limit.quota) + limit.window_us + limit.tick_us
 
 
-_kept_digest: Final = lru_cache(maxsize=16_384)(identity_digest)
+_kept_digest: Final = lru_cache(maxsize=8_192)(identity_digest)
 
 
 def _digest(key: str) -> str:
     """The digest of an identity; kept, but for long ones, which a client may send without end."""
-    return _kept_digest(key) if len(key) <= LONGEST_KEPT else identity_digest(key)
+    if len(key) > LONGEST_KEPT or not key.isascii():
+        return identity_digest(key)
+    return _kept_digest(key)
 
 
 class Packer:
