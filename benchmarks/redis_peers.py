@@ -36,9 +36,9 @@ from throttled.asyncio.rate_limiter import per_duration
 
 from ratelimit.decisions import Check, identity_digest
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.scripts import SCRIPT, SHA1
 from ratelimit.stores.memory import MemoryStore
 from ratelimit.stores.redis import RedisStore
+from ratelimit.stores.script import SCRIPT, SHA1
 
 CONNECTIONS = 1024
 """At most, for each pool: redis-py's default of 100 refuses the 101st task that waits."""

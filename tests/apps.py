@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit import RateLimiter, RateLimitMiddleware, RedisStore, RuleSet, limit
-from ratelimit.limiter import Admission
+from ratelimit.limiter.limiter import Admission
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 

@@ -8,16 +8,9 @@ from typing import Any, Literal
 import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from ratelimit.addresses import (
-    Address,
-    Network,
-    Networks,
-    Proxies,
-    forwarded_but_untrusted,
-    networks_in,
-    read_address,
-    read_network,
-)
+from ratelimit.identity.addresses import Address, Network, read_address, read_network
+from ratelimit.identity.networks import Networks, networks_in
+from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 
 PROXY = "10.0.0.1"
 TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]

@@ -9,12 +9,13 @@ from typing import Final
 
 import pytest
 
-from ratelimit.advice import Advice, advise
 from ratelimit.limits import Limit
-from ratelimit.rule import Rule
-from ratelimit.rulefile import RuleFileError, load, loads
-from ratelimit.rulekeys import FileKeys, MatchKeys, RuleKeys
-from ratelimit.rules import RuleSet
+from ratelimit.rules.advice import Advice, advise
+from ratelimit.rules.file.keys import FileKeys, MatchKeys, RuleKeys
+from ratelimit.rules.file.mistakes import RuleFileError
+from ratelimit.rules.file.reader import load, loads
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 MISTAKES: Final = (ROOT / "docs" / "mistakes.md").read_text(encoding="utf-8")

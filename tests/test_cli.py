@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ratelimit import Check, Limit, RateLimiter, RedisStore, Rule, RuleSet
-from ratelimit.cli import _bytes, main
+from ratelimit.cli.main import _bytes, main
 from ratelimit.limits import Algorithm
-from ratelimit.schema import schema
+from ratelimit.rules.file.schema import schema
 from tests.servers import Server
 from tests.web.asgi import http_scope
 

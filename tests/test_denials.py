@@ -7,8 +7,8 @@ import pytest
 
 from ratelimit import MemoryStore, RateLimiter, Rule, StoreUnavailable
 from ratelimit import denials as module
+from ratelimit.control.denials import Denials
 from ratelimit.decisions import identity_digest
-from ratelimit.denials import Denials
 from tests.web.asgi import http_scope
 
 

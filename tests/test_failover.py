@@ -22,9 +22,9 @@ from ratelimit import (
 )
 from ratelimit import failover as failovers
 from ratelimit.background import Background
-from ratelimit.failover import Breaker, Failover
-from ratelimit.reports import Reports
+from ratelimit.limiter.reports import Reports
 from ratelimit.stores import breaker as module
+from ratelimit.stores.failover import Breaker, Failover
 from ratelimit.testing import ManualClock
 from tests.servers import Server
 from tests.web.asgi import http_scope

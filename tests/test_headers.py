@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ratelimit import Algorithm, Decision, Limit, RateLimitExceeded
-from ratelimit.headers import DIALECTS, Dialect, Field, Told, fields, refuse
+from ratelimit.responses.headers import DIALECTS, Dialect, Field, Told, fields, refuse
 from ratelimit.testing import START_US
 
 DRAFT: Final = ("draft",)

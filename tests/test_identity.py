@@ -16,10 +16,11 @@ from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 from starlette.requests import HTTPConnection, Request
 
 from ratelimit import RateLimiter
-from ratelimit.addresses import Proxies, read_address
 from ratelimit.decisions import identity_digest
-from ratelimit.identity import LONGEST_VALUE, UNIDENTIFIED, Identify, identity, identity_of
-from ratelimit.rules import RuleSet
+from ratelimit.identity.addresses import read_address
+from ratelimit.identity.keys import LONGEST_VALUE, UNIDENTIFIED, Identify, identity, identity_of
+from ratelimit.identity.proxies import Proxies
+from ratelimit.rules.ruleset import RuleSet
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "identity.md"
 
@@ -118,7 +119,7 @@ async def test_where_starlette_shows_one_line_of_cookies_another_one_changes_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As it did before 0.49: a second line would have been a fresh bucket for the same session."""
-    monkeypatch.setattr("ratelimit.identity._ALL_COOKIES", False)
+    monkeypatch.setattr("ratelimit.identity.keys._ALL_COOKIES", False)
     request = with_headers(("cookie", "a=b; key=real"), ("cookie", "key=junk"))
     assert await text_of("cookie:key", request) == "cookie:key=real"
 

@@ -13,8 +13,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 
 from ratelimit import Limit, MemoryStore, RateLimiter, Rule, RuleSet
-from ratelimit.admission import Admission
-from ratelimit.headers import Refusal
+from ratelimit.asgi.answer import respond
+from ratelimit.limiter.admission import Admission
+from ratelimit.responses.headers import Refusal
 from ratelimit.testing import ManualClock
 from tests.web.asgi import CLIENT, http_scope
 
@@ -401,7 +402,7 @@ async def answered(limiter: RateLimiter, **scope: Any) -> Response:
     while True:
         admission: Admission = await limiter.admit(request)
         if admission.refusal is not None:
-            return await limiter.answer(request, admission.refusal)
+            return await respond(limiter, request, admission.refusal)
 
 
 async def test_the_application_may_answer_itself_and_the_fields_are_added() -> None:

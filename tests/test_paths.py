@@ -8,9 +8,9 @@ import pytest
 from starlette.convertors import CONVERTOR_TYPES, StringConvertor, register_url_convertor
 from starlette.routing import compile_path
 
-from ratelimit.paths import Path
-from ratelimit.rule import Rule
-from ratelimit.rules import RuleSet
+from ratelimit.rules.paths import Path
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
 
 LONG = 60_000
 

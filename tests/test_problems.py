@@ -19,9 +19,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ratelimit import Decision, Limit, RateLimitMiddleware
-from ratelimit.headers import Told, fields, forbid, refuse, unavailable, unidentified
-from ratelimit.problems import Refusal, Refused, problem
-from ratelimit.rule import policy_names
+from ratelimit.responses.headers import Told, fields, forbid, refuse, unavailable, unidentified
+from ratelimit.responses.problems import Refusal, Refused, problem
+from ratelimit.rules.rule import policy_names
 
 JSON: Final = "application/problem+json"
 HTML: Final = "text/html"
@@ -155,7 +155,7 @@ def test_no_accept_is_too_strange_for_an_answer(accept: str) -> None:
 def test_the_time_to_read_an_accept_grows_no_faster_than_its_length(
     start: str, piece: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ratelimit.problems._LONGEST_ACCEPT", 30_001)
+    monkeypatch.setattr("ratelimit.responses.problems._LONGEST_ACCEPT", 30_001)
     accept = (start + piece * 30_000)[:30_000]
     started = time.process_time()
     form(accept + "(")

@@ -18,7 +18,7 @@ import pytest
 import watchfiles
 
 from ratelimit import RateLimiter, RedisStore, Rule, RuleFileError, RuleSet, reload
-from ratelimit.reload import Watcher
+from ratelimit.control.reload import Watcher
 from tests.servers import Server
 
 

@@ -14,10 +14,11 @@ import yaml
 
 from ratelimit import rulefile, yamlfile
 from ratelimit.limits import Limit
-from ratelimit.rule import Rule
-from ratelimit.rulefile import Mistake, RuleFileError, load, loads
-from ratelimit.rulekeys import FileKeys, Keys, MatchKeys, RuleKeys
-from ratelimit.rules import RuleSet
+from ratelimit.rules.file.keys import FileKeys, Keys, MatchKeys, RuleKeys
+from ratelimit.rules.file.mistakes import Mistake, RuleFileError
+from ratelimit.rules.file.reader import load, loads
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
 
 FOLDER = Path(__file__).parent / "rules"
 GOOD = sorted((FOLDER / "good").glob("*.yaml"))

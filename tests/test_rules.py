@@ -10,8 +10,8 @@ from starlette.routing import Route, compile_path
 
 from ratelimit import RateLimiter, decisions, options, paths
 from ratelimit.limits import Limit
-from ratelimit.rule import Rule, policy_names
-from ratelimit.rules import RuleSet
+from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.ruleset import RuleSet
 from tests.web.asgi import http_scope
 
 

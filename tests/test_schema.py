@@ -9,10 +9,11 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from ratelimit.limits import Algorithm
-from ratelimit.options import METHODS
-from ratelimit.rulefile import RuleFileError, load, loads
-from ratelimit.rulekeys import FileKeys, MatchKeys, RuleKeys
-from ratelimit.schema import as_text, schema
+from ratelimit.rules.file.keys import FileKeys, MatchKeys, RuleKeys
+from ratelimit.rules.file.mistakes import RuleFileError
+from ratelimit.rules.file.reader import load, loads
+from ratelimit.rules.file.schema import as_text, schema
+from ratelimit.rules.options import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = sorted((ROOT / "tests" / "rules" / "good").glob("*.yaml"))

@@ -13,8 +13,8 @@ import pytest
 
 from ratelimit import Check, Limit, MemoryStore, RateLimiter, RedisStore, Rule
 from ratelimit.background import Background
+from ratelimit.control.switches import Switches
 from ratelimit.stores import StoreUnavailable
-from ratelimit.switches import Switches
 from ratelimit.testing import MakeStore, ManualClock
 from tests.apps import running
 from tests.clusters import cluster

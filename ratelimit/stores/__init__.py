@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.decisions import Check, Decision
-from ratelimit.stores.failures import StoreUnavailable
+from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.stores.memory import MemoryStore
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from ratelimit.background import Background
-from ratelimit.stores.failures import StoreUnavailable
+from ratelimit.stores.errors import StoreUnavailable
 
 __all__ = ["Breaker", "State"]
 

@@ -24,7 +24,7 @@ from ratelimit.decisions import (
     read_reply,
 )
 from ratelimit.limits import Limit
-from ratelimit.scripts import SCRIPT
+from ratelimit.stores.script import SCRIPT
 
 __all__ = ["MemoryStatistics", "MemoryStore", "live_stores"]
 

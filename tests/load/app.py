@@ -19,7 +19,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ratelimit import RateLimiter, RateLimitMiddleware
-from ratelimit.limiter import Admission
+from ratelimit.limiter.limiter import Admission
 
 COMPUTES: Final = 0.12  # seconds; a password hash, in an endpoint that is `async def`
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ratelimit import StoreUnavailable
 
-TARGET: Final = "ratelimit.stores.redis:RedisStore.decide"
+TARGET: Final = "ratelimit.stores.redis.store:RedisStore.decide"
 """Module and attribute."""
 
 

@@ -7,10 +7,10 @@ from typing import Final
 import pytest
 
 from ratelimit import Check, Decision, Limit, addresses, headers, problems
-from ratelimit.denials import Denials
-from ratelimit.failover import Failover
+from ratelimit.control.denials import Denials
 from ratelimit.stores import MemoryStore, wire
-from ratelimit.stores.deny_cache import LONGEST_US, DenyCache
+from ratelimit.stores.failover import Failover
+from ratelimit.stores.redis.deny_cache import LONGEST_US, DenyCache
 
 MOST_BYTES: Final = 16 * 2**20
 LIMIT: Final = Limit("5/minute", algorithm="token_bucket")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limits import BUCKETS, Algorithm, Limit
 from ratelimit.stores import MemoryStore
-from ratelimit.stores.deny_cache import LONGEST_US, DenyCache
 from ratelimit.stores.redis import RedisStore
+from ratelimit.stores.redis.deny_cache import LONGEST_US, DenyCache
 from ratelimit.testing import ManualClock
 from tests.model import Answer, Ask, Model
 from tests.servers import Server

@@ -10,16 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from ratelimit.addresses import (
-    Address,
-    Proxies,
-    forwarded_but_untrusted,
-    networks_in,
-    read_address,
-    read_network,
-)
 from ratelimit.decisions import identity_digest
-from ratelimit.identity import LONGEST_VALUE, Identify, identity
+from ratelimit.identity.addresses import Address, read_address, read_network
+from ratelimit.identity.keys import LONGEST_VALUE, Identify, identity
+from ratelimit.identity.networks import networks_in
+from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 
 PEER, PROXY, CLIENT = "192.0.2.1", "10.0.0.1", "203.0.113.9"
 TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]

@@ -10,7 +10,7 @@ from starlette.convertors import CONVERTOR_TYPES, StringConvertor, register_url_
 from starlette.routing import compile_path
 
 from ratelimit import paths
-from ratelimit.paths import Path
+from ratelimit.rules.paths import Path
 
 LITERALS = ["/", "/", "/", "-", ".", "/a", "a/", "/-/", "1", "..", "--", "a-a", "/b/", "1-1", ""]
 REGEXES = {

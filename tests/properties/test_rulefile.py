@@ -10,12 +10,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from ratelimit.contradictions import unreachable
 from ratelimit.decisions import Check
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.rulefile import Mistake, RuleFileError, loads
-from ratelimit.rules import RuleSet
-from ratelimit.schema import schema
+from ratelimit.rules.file.contradictions import unreachable
+from ratelimit.rules.file.mistakes import Mistake, RuleFileError
+from ratelimit.rules.file.reader import loads
+from ratelimit.rules.file.schema import schema
+from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import MemoryStore
 from ratelimit.testing import START_US, ManualClock
 

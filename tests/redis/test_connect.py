@@ -25,7 +25,7 @@ from redis.credentials import CredentialProvider
 
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.stores import connect
-from ratelimit.stores.connect import Dialer, Target
+from ratelimit.stores.redis.connect import Dialer, Target
 from tests.clusters import Cluster, cluster
 from tests.servers import (
     Certificates,
@@ -234,7 +234,7 @@ async def test_look_ups_have_a_bound(server: Server, monkeypatch: pytest.MonkeyP
 ENDING: Final = """
 import asyncio, os, socket, sys, threading
 from ratelimit import StoreUnavailable
-from ratelimit.stores.connect import Target
+from ratelimit.stores.redis.connect import Target
 
 real = socket.getaddrinfo
 def getaddrinfo(host, *arguments, **options):

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Sentinel
 
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
-from ratelimit.stores.connect import Dialer, Target
+from ratelimit.stores.redis.connect import Dialer, Target
 from tests.sentinels import SERVICE, Sentinels, sentinel
 from tests.servers import Certificates, binaries, certificates, free_port
 from tests.servers import _terminating as terminating

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit import Check, Decision, MemoryStore, Rule, RuleSet
-from ratelimit.limiter import RateLimiter
+from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.testing import ManualClock
 
 Pairs = Iterable[tuple[str, str]]

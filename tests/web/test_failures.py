@@ -21,9 +21,9 @@ from ratelimit import (
     StoreUnavailable,
     limit,
 )
-from ratelimit.admission import Admission
 from ratelimit.decisions import assumed
-from ratelimit.reports import STEADY_AFTER
+from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.reports import STEADY_AFTER
 from tests.web.asgi import Inner, ask, http_scope
 
 UNAVAILABLE = "urn:ratelimit-asgi:problem:store-unavailable"

@@ -28,8 +28,8 @@ from ratelimit import (
     exempt,
     limit,
 )
-from ratelimit.openapi import RESPONSES, document
-from ratelimit.routes import _fallback
+from ratelimit.asgi.decorators import _fallback
+from ratelimit.asgi.openapi import RESPONSES, document
 from tests.web import postponed
 from tests.web.asgi import (
     QUOTA_EXCEEDED,

@@ -32,8 +32,8 @@ from ratelimit import (
     exempt,
     limit,
 )
-from ratelimit.headers import Refusal, Told
-from ratelimit.routes import _fallback, _rule_name
+from ratelimit.asgi.decorators import _fallback, _rule_name
+from ratelimit.responses.headers import Refusal, Told
 from ratelimit.testing import ManualClock
 from tests.web.asgi import (
     QUOTA_EXCEEDED,

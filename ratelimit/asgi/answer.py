@@ -1,0 +1,104 @@
+"""A refusal to the response that the client gets, wherever it was raised."""
+
+import logging
+from inspect import isawaitable
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.responses.headers import Refusal, Refused
+
+__all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+SCOPE_KEY: Final = "ratelimit"
+"""Where the outermost middleware leaves its admission, which it will write the fields of."""
+
+
+ROUTE_KEY: Final = "ratelimit.route"
+"""Where the first limit on a route leaves its admission, if no middleware stands around it."""
+
+
+async def answer(
+    limiter: RateLimiter, refusal: Refusal, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answers a request, or a WebSocket's handshake, with a limiter's refusal."""
+    if _cannot_be_answered(scope):
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
+        return
+    response = await _response(limiter, refusal, scope)
+    await response(scope, receive, send)
+
+
+def _cannot_be_answered(scope: Scope) -> bool:
+    """Whether this is a WebSocket's handshake which the server can only close."""
+    extensions = scope.get("extensions") or {}
+    return scope["type"] == "websocket" and "websocket.http.response" not in extensions
+
+
+async def _response(limiter: RateLimiter | None, refusal: Refusal, scope: Scope) -> Response:
+    response = await respond(limiter, scope, refusal) if limiter else refusal.response()
+    if scope.get("method") == "HEAD":
+        response.body = b""
+    return response
+
+
+async def respond(limiter: RateLimiter, scope: Scope, refusal: Refusal) -> Response:
+    """The application's own response to a refusal, or the usual one by Accept.
+
+    The refusal's fields are added to the application's response where it has not set them.
+    """
+    if limiter.response is not None:
+        try:
+            response = limiter.response(HTTPConnection(dict(scope)), refusal)
+            if isawaitable(response):
+                response = await response
+            for name, value in refusal.headers:
+                if name not in (b"content-type", b"content-length", b"vary"):
+                    response.headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        except Exception:  # noqa: BLE001  # a fault in an answer is not the application's outage
+            _LOG.exception("response-failed: the response callable raised; a problem is sent")
+        else:
+            return response  # type: ignore[no-any-return]  # what it is said to give
+    accept = [value for name, value in scope.get("headers", ()) if name == b"accept"]
+    return refusal.rendered(b",".join(accept).decode("latin-1") or None).response()
+
+
+async def refused(request: Request | WebSocket, error: Exception) -> Response | None:
+    """The exception handler that answers what a route's limit raises as the middleware would."""
+    if not isinstance(error, Refused):
+        raise error
+    scope = request.scope
+    if isinstance(request, WebSocket) and _cannot_be_answered(scope):
+        await request.close(1008, error.refusal.title)
+        return None
+    admission = scope.get(SCOPE_KEY) or scope.get(ROUTE_KEY)
+    return await _response(admission and admission.limiter, error.refusal, scope)
+
+
+def answer_refused(app: Any) -> None:
+    """Registers `refused` with the application around which this middleware is being put.
+
+    Only Starlette's own exception middleware can catch what a route raises, and it stands further
+    in; an application that has a handler of its own for it keeps that one.
+    """
+    while app is not None and not isinstance(app, ExceptionMiddleware):
+        app = getattr(app, "app", None)
+    if app is not None:
+        # Starlette has no public way in once it has put its middlewares together.
+        register_refused(app._exception_handlers, app._status_handlers)  # noqa: SLF001
+
+
+def register_refused(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:
+    """Adds `refused` to an application's handlers, unless it handles the case itself."""
+    general = handlers.get(HTTPException)
+    default = getattr(general, "__module__", "").partition(".")[0] in ("starlette", "fastapi")
+    if 429 not in status_handlers and default:
+        handlers.setdefault(Refused, refused)

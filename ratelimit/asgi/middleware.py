@@ -1,0 +1,114 @@
+"""ASGI in, ASGI out, nothing else."""
+
+# Else the annotations of a function within a function are made anew for each request.
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import anyio
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
+from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
+from ratelimit.limiter.limiter import RateLimiter
+
+__all__ = ["RateLimitMiddleware"]
+
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+
+class RateLimitMiddleware:
+    """Puts a limiter's rules in front of an application, whole or mounted.
+
+    ``app.add_middleware(RateLimitMiddleware, limiter=limiter)``. A refused request never reaches
+    the application; an accepted one waits its turn where a leaking bucket says so; every response
+    carries the rate-limit fields. The limiter's store is closed when the application shuts down.
+    """
+
+    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
+        self.app = app
+        self.limiter = limiter
+        self._router = router_below(app)
+        answer_refused(app)
+        _warn_of_cors_inside(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            if scope["type"] == "lifespan":
+                self.limiter.start()
+                send = self._closing(send)
+            await self.app(scope, receive, send)
+            return
+        limiter = self.limiter
+        route = None
+        if limiter.asks_routes or EXEMPT:
+            route = Ahead(below(self._router, scope), scope)
+        admission = await limiter.admit(scope, route)
+        if admission.refusal is not None:
+            await admission.give_back()
+            await answer(self.limiter, admission.refusal, scope, receive, send)
+            return
+        if admission.delay_us:
+            delay_us, admission.delay_us = admission.delay_us, 0
+            await anyio.sleep(delay_us / 1_000_000)
+        if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
+            admission.limiter = self.limiter
+            await self.app(scope, receive, send)
+            return
+        scope[SCOPE_KEY] = admission
+
+        # Not a coroutine function: who calls it awaits what the server gave, without one between.
+        def send_with_fields(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                # Read only now, since limits on the route may have added theirs.
+                ours = admission.headers()
+                if ours:
+                    headers = list(message.get("headers", ()))
+                    for field in ours:
+                        for name, _ in headers:
+                            if name == field[0]:  # the application's own
+                                break
+                        else:
+                            headers.append(field)
+                    message = {**message, "headers": headers}
+            return send(message)
+
+        await self.app(scope, receive, send_with_fields)
+        # A server keeps the scope of a connection's last request, and all that is in there: ten
+        # objects for each connection, and a garbage collection for every 64 requests.
+        scope.pop(SCOPE_KEY, None)
+
+    def _closing(self, send: Send) -> Send:
+        """Closes the store when the application has shut down, before the server hears of it."""
+
+        async def send_after_closing(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                try:
+                    await self.limiter.aclose()
+                except Exception:  # noqa: BLE001  # the shutdown is the application's
+                    _LOG.exception("close-failed: the store did not close; the shutdown goes on")
+            await send(message)
+
+        return send_after_closing
+
+
+def _warn_of_cors_inside(app: Any) -> None:
+    """Says that a browser will hide every refusal from the scripts of other origins.
+
+    What stands further in is seen as it is put together: a chain of middlewares, or an application
+    that has not built its own yet.
+    """
+    while app is not None:
+        waiting = [each.cls for each in getattr(app, "user_middleware", ())]
+        if isinstance(app, CORSMiddleware) or CORSMiddleware in waiting:
+            _LOG.warning(
+                "cors-inside: CORSMiddleware stands further in than RateLimitMiddleware, so a "
+                "refusal has no Access-Control-Allow-Origin, and a browser shows it to no script; "
+                "put CORSMiddleware further out (with add_middleware: add it last)"
+            )
+            return
+        app = getattr(app, "app", None)

@@ -1,0 +1,8 @@
+"""A request to its decisions, and what becomes of it when the store fails; no router is known here.
+
+`RateLimiter` is public, by the package's own name.
+"""
+
+from ratelimit.limiter.limiter import RateLimiter
+
+__all__ = ["RateLimiter"]

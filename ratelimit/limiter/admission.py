@@ -1,0 +1,127 @@
+"""What the limiters around one request have decided about it so far."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from ratelimit.decisions import Check, Decision
+from ratelimit.responses.headers import (
+    USUAL,
+    Dialect,
+    Refusal,
+    Told,
+    draft_of_allowed,
+    fields,
+    new_told,
+)
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import Plain
+from ratelimit.stores import Store
+
+__all__ = ["Admission", "Route"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+T = TypeVar("T")
+
+
+class Route(Protocol):
+    """The route that a request will meet, as whoever knows the router tells it."""
+
+    @property
+    def template(self) -> str | None:
+        """Its path with all prefixes, parameters by name; None where there is none."""
+
+    @property
+    def is_exempt(self) -> bool:
+        """Whether no rule of a middleware applies to it."""
+
+
+class Admission:
+    """What the limiters around one request have decided about it so far.
+
+    The outermost middleware makes it and leaves it in the scope; limits further in add to it, so
+    that no rule is decided twice and the client is told of all of them at once.
+    """
+
+    # On the class what most requests leave as it is: one is made for each.
+    _told: Sequence[Told] = ()
+    _passed: tuple[Plain, Sequence[Decision]] | None = None
+    """What `_told` would be, where plain rules alone have decided, and allowed, until now."""
+    refusal: Refusal | None = None
+    """The answer to give instead of the application's; None while the request may go on."""
+    degraded: tuple[Decision, ...] = ()
+    """What was assumed of checks that the store could not decide."""
+    delay_us = 0
+    """How long the request has to wait for its turn before it goes on."""
+    charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
+    """What was taken, and by which limiter; returned if something further in refuses."""
+    decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
+    """The rules that were decided, and by which store."""
+
+    def __init__(self, limiter: Any, route: Route | None) -> None:
+        self.limiter = limiter
+        self.route = route
+        self.dialects: Sequence[str | Dialect] = limiter.rules.headers
+
+    @property
+    def told(self) -> Sequence[Told]:
+        """Every enforced check that a store decided, with its policy's name."""
+        if self._passed is not None:
+            plain, decisions = self._passed
+            self.told = [*map(new_told, zip(plain.policies, decisions, strict=True))]
+        return self._told
+
+    @told.setter
+    def told(self, told: Sequence[Told]) -> None:
+        self._told, self._passed = told, None
+
+    def passed(
+        self, limiter: Any, plain: Plain, checks: Sequence[Check], decisions: Sequence[Decision]
+    ) -> None:
+        """Takes what plain rules have allowed."""
+        self.charges += ((limiter, checks, decisions),)
+        if self._told or self._passed:
+            told = map(new_told, zip(plain.policies, decisions, strict=True))
+            self.told = [*self.told, *told]
+        else:
+            self._passed = plain, decisions
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The fields that an allowed response carries."""
+        if self._passed is not None and self.dialects == USUAL:
+            plain, decisions = self._passed
+            return draft_of_allowed(plain.policies, decisions, plain.written)
+        return fields(self.told, self.dialects)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The enforced decisions in the order they were made, then the assumed ones."""
+        return (*(decision for _, decision in self.told), *self.degraded)
+
+    def still_to_decide(
+        self, store: Store, matching: Sequence[tuple[Rule, T]]
+    ) -> Sequence[tuple[Rule, T]]:
+        """Of rules that are about to be decided by a store, those that it has not decided yet."""
+        for before, rules in self.decided:
+            if before is store:
+                known = [rule for rule, _ in rules]
+                matching = [each for each in matching if each[0] not in known]
+        return matching
+
+    async def give_back(self) -> None:
+        """Returns what was charged: something further in has refused the request."""
+        charges, self.charges = self.charges, ()
+        for limiter in {id(each): each for each, _, _ in charges}.values():
+            returned = [
+                check.given_back(decision)
+                for owner, checks, decisions in charges
+                if owner is limiter
+                for check, decision in zip(checks, decisions, strict=True)
+                if decision.allowed and check.cost and not decision.degraded
+            ]
+            try:
+                if returned:
+                    await limiter.give_back(returned)
+            except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
+                _LOG.exception("give-back-failed: a refused request keeps its charge")

@@ -1,0 +1,181 @@
+"""What one rule asks of the store about one request: under which key, how much, by which limits."""
+
+# Else the annotations of a function within a function are made anew for each request.
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable
+from typing import Any, Final, NamedTuple, TypeVar
+
+from starlette.requests import HTTPConnection
+
+from ratelimit.decisions import Action
+from ratelimit.identity.addresses import Address
+from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
+from ratelimit.identity.proxies import Proxies
+from ratelimit.limits import Limit
+from ratelimit.responses.headers import Refusal, forbid, unidentified
+from ratelimit.rules.options import MOST_COST, Ask
+from ratelimit.rules.rule import Rule, policy_names
+
+__all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
+
+T = TypeVar("T")
+
+_CHARGE: Final = int(Action.CHARGE)
+_SHADOW: Final = int(Action.SHADOW)
+
+
+class Registered(NamedTuple):
+    """The functions over the connection that rules may name."""
+
+    identities: Mapping[str, Identify]
+    tiers: Mapping[str, Ask[str | None]]
+    costs: Mapping[str, Ask[int]]
+
+
+class Request(NamedTuple):
+    """What a rule may look at."""
+
+    scope: Mapping[str, Any]
+    client: Address | None
+    proxies: Proxies
+    registered: Registered
+    template: Callable[[], str | None]
+    failed: Callable[[str, str, Exception], None]
+    """Told of a function that failed: whose it is, what comes of it, and why."""
+
+    async def told(self, ask: Callable[[HTTPConnection], Any]) -> Any:
+        """What the application says of it, sync or async."""
+        answer = ask(HTTPConnection(dict(self.scope)))
+        return await answer if isawaitable(answer) else answer
+
+
+class Question(NamedTuple):
+    """The checks of one rule: its ``limits`` on one ``key`` at one ``cost``."""
+
+    limits: tuple[Limit, ...]
+    policies: tuple[str, ...]
+    key: str
+    cost: int
+    action: int
+
+
+class TurnedAway(Exception):
+    """A rule refuses the request without counting it."""
+
+    def __init__(self, rule: str, refusal: Refusal) -> None:
+        super().__init__(rule, refusal)
+        self.rule = rule
+        self.refusal = refusal
+
+
+async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
+    rule: Rule, path_params: Mapping[str, object], request: Request, *, strict: bool
+) -> Question | None:
+    """What a rule asks about a request that it matches; None where it does not apply after all.
+
+    A client may be able to make a function of the application's fail, and must not gain by it:
+    the request then counts by its address, at the first tier, at a cost of 1, and is not skipped.
+    With ``strict``, and where no limit is left to count by, what the function raised is raised.
+
+    Raises TurnedAway where the client is on the rule's denylist, or cannot be told and has to be.
+    """
+    client = request.client
+    if client is not None:
+        if rule.plain and isinstance(rule.cost, int):
+            return Question(rule.limits, rule.policies, client.key, rule.cost, _CHARGE)
+        if client in rule.denied_clients:
+            raise TurnedAway(rule.name, forbid())
+        if client in rule.allowed_clients:
+            return None
+
+    if rule.skip is not None:
+        skips = request.told(rule.skip)
+        if await _or(skips, False, rule, request, "the request is not skipped", strict=strict):
+            return None
+    fall_back = rule.on_missing == "client"
+    try:
+        found = await identity(
+            rule.by,
+            request.scope,
+            client,
+            route=request.template,
+            path_params=path_params,
+            registered=request.registered.identities,
+            fall_back=fall_back,
+        )
+    except Exception as problem:
+        if strict:
+            raise
+        request.failed(f"rule {rule.name!r}", "its identity is missing", problem)
+        address = UNIDENTIFIED if client is None else client.key
+        found = identity_of(("client",), [address]) if fall_back else None
+    if found is None:
+        if rule.on_missing == "skip":
+            return None
+        raise TurnedAway(rule.name, unidentified())
+    key, first = found
+    limits = rule.overrides.get(first) if rule.overrides else None
+    if limits is None and rule.dynamic is not None:
+        limits = rule.read_limits(await request.told(rule.dynamic))
+    elif limits is None and rule.tiers:
+        found_tier = _tier(rule.tier, request)
+        tier = await _or(found_tier, None, rule, request, "it is of the first tier", strict=strict)
+        limits = rule.tiers.get(tier or "")
+    if limits is None:
+        limits = rule.limits
+    if not limits:
+        return None
+    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+    cost = rule.cost
+    if not isinstance(cost, int):
+        cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
+    action = _CHARGE
+    if rule.mode == "shadow" or (rule.enforce_share != 1 and not rule.enforced_on(key)):
+        action = _SHADOW
+    return Question(limits, policies, key, cost, action)
+
+
+async def _or(
+    answer: Awaitable[T], otherwise: T, rule: Rule, request: Request, words: str, *, strict: bool
+) -> T:
+    """What the application answers; where that fails, ``otherwise``, which is reported."""
+    try:
+        return await answer
+    except Exception as problem:
+        if strict:
+            raise
+        request.failed(f"rule {rule.name!r}", words, problem)
+        return otherwise
+
+
+async def _cost(given: Any, request: Request) -> int:
+    """What a function gives as the cost of a request."""
+    cost = await request.told(request.registered.costs[given] if isinstance(given, str) else given)
+    if type(cost) is not int:
+        raise TypeError(f"the cost is a whole number, not {type(cost).__name__}")
+    if not 0 <= cost <= MOST_COST:
+        raise ValueError("the cost is at least 0 and at most 2^42")
+    return cost
+
+
+async def _tier(chooser: Any, request: Request) -> str | None:
+    """The name of a request's tier, by the user, a trusted proxy's header, or the application."""
+    scope = request.scope
+    if not isinstance(chooser, str):
+        found = await request.told(chooser)
+    elif chooser.startswith("user:"):
+        found = getattr(scope.get("user"), chooser.removeprefix("user:"), None)
+    elif chooser.startswith("header:"):
+        if not request.proxies.trusts_peer(scope):
+            return None  # a client does not choose its own tier
+        wanted = chooser.removeprefix("header:").encode("latin-1")
+        lines = [value for name, value in scope.get("headers", ()) if name == wanted]
+        # What a proxy adds comes behind what a client has sent.
+        found = lines[-1].decode("latin-1").strip() if lines else None
+    else:
+        found = await request.told(request.registered.tiers[chooser])
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"the tier {chooser!r} gave {type(found).__name__}, not text")
+    return found

@@ -1,0 +1,99 @@
+"""What becomes of a request that could not be decided: whatever its rules say of that.
+
+A fault of the limiter never becomes a fault of the application: it ends as an allowed request, a
+503 or a local decision, and in the log.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ratelimit.decisions import Action, Check, assumed
+from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.reports import Reports
+from ratelimit.responses.headers import Told, refuse, unavailable
+from ratelimit.responses.problems import overloaded
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores.failover import Failover
+
+__all__ = ["Fallback"]
+
+_SHADOW: Final = int(Action.SHADOW)
+
+
+class Fallback:
+    """Answers where the store, or something of ours, has failed."""
+
+    def __init__(
+        self, failover: Failover, reports: Reports, counts: Counter[tuple[str, str]]
+    ) -> None:
+        self._failover = failover
+        self._reports = reports
+        self._counts = counts
+
+    async def answer(
+        self,
+        rule_set: RuleSet,
+        admission: Admission,
+        matching: Sequence[tuple[Rule, Any]],
+        problem: Exception,
+        checks: Sequence[Check] = (),
+        policies: Sequence[str] = (),
+    ) -> None:
+        """Answers as the rules at hand say; the application never notices.
+
+        Those are the rules that asked something, where it is known what they asked.
+        """
+        default = rule_set.on_store_failure
+        asking = {check.rule for check in checks}
+        shadows = {check.rule for check in checks if check.action == _SHADOW}
+        rules = [rule for rule, _ in matching if not checks or rule.name in asking]
+        words = {
+            rule.name: rule.on_store_failure or default
+            for rule in rules
+            if rule.mode == "enforce" and rule.name not in shadows
+        }
+        for rule in rules:
+            self._counts[rule.name, "store-failed"] += 1
+        self._reports.fault(problem)
+        # Where it failed before the rules were known, or before their checks were, the file's
+        # word stands for theirs, and a share of a quota cannot be counted.
+        deny = "deny" in words.values() if rules else default == "deny"
+        # Whatever the rules say of the store, which has not failed.
+        flooded = getattr(problem, "kind", "") == "overloaded" and bool(words or not rules)
+        deny = deny or flooded
+        local = [
+            (check, policy)
+            for check, policy in zip(checks, policies, strict=True)
+            if words.get(check.rule) == "local"
+        ]
+        others = [check for check in checks if words.get(check.rule) != "local"]
+        admission.degraded += assumed(others, allowed=not deny)
+        if deny:
+            admission.told = ()
+            admission.refusal = overloaded() if flooded else unavailable()
+        elif local:
+            await self._decide_locally(rule_set, admission, local)
+
+    async def _decide_locally(
+        self, rule_set: RuleSet, admission: Admission, local: Sequence[tuple[Check, str]]
+    ) -> None:
+        try:
+            decisions = await self._failover.decide_locally([check for check, _ in local])
+        except Exception as problem:  # noqa: BLE001  # a fault of ours never becomes one of the application
+            self._reports.fault(problem)
+            return
+        admission.degraded += decisions
+        told = [
+            Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
+        ]
+        refused = False
+        for (check, _), decision in zip(local, decisions, strict=True):
+            self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
+            refused = refused or not decision.allowed
+            admission.delay_us = max(admission.delay_us, decision.delay_us)
+        if refused:
+            admission.told = told
+            admission.delay_us = 0
+            admission.refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)

@@ -1,0 +1,630 @@
+"""A request to its decisions: which rules apply, who asks, what the store says, what comes of it.
+
+The law of this module: a fault of the limiter never becomes a fault of the application. Whatever
+goes wrong in here ends as the policy of the rule says, allow or 503, and in the log.
+"""
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple, Self
+
+from starlette.requests import HTTPConnection
+
+from ratelimit.control.denials import Denials
+from ratelimit.control.reload import Watcher
+from ratelimit.control.switches import Switches
+from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.identity.addresses import Address
+from ratelimit.identity.keys import Identify
+from ratelimit.identity.networks import Networks
+from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
+from ratelimit.limiter.admission import Admission, Route
+from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
+from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.reports import Reports
+from ratelimit.responses.headers import Refusal, Told, forbid, new_told, refuse
+from ratelimit.rules.advice import advise
+from ratelimit.rules.options import Ask
+from ratelimit.rules.paths import route_path
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import Plain, RuleSet
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
+from ratelimit.stores.failover import Breaker, Failover
+
+__all__ = ["Admission", "RateLimiter"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+_CHARGE: Final = int(Action.CHARGE)
+_SHADOW: Final = int(Action.SHADOW)
+
+_NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
+
+Matching = Sequence[tuple[Rule, Mapping[str, object]]]
+Answer = Callable[[HTTPConnection, Refusal], Any]
+"""The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
+
+
+class _InForce(NamedTuple):
+    """The rules that hold now, and what was made of them; swapped as a whole."""
+
+    rules: RuleSet
+    proxies: Proxies
+    share: Fraction
+    """This region's part of every quota, which ``rules`` are cut to already."""
+    routes: dict[int, tuple[Rule, Rule]]
+    """The rules of routes that were met, by identity since their functions may have no hash, and
+    what they are here."""
+
+    def of_route(self, rule: Rule) -> Rule:
+        """A route's own rule at this region's share."""
+        if self.share == 1 and self.rules.ipv6_prefix == 64:
+            return rule
+        found = self.routes.get(id(rule))
+        if found is None:
+            try:
+                own = rule.in_force(self.share, self.rules.ipv6_prefix)
+            except ValueError as error:
+                _LOG.warning(
+                    "share-too-small: rule %r is in force with its whole quota here: at a share "
+                    "of %s, %s", rule.name, self.share, error,
+                )  # fmt: skip
+                own = rule
+            found = self.routes[id(rule)] = rule, own
+        return found[1]
+
+
+class RateLimiter:
+    """Rules and the store that counts for them.
+
+    ``rules`` are a `RuleSet` or any rules; ``store`` is a `Store` or its URI, and without one the
+    rule set's own (``memory://`` where that has none).
+
+    Functions over the connection, sync or async, by the names that rules use them under:
+    ``identities`` give text or None for ``by``, ``tiers`` a tier's name or None for ``tier``,
+    ``costs`` whole numbers for ``cost``. ``skip`` says of a request that no rule applies to it.
+    ``response``, a function over the connection and the `Refusal`, gives the response to a refused
+    request; what it raises is logged, and the usual answer given. ``enabled`` False (or
+    RATELIMIT_ENABLED=0 in the environment) lets everything through uncounted.
+
+    Raises ValueError where a rule names a function that nobody registered.
+    """
+
+    everywhere: ClassVar[bool] = True
+    """False turns every limiter of the process off; `ratelimit.testing.suite.disabled` does it."""
+
+    def __init__(
+        self,
+        rules: RuleSet | Iterable[Rule] = (),
+        *,
+        store: Store | str | None = None,
+        identities: Mapping[str, Identify] | None = None,
+        tiers: Mapping[str, Ask[str | None]] | None = None,
+        costs: Mapping[str, Ask[int]] | None = None,
+        skip: Ask[bool] | None = None,
+        response: Answer | None = None,
+        enabled: bool = True,
+    ) -> None:
+        rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
+        self.enabled = enabled and _enabled_by_environment()
+        """Whether anything is limited; may be set at any time."""
+        self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._skip = skip
+        self.response = response
+        """The application's own response to a refusal, if it gives one."""
+        self._take(rule_set)
+        rule_set = self.rules
+        if store is None:
+            store = rule_set.store
+        if isinstance(store, str):
+            store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
+        self.store = store
+        """Where the counters live."""
+        policies = {rule.on_store_failure for rule in rule_set.rules}
+        self._failover = Failover(
+            store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
+        )
+        # The store in process cannot fail.
+        self._ask = store.decide if type(store) is MemoryStore else self._failover.decide
+        self._switches = Switches(store)
+        self._watcher: Watcher | None = None
+        self.denials = Denials(store)
+        """Who was denied most, by this process."""
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
+        "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
+        want of an identity); and ("denylist", "denied")."""
+        self._reports = Reports(rule_set)
+        self._fallback = Fallback(self._failover, self._reports, self.counts)
+        self.breaker.on_change.append(self._reports.breaker_changed)
+        self._seen = 0
+        self._started: object = None
+        """The event loop in which the background runs."""
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        store: Store | str | None = None,
+        *,
+        watch: bool = False,
+        sighup: bool = False,
+        identities: Mapping[str, Identify] | None = None,
+        tiers: Mapping[str, Ask[str | None]] | None = None,
+        costs: Mapping[str, Ask[int]] | None = None,
+        skip: Ask[bool] | None = None,
+        response: Answer | None = None,
+        enabled: bool = True,
+    ) -> Self:
+        """A limiter with the rules of a file, which `reload` reads again.
+
+        ``watch`` reads it whenever it changes (needs the extra ``watch``), ``sighup`` at each
+        SIGHUP. A file with a mistake changes nothing: the log and `health` tell it.
+
+        Raises RuleFileError with every mistake in it.
+        """
+        watcher = Watcher(path, watch=watch, sighup=sighup)
+        limiter = cls(
+            watcher.rules,
+            store=store,
+            identities=identities,
+            tiers=tiers,
+            costs=costs,
+            skip=skip,
+            response=response,
+            enabled=enabled,
+        )
+        limiter._watcher = watcher
+        watcher.follow(limiter.use)
+        return limiter
+
+    async def reload(self) -> bool:
+        """Reads the rule file again, and puts its rules in force from the next request on.
+
+        False where it has a mistake, and the rules stay as they are. Raises RuntimeError where the
+        rules came from no file.
+        """
+        if self._watcher is None:
+            raise RuntimeError("these rules came from no file; RateLimiter.from_file reads one")
+        return await self._watcher.reload()
+
+    def use(self, rules: RuleSet) -> None:
+        """From the next request on, these rules hold; counters of unchanged rules go on.
+
+        The store stays the one that is open, with its deadline. Raises ValueError, and changes
+        nothing, where a rule names a function that nobody registered.
+        """
+        before = self.rules
+        self._take(rules)
+        self._reports.rules = self.rules
+        if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
+            _LOG.warning(
+                "store-unchanged: the new rules name another store or deadline; the one that is "
+                "open stays until this process starts again"
+            )
+
+    def _take(self, rules: RuleSet) -> None:
+        share, rules = rules.share, rules.in_force()
+        self.check_registered(rules.rules)
+        for advice in advise(rules):
+            if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
+                _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+        self.rules = rules
+        """The rules that hold now."""
+        self.asks_routes = any("route" in rule.by for rule in rules.rules)
+        """Whether a rule depends on which route a request will meet."""
+        self._now = _InForce(
+            rules,
+            Proxies(
+                rules.trusted_proxies, rules.trusted_hops, rules.forwarded_header, rules.ipv6_prefix
+            ),
+            share,
+            {},
+        )
+        self.allowlist = Networks(rules.allowed_clients)
+        """Clients that nothing limits; may be changed at any time, until other rules are taken."""
+        self.denylist = Networks(rules.denied_clients)
+        """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
+
+    def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
+        """Raises ValueError where a rule uses a function that is not registered.
+
+        ``known`` are identities beside the registered ones.
+        """
+        identities, tiers, costs = self._registered
+        for rule in rules:
+            unknown = rule.registered_names - identities.keys() - set(known)
+            if unknown:
+                raise ValueError(
+                    f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
+                    "registered; pass RateLimiter(..., identities={name: callable})"
+                )
+            for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+                if isinstance(value, str) and ":" not in value and value not in there:
+                    raise ValueError(
+                        f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
+                        f"RateLimiter(..., {name}s={{name: callable}})"
+                    )
+
+    async def give_back(self, returned: Sequence[Check]) -> None:
+        """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
+        await self._failover.decide(returned)
+
+    @property
+    def on_breaker_change(self) -> Callable[[str], None] | None:
+        """Called with "open" or "closed", once per change of the breaker; for metrics."""
+        return self._reports.on_breaker_change
+
+    @on_breaker_change.setter
+    def on_breaker_change(self, told: Callable[[str], None] | None) -> None:
+        self._reports.on_breaker_change = told
+
+    @property
+    def breaker(self) -> Breaker:
+        """Whether the store is asked, since when, and what it last failed with."""
+        return self._failover.breaker
+
+    def health(self) -> dict[str, object]:
+        """What a health endpoint may tell: plain values, none of them secret.
+
+        ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
+        since the epoch); ``workers`` how many share a quota while the store is away;
+        ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
+        ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
+        trip takes at the moment (None where nothing is known), which `deadline` has to hold;
+        ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
+        came from, since when they hold, and the ``mistakes`` of a newer one.
+        """
+        breaker = self.breaker
+        return {
+            "status": "degraded" if breaker.state == "open" else "ok",
+            "store": type(self.store).__name__,
+            "breaker": breaker.state,
+            "since": round(breaker.since, 3),
+            "workers": self._failover.workers,
+            "last_error": breaker.last_error,
+            "servers": getattr(self.store, "servers", dict)(),
+            "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
+            "meanwhile": self._reports.meanwhile(),
+            "off": sorted(self._switches.off),
+            "rules": {} if self._watcher is None else self._watcher.health(),
+        }
+
+    def start(self) -> None:
+        """Begins, in this event loop, to learn of switches and changes of the rule file.
+
+        The first request does it as well, and the middleware when its application starts. On an
+        event loop that is not asyncio's nothing runs in the background.
+        """
+        self._switches.run()
+        if self._watcher is not None:
+            self._watcher.run()
+        try:
+            self._started = asyncio.get_running_loop()
+        except RuntimeError:
+            self._reports.once("not-asyncio", type(self.store).__name__)
+
+    async def aclose(self) -> None:
+        """Closes the store; it opens again when it is next asked."""
+        self._started = None
+        self._seen = 0
+        await self._switches.aclose()
+        await self.denials.aclose()
+        if self._watcher is not None:
+            await self._watcher.aclose()
+        await self._failover.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Admission:
+        """Decides every rule of this limiter that matches a request; never raises.
+
+        ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``route``
+        the one that the request will meet, where somebody knows a router: for ``by: route``.
+        """
+        admission = scope.get("ratelimit")
+        if admission is None:
+            admission = Admission(self, route)
+        if not (self.enabled and RateLimiter.everywhere):
+            return admission
+        now = self._now
+        try:
+            client = now.proxies.client(scope)
+            if not (self.denylist.empty and self.allowlist.empty) and self._listed(
+                admission, client
+            ):
+                return admission
+            method = scope["method"] if scope["type"] == "http" else "GET"
+            path = route_path(scope) if scope.get("root_path") else scope["path"]
+            matching: Matching
+            matching, plain = now.rules.find(method, path)
+            if method == "OPTIONS":
+                matching, plain = self._without_preflight(matching, scope), None
+            if not matching or (route is not None and route.is_exempt):
+                return admission
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(self.rules, admission, (), problem)
+            return admission
+        await self._decide(admission, scope, client, matching, plain, self._registered, None)
+        return admission
+
+    async def decide(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        matching: Matching,
+        *,
+        template: str | None = None,
+        identities: Mapping[str, Identify] | None = None,
+    ) -> None:
+        """Decides a route's rules in one go and adds that to ``admission``; never raises.
+
+        ``identities`` are known for this request alone, beside the registered ones.
+        """
+        if not (self.enabled and RateLimiter.everywhere):
+            return
+        registered = self._registered
+        if identities:
+            registered = registered._replace(identities={**registered.identities, **identities})
+        try:
+            client = self._now.proxies.client(scope)
+            if self._listed(admission, client):
+                return
+            method = scope["method"] if scope["type"] == "http" else "GET"
+            of_route = self._now.of_route
+            matching = [
+                (of_route(rule), path_params)
+                for rule, path_params in matching
+                if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
+            ]
+            plain = self._now.rules.plain(matching)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(self.rules, admission, matching, problem)
+            return
+        await self._decide(admission, scope, client, matching, plain, registered, template)
+
+    def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
+        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
+        if self.rules.preflights == "count":
+            return matching
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names >= {b"origin", b"access-control-request-method"}:
+            return matching
+        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
+
+    def _listed(self, admission: Admission, client: Address | None) -> bool:
+        """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
+        if client is None:
+            return False
+        if client in self.denylist:
+            self.counts["denylist", "denied"] += 1
+            admission.told = ()
+            admission.refusal = forbid()
+            return True
+        return client in self.allowlist
+
+    async def _decide(  # noqa: PLR0912  # one step after the other, on every request's way
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        matching: Matching,
+        plain: Plain | None,
+        registered: Registered,
+        template: str | None,
+    ) -> None:
+        """Decides rules; ``plain`` is what they ask of every client, if that is all they ask."""
+        if self._switches.off:
+            matching, plain = self._still_on(matching), None
+        if admission.decided:
+            matching, plain = admission.still_to_decide(self.store, matching), None
+        admission.decided += ((self.store, matching),)
+        if not matching:
+            return
+        checks: list[Check] = []
+        policies: Sequence[str] = ()
+        try:
+            # Mistakes are seen at once, and nobody pays for the look for ever.
+            seen = self._seen = self._seen + 1
+            if client is None or seen < 1_000 or not seen % 64:
+                self._look(scope, client)
+            if plain is not None and client is not None and self._skip is None:
+                key, policies = client.key, plain.policies
+                for limit, cost, rule in plain.asked:  # a comprehension is a call more
+                    checks.append(new_check((limit, key, cost, rule, _CHARGE, 0, 0)))
+            else:
+                plain = None
+                route = partial(_template, template, admission)
+                checks, policies = await self._question(
+                    admission, scope, client, matching, registered, route
+                )
+                if not checks:
+                    return
+            decisions = await self._ask(checks)
+            if plain is not None and len(decisions) == len(checks):
+                for decision in decisions:
+                    if not decision[1] or decision[5] or decision[8]:
+                        break
+                else:  # what _conclude does where all is allowed at once, at half its cost
+                    counts = self.counts
+                    for name in plain.allowed:
+                        counts[name] += 1
+                    if self._reports.failing:
+                        self._reports.answered()
+                    admission.passed(self, plain, checks, decisions)
+                    return
+            lost = self._conclude(admission, checks, policies, decisions)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
+        else:
+            await self._without_store(admission, matching, lost)
+
+    async def _without_store(
+        self,
+        admission: Admission,
+        matching: Matching,
+        lost: Sequence[tuple[Check, str, Exception]],
+    ) -> None:
+        """Answers for the checks that the store has not decided; one fault after the other."""
+        while lost and admission.refusal is None:
+            problem = lost[0][2]
+            same = [each for each in lost if each[2] is problem]
+            lost = [each for each in lost if each[2] is not problem]
+            await self._fallback.answer(
+                self.rules,
+                admission,
+                matching,
+                problem,
+                [check for check, _, _ in same],
+                [policy for _, policy, _ in same],
+            )
+
+    async def _question(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        matching: Matching,
+        registered: Registered,
+        route: Callable[[], str | None],
+    ) -> tuple[list[Check], list[str]]:
+        """What a request asks by these rules, and under which policies; nothing if it is over."""
+        checks: list[Check] = []
+        policies: list[str] = []
+        nothing: tuple[list[Check], list[str]] = [], []
+        try:
+            request = Request(
+                scope,
+                client,
+                self._now.proxies,
+                registered,
+                route,
+                self._reports.function_failed,
+            )
+            if self._skip is not None and await self._skips(self._skip, request):
+                return nothing
+            for rule, path_params in matching:
+                try:
+                    word = rule.on_store_failure or self.rules.on_store_failure
+                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    if asked is None:
+                        continue
+                    limits, names, key, cost, action = asked
+                    own = [
+                        new_check((limit, key, cost, rule.name, action, 0, 0)) for limit in limits
+                    ]
+                except TurnedAway:
+                    raise
+                except Exception as problem:  # noqa: BLE001  # the law of this module
+                    # A client may be able to make it fail, which must not open the other rules.
+                    await self._fallback.answer(
+                        self.rules, admission, [(rule, path_params)], problem
+                    )
+                    if admission.refusal is not None:
+                        return nothing
+                    continue
+                if rule.by[0] == "user" and "user" not in scope:
+                    self._reports.once("user-missing", rule.name)
+                for part in rule.by:
+                    if part.startswith("path:") and part[5:] not in path_params:
+                        self._reports.once("path-missing", f"{rule.name} by {part}")
+                checks += own
+                policies += names
+        except TurnedAway as turned:
+            self.counts[turned.rule, "turned-away"] += 1
+            admission.told = ()
+            admission.refusal = turned.refusal
+            return nothing
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(self.rules, admission, matching, problem)
+            return nothing
+        return checks, policies
+
+    async def _skips(self, skip: Ask[bool], request: Request) -> bool:
+        """Whether the application wants no rule to apply; where it cannot say, they do."""
+        try:
+            return bool(await request.told(skip))
+        except Exception as problem:  # noqa: BLE001  # a client may have made it fail
+            self._reports.function_failed("the limiter", "the request is not skipped", problem)
+            return False
+
+    def _still_on(self, matching: Matching) -> Matching:
+        """The rules that the kill switch has not turned off."""
+        off = self._switches.off
+        return [] if "*" in off else [each for each in matching if each[0].name not in off]
+
+    def _conclude(
+        self,
+        admission: Admission,
+        checks: Sequence[Check],
+        policies: Sequence[str],
+        decisions: Sequence[Decision],
+    ) -> list[tuple[Check, str, Exception]]:
+        """What the decisions come to; returns the checks that the store has not decided."""
+        counts = self.counts
+        told: list[Told] = []
+        lost: list[tuple[Check, str, Exception]] = []
+        passed = True
+        for check, policy, decision in zip(checks, policies, decisions, strict=True):
+            _, key, _, rule, action, _, _ = check  # in one step, since names are slow to look up
+            _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
+            if degraded:
+                lost.append((check, policy, getattr(decision, "problem", None) or _NOT_DECIDED))
+            elif action == _SHADOW:
+                counts[rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
+            else:
+                told.append(new_told((policy, decision)))
+                if allowed:
+                    counts[rule, "allowed"] += 1
+                    admission.delay_us = max(admission.delay_us, delay_us)
+                else:
+                    passed = False
+                    self.denials.add(rule, key)
+                    counts[rule, "never" if retry_us is None else "denied"] += 1
+        if self._reports.failing and not lost:
+            self._reports.answered()
+        if passed:
+            admission.told = [*admission.told, *told] if admission.told else told
+            admission.charges += ((self, checks, decisions),)
+            return lost
+        admission.told = told
+        admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
+        return []
+
+    def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
+        """Runs in the background of this event loop; says, once each, what is suspicious."""
+        try:
+            begun = self._started is asyncio.get_running_loop()
+        except RuntimeError:
+            begun = False
+        if not begun:
+            self.start()
+        if client is None:
+            self._reports.once("client-unknown", scope.get("client"))
+        if not self._now.proxies.believes and forwarded_but_untrusted(scope):
+            self._reports.once("forwarded-untrusted", scope.get("client"))
+
+
+def _template(known: str | None, admission: Admission) -> str | None:
+    if known or admission.route is None:
+        return known
+    return admission.route.template
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _enabled_by_environment() -> bool:
+    if os.environ.get("RATELIMIT_ENABLED", "1").lower() not in ("0", "false", "no", "off"):
+        return True
+    _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
+    return False

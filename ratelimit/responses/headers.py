@@ -1,0 +1,312 @@
+"""What the client is told: decisions to header fields, and the refusal that they come to.
+
+A dialect writes the fields. The default one is draft-ietf-httpapi-ratelimit-headers-11 (a work in
+progress), by hand: two lists of strings with integer parameters (RFC 9651).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import inf
+from random import randrange
+from typing import Any, Final, NamedTuple
+
+from ratelimit.decisions import Decision
+from ratelimit.limits import Algorithm, Limit
+from ratelimit.responses.problems import (
+    Field,
+    Refusal,
+    Refused,
+    forbid,
+    problem,
+    unavailable,
+    unidentified,
+)
+
+__all__ = [
+    "DIALECTS",
+    "USUAL",
+    "Dialect",
+    "Field",
+    "RateLimitExceeded",
+    "Refusal",
+    "Refused",
+    "Told",
+    "draft_of_allowed",
+    "fields",
+    "forbid",
+    "new_told",
+    "refuse",
+    "unavailable",
+    "unidentified",
+]
+
+QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+NEVER: Final = "urn:ratelimit-asgi:problem:cost-exceeds-limit"
+
+_LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
+USUAL: Final = ("draft",)
+"""The dialects where none are chosen."""
+_FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
+_LOG: Final = logging.getLogger("ratelimit")
+
+
+class Told(NamedTuple):
+    """One enforced check as a client sees it; ``policy`` is letters, digits and ``_.:-``."""
+
+    policy: str
+    decision: Decision
+
+
+new_told: Final[Callable[[tuple[str, Decision]], Told]] = partial(tuple.__new__, Told)
+"""The same in a third of the time."""
+
+Dialect = Callable[[Sequence[Told], Told], list[Field]]
+"""Writes the fields of a response: from all that was told, at least one, and the binding one."""
+
+
+class RateLimitExceeded(Refused):
+    """A route's limit refused the request: status 429, with its ``headers`` and ``decisions``.
+
+    ``told`` pairs each enforced decision with the name of its policy; ``dialects`` are those that
+    write the header fields, by name or as functions. ``refusal`` is the answer, where it has been
+    made already. A store that failed is not this: it gives a 503 of another class.
+    """
+
+    def __init__(
+        self,
+        told: Iterable[Told] = (),
+        dialects: Sequence[str | Dialect] = ("draft",),
+        *,
+        refusal: Refusal | None = None,
+    ) -> None:
+        self.told = tuple(told)
+        self.decisions = tuple(decision for _, decision in self.told)
+        super().__init__(refuse(self.told, dialects) if refusal is None else refusal)
+
+
+def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Field]:
+    """The rate-limit fields of a response, dialect by dialect; none where nothing was decided.
+
+    A dialect of the application's that raises, or gives anything but pairs of bytes, is logged,
+    and its fields are left out. Raises ValueError for a name that is no dialect.
+    """
+    if not told:
+        return []
+    binding = told[0] if len(told) == 1 else _binding(told)
+    found: list[Field] = []
+    for dialect in dialects:
+        if isinstance(dialect, str):
+            if dialect not in DIALECTS:
+                raise ValueError(f"no dialect {dialect!r}; there are {', '.join(DIALECTS)}")
+            found += DIALECTS[dialect](told, binding)
+            continue
+        try:
+            # A server fails on anything but bytes, and with it the response.
+            found += [(b"" + name, b"" + value) for name, value in dialect(told, binding)]
+        except Exception:  # noqa: BLE001  # a fault of what is told is none of the application
+            _LOG.exception("dialect-failed: %r failed; its fields are left out", dialect)
+    return found
+
+
+def _binding(told: Sequence[Told]) -> Told:
+    """The refusing one with the longest wait, else the one with least left."""
+    binding = told[0]
+    least = binding.decision.remaining
+    for each in told:
+        decision = each[1]
+        if not decision[1]:
+            return max((one for one in told if not one.decision.allowed), key=_wait_us)
+        remaining = decision[2]
+        if remaining < least:
+            binding, least = each, remaining
+    return binding
+
+
+def _wait_us(told: Told) -> float:
+    retry = told.decision.retry_after_us
+    return inf if retry is None else retry
+
+
+def draft(told: Sequence[Told], binding: Told) -> list[Field]:
+    """RateLimit-Policy, every policy, the binding one first; RateLimit, the binding one's state.
+
+    draft-ietf-httpapi-ratelimit-headers-11. `t` is `Retry-After` where denied, and the window's
+    end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
+    """
+    return _draft(_policies(told, binding), binding.decision)
+
+
+def _draft(written: "_Policies", decision: Decision) -> list[Field]:
+    limit, allowed, remaining, until_us, reset_us, *_ = decision
+    if allowed:
+        until_us = reset_us if limit.algorithm is _FIXED_WINDOW else None
+    remaining = min(remaining, _LARGEST)
+    if until_us:
+        state = written.timed % (remaining, -(-until_us // 1_000_000))
+    else:
+        state = written.state % remaining
+    return [(b"ratelimit-policy", written.draft), (b"ratelimit", state)]
+
+
+def draft_of_allowed(
+    policies: Sequence[str], decisions: Sequence[Decision], kept: dict[int, Any]
+) -> list[Field]:
+    """What `draft` writes where all is allowed, at half its cost.
+
+    ``kept`` is what it has written of these very policies and limits, by the binding one's place.
+    """
+    place = 0
+    if len(decisions) > 1:
+        left = [decision[2] for decision in decisions]
+        place = left.index(min(left))
+    written = kept.get(place)
+    if written is None:
+        told = [*map(new_told, zip(policies, decisions, strict=True))]
+        written = kept[place] = _policies(told, told[place])
+    return _draft(written, decisions[place])
+
+
+def legacy(_: Sequence[Told], binding: Told) -> list[Field]:
+    """X-RateLimit-Limit, -Remaining and -Reset of the binding policy; the last in epoch seconds."""
+    decision = binding.decision
+    now_us = decision.at_us or time.time_ns() // 1000
+    return [
+        (b"x-ratelimit-limit", b"%d" % decision.limit.quota),
+        (b"x-ratelimit-remaining", b"%d" % decision.remaining),
+        (b"x-ratelimit-reset", b"%d" % _whole_seconds(now_us + decision.reset_after_us)),
+    ]
+
+
+def draft_03(told: Sequence[Told], binding: Told) -> list[Field]:
+    """RateLimit-Limit, -Remaining and -Reset, as the IETF's drafts 00 to 03 had them.
+
+    The first is the quota of the binding policy, then every policy with its window. The last is
+    in seconds from now: `Retry-After` where denied, else until the key is as if never used.
+    """
+    decision = binding.decision
+    reset_us = decision.reset_after_us
+    if not decision.allowed and decision.retry_after_us is not None:
+        reset_us = decision.retry_after_us
+    return [
+        (b"ratelimit-limit", _policies(told, binding).draft_03),
+        (b"ratelimit-remaining", b"%d" % min(decision.remaining, _LARGEST)),
+        (b"ratelimit-reset", b"%d" % _whole_seconds(reset_us)),
+    ]
+
+
+DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "draft-03": draft_03}
+"""Dialects by the names under which rules choose them."""
+
+
+class _Policies(NamedTuple):
+    """What is the same in every response under the same policies."""
+
+    draft: bytes
+    draft_03: bytes
+    state: bytes
+    timed: bytes
+    """In the newest draft, the binding one's state, to be filled with what is left (and when)."""
+
+
+_WRITTEN: Final[dict[tuple[str, ...], _Policies]] = {}
+_MOST_WRITTEN: Final = 4_096  # policies; a response may be under many
+
+
+def _policies(told: Sequence[Told], binding: Told) -> _Policies:
+    # By the limits' digests: text keeps its hash, and a Limit's own is a call.
+    names = [binding[0], binding[1][0].digest]
+    if len(told) > 1:
+        for policy, decision in told:
+            names += policy, decision[0].digest
+    written = _WRITTEN.get(tuple(names))
+    if written is None:
+        if len(_WRITTEN) * len(told) >= _MOST_WRITTEN:  # dynamic limits may come without end
+            _WRITTEN.clear()
+        written = _WRITTEN[tuple(names)] = _write(told, binding)
+    return written
+
+
+def _write(told: Sequence[Told], binding: Told) -> _Policies:
+    policies = {binding.policy: binding.decision.limit}
+    for policy, decision in told:
+        policies.setdefault(policy, decision.limit)
+    items = {name: _quota_and_window(each) for name, each in policies.items()}
+    with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    quota = min(binding.decision.limit.quota, _LARGEST)
+    return _Policies(
+        ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+        ", ".join([str(quota), *with_windows]).encode(),
+        f'"{binding.policy}";r=%d'.encode(),
+        f'"{binding.policy}";r=%d;t=%d'.encode(),
+    )
+
+
+def _quota_and_window(limit: Limit) -> str:
+    """A quota and its window; that is left out where it is no whole number of seconds."""
+    seconds, rest = divmod(limit.window_us, 1_000_000)
+    return f"{min(limit.quota, _LARGEST)}" + ("" if rest else f";w={seconds}")
+
+
+def _whole_seconds(us: int) -> int:
+    return -(-us // 1_000_000)
+
+
+def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: int = 0) -> Refusal:
+    """429: with `Retry-After`, the longest of all refusing limits; without it where it is never.
+
+    From 0 to ``jitter_us`` microseconds are added by chance to what every field tells of when, so
+    that clients who are refused together do not come back together.
+    """
+    if jitter_us:
+        told = _later(told, randrange(jitter_us + 1))  # noqa: S311  # it spreads, it hides nothing
+    violated = [each for each in told if not each.decision.allowed]
+    names = [policy for policy, _ in violated]
+    waits = [decision.retry_after_us for _, decision in violated]
+    extra = fields(told, dialects)
+    if None in waits:
+        never = [each for each in violated if each.decision.retry_after_us is None]
+        most = min(each.decision.limit.capacity for each in never)
+        return problem(
+            429,
+            NEVER,
+            "Cost Exceeds Limit",
+            f"This request costs more than the limit can ever allow at once, which is {most}.",
+            extra,
+            {"violated-policies": names},
+        )
+    seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
+    retry = [(b"retry-after", b"%d" % seconds)] if violated else []
+    again = f"; try again in {_in_words(seconds)}" if violated else ""
+    return problem(
+        429,
+        QUOTA_EXCEEDED,
+        "Too Many Requests",
+        f"The quota is used up{again}.",
+        [*retry, *extra],
+        {"violated-policies": names},
+    )
+
+
+def _later(told: Sequence[Told], by_us: int) -> list[Told]:
+    """What would be told if every refusal that ends took so much longer."""
+    return [
+        Told(
+            policy,
+            it
+            if it.allowed or it.retry_after_us is None
+            else it._replace(
+                retry_after_us=it.retry_after_us + by_us, reset_after_us=it.reset_after_us + by_us
+            ),
+        )
+        for policy, it in told
+    ]
+
+
+def _in_words(seconds: int) -> str:
+    """A wait as people say it, rounded up, so that it is never too short."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{-(-seconds // length)} {unit}"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"

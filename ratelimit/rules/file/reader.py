@@ -1,0 +1,497 @@
+"""A rule file in YAML to a `RuleSet`, or every mistake in it with its line.
+
+The keys hold each value to its type; what it means is asked of `Rule`, once for a rule without
+mistakes. Where that is refused it is asked again, one value at a time, so that each sentence lands
+on the line that it is about. A sentence that could show a value from the environment is replaced.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from ratelimit.rules import options
+from ratelimit.rules.file.contradictions import contradictions
+from ratelimit.rules.file.keys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
+from ratelimit.rules.file.lists import Lists, Override
+from ratelimit.rules.file.mistakes import Mistake, RuleFileError
+from ratelimit.rules.file.trials import COUNTED, trials
+from ratelimit.rules.file.yaml import (
+    MOST_MISTAKES,
+    Mistakes,
+    Node,
+    TooManyMistakes,
+    below,
+    read,
+    shown,
+    text_of,
+)
+from ratelimit.rules.options import Counting
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet, TooManyLimits
+
+__all__ = ["load", "loads"]
+
+MOST_OF_LIST: Final = 20
+"""Mistakes that are shown of one list: whoever names the wrong file has one in every line."""
+
+Place = tuple[str | int, ...]
+T = TypeVar("T")
+
+
+def load(path: str | os.PathLike[str]) -> RuleSet:
+    """The rules in the YAML file at ``path``; ``${NAME}`` is taken from the environment.
+
+    Raises RuleFileError with every mistake at once, those of the files that it names among them,
+    also where a file cannot be read.
+    """
+    name = os.fspath(path)
+    mistakes = Mistakes(name, MOST_MISTAKES)
+    text = text_of(name, mistakes)
+    return _built(None if text is None else read(text, os.environ, mistakes), mistakes, (name,))
+
+
+def loads(text: str, name: str = "<rules>") -> RuleSet:
+    """The rules in YAML text. Raises as `load` does.
+
+    ``name`` stands for the file: in mistakes, and for the lists that are looked for beside it.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"rules are text, not {type(text).__name__}")
+    mistakes = Mistakes(name, MOST_MISTAKES)
+    return _built(read(text, os.environ, mistakes), mistakes, ())
+
+
+def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> RuleSet:
+    checker = _Checker(mistakes)
+    rule_set = None
+    if root is not None:
+        with suppress(TooManyMistakes):
+            rule_set = checker.rule_set(root, files)
+    if rule_set is not None and mistakes.at_least is not None:
+        mistakes.append(mistakes.at_least)
+        rule_set = None
+    if rule_set is None:
+        found = tuple(_in_order(mistakes, *checker.of_lists))
+        raise RuleFileError(found, tuple(checker.lists.files))
+    return rule_set
+
+
+def _in_order(mistakes: Mistakes, *of_lists: Mistakes) -> Iterator[Mistake]:
+    """Those of the rule file, then those of each list."""
+    yield from sorted(mistakes, key=_position)
+    if mistakes.more is not None:
+        yield mistakes.more
+    for some in of_lists:
+        first, rest = some[:MOST_OF_LIST], some[MOST_OF_LIST:]
+        yield from sorted(first, key=_position)
+        if rest:
+            many = f"at least {len(rest)}" if some.cut else len(rest)
+            message = f"the list has {many} more mistakes; is it another kind of file?"
+            yield rest[0]._replace(message=message, code="more-mistakes")
+
+
+def _position(mistake: Mistake) -> tuple[int, int]:
+    return mistake.line, mistake.column
+
+
+_ALLOWED: Final = {
+    "string_type": "it is text",
+    "int_type": "it is a whole number",
+    "list_type": "it is a list",
+    "by_type": "it is text, or a list of texts",
+    "cost_type": "it is a whole number, or a registered name",
+    "dict_type": "it is a mapping",
+    "model_type": "it is a mapping",
+}
+
+_MODES: Final = {
+    "on": "enforce", "yes": "enforce", "true": "enforce", "no": "off", "false": "off",
+}  # fmt: skip
+"""What those mean who expect a boolean."""
+
+
+class _Given(NamedTuple):
+    """A rule as it is written, and what it takes to build it."""
+
+    node: Node
+    place: str
+    keys: dict[str, Any]
+    """The values in the rule file itself, those of ``match`` among them."""
+    arguments: dict[str, Any]
+    """What `Rule` is given: the same, with what the lists hold."""
+    listed: dict[str, Override]
+    """The overrides of the list, whose mistakes go to ``of_list``."""
+    of_list: Mistakes
+    failed: set[str]
+    """Keys with a mistake."""
+
+
+class _Checker:
+    """The tree's values, and the mistakes in them."""
+
+    def __init__(self, mistakes: Mistakes) -> None:
+        self.mistakes = mistakes
+        self.of_lists: list[Mistakes] = []
+        self.lists = Lists(mistakes.file, self.of_lists)
+
+    def rule_set(self, root: Node, files: tuple[str, ...]) -> RuleSet | None:
+        top, bad = self.fields(FileKeys, root, "")
+        if not isinstance(root.value, dict):
+            return None
+        arguments = self.with_networks(top, root, "")
+        node = root.value.get("rules", root)
+        given = self.rules(node)
+        rules = {number: rule for number, (rule, _) in given.items()}
+        keys = {number: one for number, (_, one) in given.items()}
+        for found in contradictions(top, rules, keys, bad):
+            at, place = root.at("", found.place)
+            nodes = [at, *(root.at("", other)[0] for other in found.against)]
+            secret = tuple(dict.fromkeys(name for each in nodes for name in each.variables))
+            self.add(at, place, found.message, found.code, secret)
+        if self.mistakes or any(self.of_lists):
+            return None
+        for key in ("deadline", "retry_jitter"):
+            if key in arguments:
+                arguments[f"{key}_us"] = arguments.pop(key)
+        arguments |= {"rules": tuple(rules.values()), "files": (*files, *self.lists.files)}
+        del arguments["version"]
+        try:
+            rule_set = RuleSet(**arguments)
+        except TooManyLimits as error:
+            self.add(node, "rules", str(error), "too-many-limits")
+            return None
+        except ValueError as error:
+            self.add(node, "rules", str(error), "same-policy")
+            return None
+        self.in_force(rule_set, node)
+        return None if self.mistakes else rule_set
+
+    def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
+        """The rules without a mistake, by number, each with the values that the file itself has."""
+        if not isinstance(node.value, list):
+            return {}
+        if not node.value:
+            self.add(node, "rules", "the list is empty; a rule file has rules", "no-rules")
+        found: dict[int, tuple[Rule, dict[str, Any]]] = {}
+        lines: dict[str, int] = {}
+        for number, each in enumerate(node.value):
+            place = below("rules", number)
+            given = self.given(each, place)
+            self.name(each, place, lines)
+            rule = None if given is None else self.rule(given)
+            if given is not None and rule is not None:
+                found[number] = rule, given.keys
+        return found
+
+    def in_force(self, rule_set: RuleSet, node: Node) -> None:
+        """Reports rules that a region's share leaves no room for."""
+        for number, rule in enumerate(rule_set.rules):
+            try:
+                rule.in_force(rule_set.share, rule_set.ipv6_prefix)
+            except ValueError as error:
+                at, place = node.at("rules", (number, "cost"))
+                message = f"with the file's share of {rule_set.share}, {error}"
+                self.add(at, place, message, "bad-cost", node.variables)
+
+    def fields(self, model: type[Keys], node: Node, place: str) -> tuple[dict[str, Any], set[str]]:
+        """The values that are given and of their types, and the keys of those that are not."""
+        plain = node.plain()
+        bad: set[str] = set()
+        try:
+            checked = model.model_validate(plain)
+        except ValidationError as error:
+            for each in error.errors(include_url=False):
+                self.mistyped(model, node, place, each)
+                loc = each["loc"]
+                bad |= {"path", "methods"} if loc == ("match",) else set()
+                bad |= {str(loc[1 if loc[0] == "match" and len(loc) > 1 else 0])} if loc else set()
+                _drop(plain, loc)
+            if not isinstance(plain, dict):
+                return {}, bad
+            needed = {key: NEEDED[key] for key in NEEDED if key in model.model_fields}
+            checked = model.model_validate(needed | plain)
+        return {key: getattr(checked, key) for key in checked.model_fields_set}, bad
+
+    def mistyped(self, model: type[Keys], node: Node, place: str, error: Any) -> None:
+        """Reports one of pydantic's errors at its place."""
+        loc, kind = error["loc"], error["type"]
+        node, place = node.at(place, loc[:-1] if kind == "extra_forbidden" else loc)
+        context = error.get("ctx", {})
+        if kind == "missing":
+            self.missing(node, place, loc[-1])
+        elif kind == "extra_forbidden":
+            in_match = loc[0] == "match" and len(loc) > 1
+            known = (MatchKeys if in_match else model).model_fields
+            key_node = node.keys[loc[-1]]
+            names = [*known, *(MatchKeys.model_fields if model is RuleKeys else ())]
+            near = get_close_matches(key_node.shown, names, 1, 0.5)
+            allowed = f"known are {', '.join(known)}"
+            if near:
+                allowed = f"did you mean {near[0]!r}" + ("" if near[0] in known else " in 'match'")
+            self.add(
+                key_node, below(place, key_node.shown),
+                f"the key {shown(key_node.shown)} is unknown; {allowed}", "unknown-key", (),
+            )  # fmt: skip
+        elif kind == "refused":
+            self.add(node, place, context["message"], context["code"])
+        elif kind == "literal_error":
+            code = f"bad-{loc[0].replace('_', '-')}"
+            meant = _MODES.get(str(node.value).lower()) if loc == ("mode",) else None
+            hint = f"; write {meant!r} for that" if meant else ""
+            self.add(node, place, f"{node}; it is {context['expected']}{hint}", code)
+        else:
+            hint = ""
+            if kind == "string_type" and isinstance(node.value, dict):
+                hint = ", in quotes where it holds a colon or a brace"
+            self.add(node, place, f"{node}; {_ALLOWED[kind]}{hint}", "wrong-type")
+
+    def given(self, node: Node, place: str) -> _Given | None:
+        """A rule's values, with those of its lists; None where it is no mapping."""
+        keys, failed = self.fields(RuleKeys, node, place)
+        if not isinstance(node.value, dict):
+            return None
+        matched = keys.pop("match", None)
+        if matched is not None:
+            keys |= {key: getattr(matched, key) for key in matched.model_fields_set}
+        failed |= self.tiered(node, place)
+        arguments = self.with_networks(keys, node, place)
+        if "limits" in arguments:
+            arguments["limit"] = arguments.pop("limits")
+        listed: dict[str, Override] = {}
+        of_list = Mistakes("")
+        if "overrides_file" in arguments:
+            del arguments["overrides_file"]
+            found = self.listed("overrides_file", keys, node, place, self.lists.overrides)
+            if found is None:
+                failed.add("overrides")
+            else:
+                listed, of_list = found
+                arguments["overrides"] = keys.get("overrides", {}) | {
+                    identity: each.limit for identity, each in listed.items()
+                }
+        return _Given(node, place, keys, arguments, listed, of_list, failed)
+
+    def tiered(self, node: Node, place: str) -> set[str]:
+        """Holds a rule to either ``limit``, or ``limits`` and ``tier``; keys that are not so."""
+        keys = node.keys
+        failed: set[str] = set()
+        if "limit" not in keys and "limits" not in keys:
+            self.missing(node, place, "limit")
+            failed.add("limit")
+        if "limit" in keys and "limits" in keys:
+            self.add(
+                keys["limits"], below(place, "limits"),
+                "limits are given beside limit; a rule has one of them", "both-limits", (),
+            )  # fmt: skip
+            failed |= {"limit", "limits", "tier"}
+        if "limits" in keys and "tier" not in keys:
+            self.missing(node, place, "tier")
+            failed.add("tier")
+        if "tier" in keys and "limits" not in keys:
+            self.add(
+                keys["tier"], below(place, "tier"),
+                "tier is given, but no limits to choose from; it goes with limits",
+                "pointless-tier", (),
+            )  # fmt: skip
+            failed.add("tier")
+        return failed
+
+    def with_networks(self, keys: Mapping[str, Any], node: Node, place: str) -> dict[str, Any]:
+        """The values, with the networks of the files that are named in place of their names."""
+        values = dict(keys)
+        for name in ("allowlist", "denylist"):
+            if f"{name}_file" in values:
+                del values[f"{name}_file"]
+                found = self.listed(f"{name}_file", keys, node, place, self.lists.networks)
+                values[name] = [*keys.get(name, ()), *(found[0] if found else ())]
+        return values
+
+    def listed(
+        self, key: str, keys: Mapping[str, Any], node: Node, place: str,
+        read: Callable[[str, str, str], tuple[T, Mistakes]],
+    ) -> tuple[T, Mistakes] | None:  # fmt: skip
+        """What the file named under a key holds; None where it cannot be read."""
+        at, place = node.at(place, (key,))
+        # Where the name is taken from the environment, mistakes show it as it is written.
+        title = at.shown if at.variables else os.fspath(self.lists.folder / at.shown)
+        try:
+            return read(keys[key], title, place)
+        except ValueError as error:
+            self.add(at, place, f"{shown(at.shown)}: {error}", "unreadable", ())
+            return None
+
+    def rule(self, given: _Given) -> Rule | None:
+        """The rule; None where it has a mistake."""
+        refused = None
+        if not given.failed:
+            try:
+                rule = Rule(**given.arguments)
+            except (ValueError, TypeError) as error:
+                refused = str(error)
+            else:
+                own = given.keys.get("overrides", {})
+                twice = [identity for identity in given.listed if identity in own]
+                for identity in twice:
+                    self.given_twice(given, identity, identity)
+                return None if twice else rule
+        found = len(self.mistakes) + len(given.of_list)
+        self.locate(given)
+        if refused and found == len(self.mistakes) + len(given.of_list):
+            self.add(given.node, given.place, refused, "bad-rule")
+        return None
+
+    def locate(self, given: _Given) -> None:
+        """Asks about a rule's values one by one, to report each mistake at its own place."""
+        failed = set(given.failed)
+        for trial in trials(given.arguments):
+            key, uses = trial.key, set(trial.uses)
+            if key in ("limit", "limits"):
+                uses -= {"algorithm"}  # any will do, to read a limit
+            whole = trial.loc in ((key,), ("match", key))
+            if uses & failed or (whole and key in failed):
+                continue
+            try:
+                trial.ask()
+            except (ValueError, TypeError) as error:
+                at, place = given.node.at(given.place, trial.loc)
+                secret = self.variables(given.node, trial.loc, trial.uses)
+                self.add(at, place, str(error), trial.code, secret)
+                failed |= {key, "limit"} if key == "limits" else {key}
+        if "by" not in failed:
+            self.overrides(given, failed)
+
+    def overrides(self, given: _Given, failed: set[str]) -> None:
+        """Reports each override with a mistake; what failed elsewhere is not held against them."""
+        values = given.arguments
+        by = tuple(values.get("by", ("client",)))
+        cost = 0 if "cost" in failed else values.get("cost", 1)
+        counting = None
+        if not failed & set(COUNTED[1:]):
+            algorithm, burst, rounding = map(values.get, COUNTED[1:4])
+            with suppress(
+                ValueError
+            ):  # which is told at its own key, now or once others are mended
+                counting = Counting(algorithm, burst, rounding, values.get("max_delay", ...))
+        first: dict[str, str] = {}
+        for identity, limit in values.get("overrides", {}).items():
+            if len(given.of_list) >= MOST_MISTAKES:
+                given.of_list.cut = True
+                break
+            try:
+                (key,) = options.overrides({identity: "1/second"}, by, _PLAIN)
+            except ValueError as error:
+                self.override(given, identity, str(error), "bad-override")
+                continue
+            if key in first:
+                self.given_twice(given, identity, first[key])
+                continue
+            first[key] = identity
+            try:
+                if counting is not None:
+                    options.cost(cost, counting.limits(limit, burst=False))
+            except ValueError as error:
+                self.override(given, identity, str(error), "bad-override", of_limit=True)
+
+    def given_twice(self, given: _Given, identity: str, first: str) -> None:
+        """Reports an override whose identity is that of another, in the list or before it."""
+        if first in given.keys.get("overrides", ()):
+            overrides = given.node.at("", ("overrides",))[0]
+            key = overrides.keys[first]
+            where, name = f"line {key.line} of the rule file", key.shown
+        else:
+            where, name = f"line {given.listed[first].line}", first
+        known = "" if first == identity else f", as {shown(name)}"
+        message = f"{shown(identity)} is given on {where} already{known}; give it once"
+        self.override(given, identity, message, "same-override")
+
+    def override(
+        self, given: _Given, identity: str, message: str, code: str, *, of_limit: bool = False
+    ) -> None:
+        """Reports an override, in the list if it is there."""
+        loc: Place = ("overrides", identity)
+        listed = given.listed.get(identity)
+        if listed is None:
+            secret = self.variables(given.node, loc, _OF_OVERRIDES)
+            at, place = given.node.at(given.place, loc)
+            self.add(at, place, message, code, secret)
+            return
+        secret = self.variables(given.node, ("overrides",), _OF_OVERRIDES)
+        if not self.mistakes.unset.intersection(secret):
+            column = listed.limit_column if of_limit else listed.column
+            place = below(given.place, "overrides_file")
+            given.of_list.add(listed.line, column, place, _hidden(secret) or message, code)
+
+    def variables(self, rule: Node, loc: Place, uses: tuple[str, ...]) -> tuple[str, ...]:
+        """The environment's variables that a sentence about a value could show."""
+        fields: dict[str, Node] = rule.value if isinstance(rule.value, dict) else {}
+        nodes = [rule.at("", loc)[0]]
+        if len(loc) > 1:
+            key = rule.at("", loc[:1])[0].keys.get(str(loc[1]))
+            nodes += [key] if key is not None else []
+        for name in uses:
+            names = (
+                ("match",)
+                if name == "path"
+                else ("limit", "limits")
+                if name == "limit"
+                else (name,)
+            )
+            nodes += [fields[each] for each in names if each in fields]
+        return tuple(dict.fromkeys(name for each in nodes for name in each.variables))
+
+    def name(self, rule: Node, place: str, lines: dict[str, int]) -> None:
+        """Reports a rule that is named like an earlier one."""
+        node = rule.value.get("name") if isinstance(rule.value, dict) else None
+        if node is None or not isinstance(node.value, str) or not node.value:
+            return
+        if node.value.lower() not in lines:
+            lines[node.value.lower()] = node.line
+            return
+        self.add(
+            node, below(place, "name"),
+            f"{shown(node.shown)} is the name of the rule on line {lines[node.value.lower()]}, in "
+            "any case; each has its own", "same-name", (),
+        )  # fmt: skip
+
+    def missing(self, node: Node, place: str, key: str) -> None:
+        message = f"the key {key!r} is missing; it must be given"
+        self.add(node, below(place, key), message, "missing-key", ())
+
+    def add(
+        self, node: Node, place: str, message: str, code: str, secret: tuple[str, ...] | None = None
+    ) -> None:
+        """Notes a mistake; its sentence only where no value from the environment could be in it."""
+        names = node.variables if secret is None else secret
+        if self.mistakes.unset.intersection(names):
+            return  # which is a mistake already
+        self.mistakes.add(node.line, node.column, place, _hidden(names) or message, code)
+
+
+def _hidden(variables: tuple[str, ...]) -> str:
+    """What is said in place of a sentence that could show these; empty where there are none."""
+    if not variables:
+        return ""
+    source = ", ".join(f"${{{name}}}" for name in variables)
+    return f"the value of {source} does not fit; set it to what is allowed here"
+
+
+_OF_OVERRIDES: Final = (*COUNTED, "cost", "by")
+_PLAIN: Final = Counting(None, None, None, ...)
+
+
+def _drop(plain: Any, loc: Place) -> None:
+    """Takes the innermost entry of a mapping that is on the way to a mistake out of the values."""
+    holder, last = None, None
+    for key in loc:
+        if not isinstance(plain, dict):
+            break
+        if key not in plain:
+            return
+        holder, last = plain, key
+        plain = plain[key]
+    if holder is not None:
+        del holder[last]

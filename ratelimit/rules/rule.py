@@ -1,0 +1,275 @@
+"""Which requests, by which identity, under which limits: `Rule`.
+
+Pure and frozen: everything that can be known before a request is computed when a rule is built.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache, lru_cache
+from hashlib import blake2b
+from types import EllipsisType, MappingProxyType
+from typing import Any
+
+from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.networks import Networks
+from ratelimit.limits import Algorithm, Limit, Rounding
+from ratelimit.rules import options
+from ratelimit.rules.options import (
+    Ask,
+    Counting,
+    Mode,
+    OnMissing,
+    OnStoreFailure,
+    SomeLimits,
+    shown,
+)
+from ratelimit.rules.paths import Path
+
+__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
+
+
+@dataclass(frozen=True, init=False, slots=True)
+class Rule:
+    """Which requests, by which identity, under which limits, in which mode; equal by value.
+
+    ``Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"], by="client")``.
+
+    ``limit`` is text (one limit or several), a `Limit`, or a sequence of them; or a mapping of
+    tiers to those ("unlimited" or None for no limit), of which ``tier`` chooses and the first
+    holds where it gives none that is known; or a function over the connection, sync or async, that
+    gives one of those (None for no limit).
+
+    ``algorithm``, ``burst``, ``rounding`` and ``max_delay`` (seconds; None for no cut, 10 for a
+    leaking bucket if left out) go with text only: a `Limit` carries its own. ``overrides`` maps
+    identities to limits in the same forms, counted by the rule's algorithm; an override has no
+    burst but the one in its own text.
+
+    ``cost`` is a number, a registered name, or a function over the connection. ``skip``, a function
+    over the connection, says of a request that this rule does not apply to it.
+
+    Raises ValueError or TypeError, in one sentence, for anything that could not be meant.
+    """
+
+    name: str
+    """1 to 64 of ``A-Z a-z 0-9 _ . : -``, a letter first."""
+    limits: tuple[Limit, ...]
+    """No two alike; those of the first tier; none where that is unlimited, or chosen by request."""
+    tiers: Mapping[str, tuple[Limit, ...]] = field(hash=False)
+    """The limits of each tier, none for an unlimited one; empty where there are no tiers."""
+    tier: str | Ask[str | None] | None
+    """Who says which tier: ``user:ATTRIBUTE``, ``header:NAME``, a registered name, a function."""
+    dynamic: Ask[SomeLimits] | None
+    """What gives the limits, request by request."""
+    by: tuple[str, ...]
+    """What an identity is made of, in order; header names in lower case."""
+    path: str | None
+    """In Starlette's route syntax; None for every path."""
+    methods: frozenset[str] | None
+    """In upper case, HEAD among them where GET is; None for every method."""
+    cost: int | str | Ask[int]
+    """Units per request; a number is 0 or more, and no more than any limit can let through."""
+    mode: Mode
+    enforce_share: Fraction
+    """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
+    on_store_failure: OnStoreFailure | None
+    """None for what the `RuleSet` says."""
+    on_missing: OnMissing
+    """What becomes of a request that lacks a part of ``by``: it counts under the client's address,
+    the rule does not apply, or it is refused (403)."""
+    overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
+    """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
+    An IPv6 address stands for its network of 64 bits, which is what clients are counted by."""
+    allowlist: tuple[Network, ...]
+    """Clients to whom this rule does not apply."""
+    denylist: tuple[Network, ...]
+    """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
+    skip: Ask[bool] | None
+    policies: tuple[str, ...] = field(repr=False, compare=False)
+    """The names under which ``limits`` are shown to clients, in the same order."""
+    plain: bool = field(repr=False, compare=False)
+    """Whether limits, cost and mode are the same for all, and the identity is the client."""
+    allowed_clients: Networks = field(repr=False, compare=False)
+    denied_clients: Networks = field(repr=False, compare=False)
+    compiled: Path | None = field(repr=False, compare=False)
+    """``path``, as requests are matched by it."""
+    _counting: Counting = field(repr=False, compare=False)
+    _part: Fraction = field(repr=False)
+    """The part of every quota that is this region's."""
+    _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
+    """The overrides, by the texts that were given."""
+
+    def __init__(  # noqa: PLR0915  # each option is read once, in the order of their mistakes
+        self,
+        name: str,
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+        *,
+        by: str | Sequence[str] = "client",
+        path: str | None = None,
+        methods: Iterable[str] | None = None,
+        algorithm: Algorithm | str | None = None,
+        burst: int | None = None,
+        rounding: Rounding | None = None,
+        max_delay: float | EllipsisType | None = ...,
+        cost: int | str | Ask[int] = 1,
+        mode: Mode = "enforce",
+        enforce_share: float | Fraction = 1,
+        on_store_failure: OnStoreFailure | None = None,
+        on_missing: OnMissing = "client",
+        tier: str | Ask[str | None] | None = None,
+        overrides: Mapping[str, SomeLimits] = MappingProxyType({}),
+        allowlist: Iterable[Network] = (),
+        denylist: Iterable[Network] = (),
+        skip: Ask[bool] | None = None,
+        on_route: bool = False,
+    ) -> None:
+        """``on_route`` is for a route's own rule: ``by`` may name parameters of any path."""
+        put = object.__setattr__
+        put(self, "name", options.name(name))
+        compiled = None if path is None else Path(options.text("path", path))
+        tiers: dict[str, tuple[Limit, ...]] = {}
+        limits: tuple[Limit, ...] = ()
+        dynamic: Any = None
+        if isinstance(limit, str | Mapping) or callable(limit):
+            counting = Counting(algorithm, burst, rounding, max_delay)
+            if isinstance(limit, str):
+                limits = counting.limits(limit)
+            elif isinstance(limit, Mapping):
+                tiers = options.tiers(limit, counting)
+                limits = next(iter(tiers.values()))
+            else:
+                counting.limits("1/second")  # a mistake in the options is told where it is made
+                dynamic = limit
+        else:
+            options.refuse_options_of_text(algorithm, burst, rounding, max_delay)
+            limits = options.ready_limits(limit)
+            first = limits[0]
+            counting = Counting(first.algorithm, None, None, ...)
+            counting.rounding, counting.max_delay = first.rounding, first.max_delay
+        if not (limits or tiers or dynamic):
+            raise ValueError(f"the limit is {shown(limit)}; a rule without a limit has mode 'off'")
+        put(self, "limits", limits)
+        put(self, "tiers", MappingProxyType(tiers))
+        put(self, "tier", options.tier(tier, tiers))
+        put(self, "dynamic", dynamic)
+        parameters = None if on_route else () if compiled is None else compiled.parameters
+        put(self, "by", options.by(by, parameters, path))
+        put(self, "path", path)
+        put(self, "methods", None if methods is None else options.methods(methods))
+        options.mode(mode)
+        put(self, "mode", mode)
+        put(self, "enforce_share", options.part("enforce_share", enforce_share))
+        if on_store_failure is not None:
+            options.on_store_failure(on_store_failure)
+        put(self, "on_store_failure", on_store_failure)
+        options.on_missing(on_missing)
+        put(self, "on_missing", on_missing)
+        own = options.overrides(overrides, self.by, counting)
+        put(self, "overrides", MappingProxyType(own))
+        put(self, "_named", dict(zip(overrides, own.values(), strict=True)))
+        put(self, "cost", options.cost(cost, _all_limits(limits, tiers, own)))
+        put(self, "allowlist", options.networks(allowlist))
+        put(self, "denylist", options.networks(denylist))
+        put(self, "allowed_clients", Networks(self.allowlist))
+        put(self, "denied_clients", Networks(self.denylist))
+        if skip is not None and not callable(skip):
+            raise TypeError(f"skip is a function over the connection, not {type(skip).__name__}")
+        put(self, "skip", skip)
+        put(self, "policies", policy_names(name, limits))
+        put(self, "compiled", compiled)
+        put(self, "_counting", counting)
+        put(self, "_part", Fraction(1))
+        put(self, "plain", self._is_plain())
+
+    def _is_plain(self) -> bool:
+        return (
+            self.by == ("client",)
+            and self.mode == "enforce"
+            and self.enforce_share == 1
+            and isinstance(self.cost, int)
+            and not (self.tiers or self.dynamic or self.overrides or self.skip)
+            and not (self.allowlist or self.denylist)
+        )
+
+    def in_force(self, part: Fraction, ipv6_prefix: int) -> "Rule":
+        """This rule with a part of each of its limits, its overrides by IPv6 networks of a length.
+
+        Raises ValueError where its cost could no longer pass.
+        """
+        rule = copy(self)
+        put = object.__setattr__
+
+        @cache  # a file repeats few limits in many overrides
+        def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+            return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
+
+        overrides = {key: scaled(own) for key, own in self.overrides.items()}
+        if self.by[0] == "client" and ipv6_prefix != 64:
+            overrides = {}
+            for text, own in self._named.items():
+                address = read_address(text, ipv6_prefix)
+                overrides[text if address is None else address.key] = scaled(own)
+        tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
+        limits = scaled(self.limits)
+        options.cost(self.cost, _all_limits(limits, tiers, overrides))
+        put(rule, "limits", limits)
+        put(rule, "tiers", MappingProxyType(tiers))
+        put(rule, "overrides", MappingProxyType(overrides))
+        put(rule, "_part", part)
+        return rule
+
+    def read_limits(self, value: object) -> tuple[Limit, ...]:
+        """What ``dynamic`` gave, as limits; none for no limit.
+
+        Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
+        """
+        limits = self._counting.limits(value)
+        return limits if self._part == 1 else tuple(limit.scaled(self._part) for limit in limits)
+
+    def enforced_on(self, identity: str) -> bool:
+        """Whether an identity is in the ``enforce_share``: always the same answer for it.
+
+        Shares only grow: who is in 10 % is in 25 %. Each rule draws by itself.
+        """
+        digest = blake2b(
+            f"{self.name}\0{identity}".encode("utf-8", "surrogatepass"), digest_size=6
+        ).digest()
+        return int.from_bytes(digest) < self.enforce_share * 2**48
+
+    def match(self, method: str, path: str) -> dict[str, object] | None:
+        """The path's parameters, converted, if this rule applies to a request; None if not.
+
+        ``path`` is the decoded path below ``root_path``. Never raises.
+        """
+        if self.methods is not None and method.upper() not in self.methods:
+            return None
+        return {} if self.compiled is None else self.compiled.match(path)
+
+    @property
+    def registered_names(self) -> frozenset[str]:
+        """The parts of ``by`` that the application must have registered."""
+        return frozenset(
+            part for part in self.by if ":" not in part and part not in options.BUILT_IN_BY
+        )
+
+
+def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:
+    return [*limits, *(each for some in others for own in some.values() for each in own)]
+
+
+@lru_cache(maxsize=4096)
+def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
+    """What each limit of a rule is called before clients: ``login``, or ``login:60`` and so on.
+
+    The number is the window in seconds, rounded up; limits of equal windows are counted as well:
+    ``login:60:1``, ``login:60:2``.
+    """
+    if len(limits) == 1:
+        return (name,)
+    windows = [-(-limit.window_us // 1_000_000) for limit in limits]
+    return tuple(
+        f"{name}:{window}"
+        + (f":{windows[:place].count(window) + 1}" if windows.count(window) > 1 else "")
+        for place, window in enumerate(windows)
+    )

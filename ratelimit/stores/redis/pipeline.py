@@ -1,0 +1,773 @@
+"""A pipelined connection to one server, the queue before it, and whose time it is that passes.
+
+The laws of this module:
+
+A charge is sent once. Whatever goes wrong after a script has left may have charged; it is reported
+as `StoreUnavailable` and never tried again. Only an answer that proves that nothing ran (NOSCRIPT,
+and a cluster's redirections) is followed by a second sending.
+
+Our own lateness is never the server's. A reply is late when its socket was found empty at a moment
+no earlier than the deadline after its batch went to the transport. Waiting in the queue is the
+server's time only while everything in flight was owed (or no connection could be had) and nothing
+came; all other waiting is ours, and fails nobody but beyond a bound of its own.
+
+redis-py's client is not used for sending, because that retries by itself and takes a connection
+from a pool for every command.
+"""
+
+import asyncio
+import math
+import time
+from asyncio import AbstractEventLoop, Future
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from ratelimit.decisions import FIELDS, Check, Decision, assumed, read_reply
+from ratelimit.stores.breaker import Breaker
+from ratelimit.stores.errors import StoreUnavailable, explain, no_reply, overloaded
+from ratelimit.stores.redis.connect import Dialer
+from ratelimit.stores.redis.line import Batch, Line, Request, Steps
+from ratelimit.stores.redis.names import PATIENCE
+from ratelimit.stores.redis.wire import (
+    Packer,
+    ReplyError,
+    packed,
+    require_numbers,
+)
+
+__all__ = ["Link", "Load", "Reply"]
+
+LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/redis.py
+MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
+FEWEST_IN_FLIGHT: Final = 2  # batches: one is decided while the other's answers are read
+MOST_IN_FLIGHT: Final = 32
+ONE_MORE_EACH: Final = 0.002  # seconds that the oldest has been in flight: a longer round trip
+LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, where it may change
+MOST_QUEUED: Final = 20_000  # checks that wait in one event loop
+LONGEST_QUEUED: Final = 1.0  # seconds at least, and 20 deadlines, that a request may wait for us
+
+Reply = tuple[Sequence[Any], int]
+"""A script's numbers and where in them a request's begin; or its decisions, and -1."""
+
+
+class Load:
+    """The work that waits in one event loop, for all servers of a store."""
+
+    __slots__ = ("queued", "why")
+
+    def __init__(self) -> None:
+        self.queued = 0
+        """Checks that are in no batch yet."""
+        self.why = ""
+        """The last failure that was passed on to nobody, in a sentence; for those who are late."""
+
+
+class Link:
+    """The connection to one server in one event loop, and the queue before it.
+
+    A request that finds fewer than two batches in flight leaves at once; those that come meanwhile
+    leave together in the next. The longer the oldest batch is in flight, the more may follow it, so
+    that a long round trip makes nobody wait for a second one. A caller that is cancelled, or whose
+    time is up, loses its answer, not the connection and not its neighbours' answers.
+
+    ``reroute``, in a cluster, is given each request that provably did not run and the error that
+    says so; it returns whether it has taken the request over.
+
+    With Sentinel, the dialer tells who the master is. A master that was replaced on demand takes
+    writes for some 8 s more, and then forgets them.
+    """
+
+    is_cluster = False
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        dialer: Dialer,
+        packer: Packer,
+        deadline: float,
+        breaker: Breaker,
+        load: Load,
+        reroute: Callable[[Request, StoreUnavailable | ReplyError], bool] | None = None,
+    ) -> None:
+        self._loop = loop
+        # Not the loop's own: uvloop reads its clock once for all that runs in a turn.
+        self._now = time.monotonic
+        self._dialer = dialer
+        self._packer = packer
+        self._deadline = deadline
+        self._patience = max(deadline, PATIENCE)
+        self._interval = min(max(deadline / 10, 0.001), 0.005)
+        self._longest_queued = max(LONGEST_QUEUED, 20 * deadline)
+        self.breaker = breaker
+        self._load = load
+        self._reroute = reroute
+        self._queue: deque[Request] = deque()
+        self._queued = 0  # checks in the queue, and checks in flight
+        self._in_flight = 0
+        self._line: Line | None = None
+        self._leaving: set[Line] = set()  # retired or doubted, with replies to come
+        self._connecting: asyncio.Task[None] | None = None
+        self._connect_within = self._patience
+        self._steps: Steps[Any] | None = None
+        self._seen = (0, 0)  # replies heard and steps taken at the last tick
+        self._looked_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = math.inf
+        """When the next tick is due."""
+        self._ticked = 0.0
+        # Two clocks: the server's time that passes for the queue, and ours.
+        self._owing = 0.0
+        self._own = 0.0
+        self._closed = ""
+        self.round_trip: float | None = None
+        """Seconds that a round trip takes at the moment, smoothed; None before the first."""
+
+    # --- what callers use ------------------------------------------------------------------------
+
+    def ask(self, checks: Sequence[Check], slot: int = 0, *, past: bool = False) -> Future[Reply]:
+        """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
+        request = Request(checks, self._loop.create_future(), slot)
+        request.past = past
+        self.send(request)
+        return request.future
+
+    def command(self, _: str | None, *arguments: str) -> Future[Any]:
+        """One command of its own and its reply, within the deadline; not for charges.
+
+        An error that the server replied is a result, a `ReplyError`; whatever else happens is
+        raised as StoreUnavailable.
+        """
+        request = Request((), self._loop.create_future())
+        request.command = packed(arguments)
+        request.past = True
+        self.send(request)
+        return request.future
+
+    @property
+    def script(self) -> str:
+        """The text that the server is given."""
+        return self._packer.script
+
+    def key(self, check: Check) -> str:
+        """The key that a check is counted under."""
+        return self._packer.key(check)
+
+    def send(self, request: Request) -> None:
+        """Puts a request into the next batch, at once where there is room for one."""
+        if self.breaker.state == "open" and not request.past and self.breaker.turns_away():
+            request.fail(self.breaker.away())
+            return
+        if self._closed:
+            request.fail(StoreUnavailable(self._closed, "closed", "own"))
+            return
+        line = self._line
+        if line is not None and not self._queue and self._takes(line) and self._is_fit(line):
+            size = len(request.checks)
+            if not request.command:
+                self._write(line, [[request]], size)
+            else:
+                self._write_command(line, request)
+            return
+        if self._load.queued + len(request.checks) > MOST_QUEUED:
+            request.fail(overloaded(f"{self._load.queued} checks wait already"))
+            return
+        self._enqueue(request)
+        if self._line is None:
+            self._connect()
+
+    def _enqueue(self, request: Request) -> None:
+        now = self._now()
+        if not self._queue:
+            self._restart_clocks(now)
+        passed = now - self._ticked
+        request.marks = (self._owing + passed - request.owed, self._own + passed)
+        self._queue.append(request)
+        self._queued += len(request.checks)
+        self._load.queued += len(request.checks)
+        self._arm(now + self._interval)
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _takes(self, line: Line) -> bool:
+        """Whether one more batch may be in flight."""
+        if line.refuses or line.retired:
+            return False
+        batches = line.batches
+        count = len(batches)
+        if count < FEWEST_IN_FLIGHT:
+            return True
+        if count >= MOST_IN_FLIGHT:
+            return False
+        age = self._now() - batches[0].sent_at
+        return count < FEWEST_IN_FLIGHT + age // ONE_MORE_EACH
+
+    def _is_fit(self, line: Line) -> bool:
+        """Whether an idle connection was not closed meanwhile; one that was is left."""
+        if self._dialer.master is not None:
+            self._look_for_master()
+            if line.retired:
+                return False
+        if not line.batches and line.holds_bytes():
+            self._retire(line)
+            return False
+        return True
+
+    def pump(self) -> None:
+        """Sends what is queued, as far as there is room for it."""
+        line = self._line
+        if line is None:
+            if self._queue:
+                self._connect()
+            return
+        while self._queue and self._takes(line):
+            if not self._is_fit(line):
+                self._connect()
+                return
+            if self._queue[0].command:
+                request = self._queue.popleft()
+                if not request.future.done():
+                    self._note_owed(request)
+                    self._write_command(line, request)
+                continue
+            groups, size = self._next_groups()
+            if groups:
+                self._write(line, groups, size)
+
+    def _next_groups(self) -> tuple[list[list[Request]], int]:
+        """The oldest who still wait, up to what one batch may carry; a single one always.
+
+        One group is one script: a script takes keys of one slot only. Their checks are counted.
+        """
+        groups: dict[tuple[int, bool], list[Request]] = {}
+        group: list[Request] = []
+        last = None
+        queue = self._queue
+        # A batch's share of all that is under way, so that one is decided while another's answers
+        # are read; batches that are too small cost more than that saves.
+        share = (self._queued + self._in_flight) // FEWEST_IN_FLIGHT
+        room = most = min(MOST_CHECKS, max(LEAST_SHARE, share))
+        while queue:
+            request = queue[0]
+            if request.command:
+                break
+            size = len(request.checks)
+            if not request.future.done():
+                if size > room and groups:
+                    break
+                room -= size
+                self._note_owed(request)
+                if last is None or request.slot != last.slot or request.asking != last.asking:
+                    group = groups.setdefault((request.slot, request.asking), [])
+                    last = request
+                group.append(request)
+            queue.popleft()
+            self._queued -= size
+            self._load.queued -= size
+        return list(groups.values()), most - room
+
+    def _note_owed(self, request: Request) -> None:
+        request.owed = max(0.0, self._owing - request.marks[0])
+
+    def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:
+        """Sends each group's script, all in one write."""
+        pack = self._packer.pack
+        if len(groups) == 1 and not groups[0][0].asking:
+            batch = Batch(groups, size, 1)
+            data = pack(groups[0])
+        else:
+            asking = [group[0].asking for group in groups]
+            batch = Batch(groups, size, len(groups) + sum(asking))
+            data = b"".join(
+                [
+                    (b"*1\r\n$6\r\nASKING\r\n" if group[0].asking else b"") + pack(group)
+                    for group in groups
+                ]
+            )
+        self._in_flight += size
+        self._send_batch(line, batch, data)
+
+    def _write_command(self, line: Line, request: Request) -> None:
+        self._send_batch(line, Batch([[request]], 0, 1), request.command)
+
+    def _send_batch(self, line: Line, batch: Batch, data: bytes) -> None:
+        batch.loads = line.loads
+        line.batches.append(batch)
+        line.write(data)
+        now = self._now()
+        self._stamp(batch, now)
+        if line.indirect:
+            self._loop.call_soon(self._stamp_now, batch)
+        if batch.due < self._armed:
+            self._arm(batch.due)
+
+    def _stamp(self, batch: Batch, now: float) -> None:
+        """Starts the deadline of a batch, less what its members have waited for the server."""
+        owed = 0.0
+        for group in batch.groups:
+            for request in group:
+                owed = max(owed, request.owed)
+        batch.sent_at = now
+        batch.due = now + self._deadline - owed
+
+    def _stamp_now(self, batch: Batch) -> None:
+        self._stamp(batch, self._now())
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def answered(self, line: Line, batch: Batch) -> None:
+        """Deals with all replies to one batch."""
+        self._in_flight -= batch.size
+        line.heard_at = now = self._now()
+        took = now - batch.sent_at
+        known = self.round_trip
+        # Our own lateness only ever adds to it.
+        self.round_trip = took if known is None or took < known else known + (took - known) / 16
+        first = batch.groups[0][0]
+        if first.command:
+            if not first.future.done():
+                first.future.set_result(batch.replies[0])
+            return
+        failure: StoreUnavailable | None = None
+        replies = iter(batch.replies)
+        again: list[list[Request]] = []
+        for group in batch.groups:
+            asked = next(replies) if group[0].asking else None
+            reply = next(replies)
+            # A script that was refused was, where ASKING was, refused for that.
+            if isinstance(asked, ReplyError) and isinstance(reply, ReplyError):
+                reply = asked
+            if isinstance(reply, ReplyError):
+                if reply.code == "NOSCRIPT" and group[0].tries < MOST_IN_FLIGHT:
+                    again.append(group)
+                else:
+                    failure = self._refused(line, group, reply) or failure
+            else:
+                failure = self._deliver(line, group, reply) or failure
+        if again:
+            self._load_script(line, batch, again)
+        if batch.counted:
+            return
+        if failure is None:
+            self._load.why = ""
+            self.breaker.succeeded()
+        else:
+            self.breaker.failed(failure)
+
+    def _load_script(self, line: Line, batch: Batch, groups: list[list[Request]]) -> None:
+        """Sends the script, which is not known there (any more), and what has not run once more."""
+        if batch.loads == line.loads:
+            line.loads += 1
+            load = Request((), self._loop.create_future())
+            load.command = packed(("SCRIPT", "LOAD", self._packer.script))
+            load.future.add_done_callback(_heard)
+            self._write_command(line, load)
+        size = 0
+        for group in groups:
+            for request in group:
+                request.tries += 1
+                size += len(request.checks)
+        self._write(line, groups, size)
+
+    def _refused(
+        self, line: Line, group: list[Request], reply: ReplyError
+    ) -> StoreUnavailable | None:
+        """Deals with a script that did not run; returns the failure, if it is the server's."""
+        error = explain(reply)
+        self._load.why = str(error)
+        if reply.code == "READONLY":
+            self._retire(line)
+        taken = True
+        for request in group:
+            if self._reroute is None or not self._reroute(request, reply):
+                request.fail(error)
+                taken = False
+        if reply.code == "CLUSTERDOWN":
+            return error
+        return error if not taken and error.scope == "server" else None
+
+    def _deliver(self, line: Line, group: list[Request], reply: Any) -> StoreUnavailable | None:
+        """Gives each member of a script its own numbers; returns the server's failure, if any."""
+        checks = group[0].checks
+        if len(group) > 1:
+            checks = [check for request in group for check in request.checks]
+        if isinstance(reply, list) and len(reply) == FIELDS * len(checks):
+            if bytes in map(type, reply):
+                return self._deliver_with_failures(line, group, reply)
+            try:
+                require_numbers(checks, reply)
+            except StoreUnavailable as error:
+                failure = error
+            else:
+                start = 0
+                for request in group:
+                    future = request.future
+                    if not future.done():
+                        future.set_result((reply, start))
+                    start += FIELDS * len(request.checks)
+                return None
+        else:
+            failure = StoreUnavailable("what answers at this address is not Redis", "not-redis")
+        for request in group:
+            request.fail(failure)
+        return failure
+
+    def _deliver_with_failures(
+        self, line: Line, group: list[Request], reply: list[Any]
+    ) -> StoreUnavailable | None:
+        """As `_deliver`, where some keys could not be read or written.
+
+        Only their checks are assumed (`Decision.degraded`); a request of which none was decided
+        fails as a whole.
+        """
+        failure: StoreUnavailable | None = None
+        start = 0
+        for request in group:
+            decisions: list[Decision] = []
+            errors: list[StoreUnavailable] = []
+            try:
+                for check in request.checks:
+                    numbers = reply[start : start + FIELDS]
+                    start += FIELDS
+                    if type(numbers[0]) is bytes:
+                        error = explain(numbers[0])
+                        errors.append(error)
+                        decisions += assumed((check,), allowed=True, problem=error)
+                    else:
+                        require_numbers((check,), numbers)
+                        decisions += read_reply((check,), numbers)
+            except StoreUnavailable as error:
+                request.fail(error)
+                return error
+            for each in errors:
+                if each.scope == "server":
+                    failure = each
+                    if each.kind == "read-only":
+                        self._retire(line)
+            if request.future.done():
+                continue
+            if len(errors) == len(decisions):
+                request.fail(errors[0])
+            else:
+                request.future.set_result((decisions, -1))
+        return failure
+
+    def lost(self, line: Line, exc: BaseException | None) -> None:
+        """Deals with the end of a connection: what was in flight may have been charged."""
+        self._leaving.discard(line)
+        if self._line is line:
+            self._line = None
+        why = line.why
+        if self._closed:
+            why = StoreUnavailable(self._closed, "closed", "own")
+        elif why is None:
+            why = explain(exc) if exc is not None else None
+            if why is None or why.kind == "failed":
+                why = StoreUnavailable("Redis closed the connection", kind="closed")
+        counts = False
+        for batch in line.batches:
+            self._in_flight -= batch.size
+            counts = counts or not (batch.counted or batch.groups[0][0].command)
+            for group in batch.groups:
+                for request in group:
+                    request.fail(why)
+        line.batches.clear()
+        if counts and why.scope == "server":
+            self.breaker.failed(why)
+        if self._queue and not self._closed:
+            self._connect()
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _arm(self, when: float) -> None:
+        """Makes sure that the next tick is no later than that."""
+        if when < self._armed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed = when
+            self._timer = self._loop.call_later(max(0.0, when - self._now()), self.tick)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = math.inf
+
+    def _restart_clocks(self, now: float) -> None:
+        self._ticked = now
+        self._seen = self._progress()
+
+    def tick(self) -> None:
+        """Looks whose time is up, and tells them."""
+        self._disarm()
+        now = self._now()
+        unread = False
+        for line in (self._line, *self._leaving):
+            if line is not None and line.batches and line.due <= now:
+                if line.holds_bytes():
+                    # What was sent may be among it: it is read first, on any event loop.
+                    line.tick_after_reading = unread = True
+                else:
+                    self._fail_late(line, now)
+        if self._queue:
+            self._pass_time(now)
+            self.pump()
+            if self._queue:
+                self._fail_queued()
+        self._arm_next(now, unread=unread)
+
+    def _arm_next(self, now: float, *, unread: bool) -> None:
+        when = None
+        if self._queue or unread:
+            when = now + self._interval
+        for line in (self._line, *self._leaving):
+            if line is not None and line.batches:
+                due = max(line.due, now + 0.001)
+                when = due if when is None else min(when, due)
+        if when is not None:
+            self._arm(when)
+
+    def _fail_late(self, line: Line, now: float) -> None:
+        """Tells the members of batches that are owed for too long, and the breaker.
+
+        The socket was just found empty, so all that is in flight is owed.
+        """
+        deadline = self._deadline
+        age = now - line.batches[0].sent_at
+        if line.refuses and line.would_take_bytes():
+            # Our own loop held back what the socket would have taken: it leaves first.
+            for batch in line.batches:
+                self._stamp(batch, now)
+            return
+        if self.round_trip is None or age > self.round_trip:
+            self.round_trip = age
+        error = no_reply(deadline, self._load.why, self.round_trip)
+        for batch in line.batches:
+            if batch.due <= now and batch.fail_late(now, deadline, error):
+                # Its reply may come yet, and then tells nobody but the connection that it lives.
+                batch.due = max(batch.sent_at + self._patience, now + self._interval)
+                if not batch.counted:
+                    batch.counted = True
+                    if not batch.groups[0][0].command:
+                        # One slow batch is one failure. A server that has said nothing at all for a
+                        # deadline fails everybody who waits for it.
+                        silent = now - line.heard_at >= deadline
+                        for _ in range(batch.waiting if silent else 1):
+                            self.breaker.failed(error)
+        if age >= self._patience:
+            line.close(error)
+        elif self._line is line and any(batch.counted for batch in line.batches):
+            # What is asked next goes over another connection, lest this one has died in silence.
+            self._line, line.doubted = None, True
+            self._leaving.add(line)
+        if self.breaker.is_open():
+            self._turn_away()
+
+    def _pass_time(self, now: float) -> None:
+        """Moves both clocks on: by the time in which the server surely owed, and by ours.
+
+        Ours counts no more than a deadline at once, however long something has held the loop.
+        """
+        elapsed = now - self._ticked
+        self._ticked = now
+        self._own += min(elapsed, max(self._deadline, 2 * self._interval))
+        before, self._seen = self._seen, self._progress()
+        if self._seen != before:
+            return
+        line = self._line
+        lines = [line] if line is not None else [it for it in self._leaving if it.doubted]
+        if not lines:
+            # Whether a socket that is being connected has something cannot be told: only a loop
+            # that goes round without a step proves that it has nothing.
+            self._owing += min(elapsed, self._interval)
+        elif line is None or line.refuses or not self._takes(line):
+            if not any(each.holds_bytes() for each in lines):
+                self._owing += elapsed
+
+    def _progress(self) -> tuple[int, int]:
+        """The replies that came over the open connections, and the steps towards another."""
+        heard = sum([line.heard for line in self._leaving])
+        if self._line is not None:
+            heard += self._line.heard
+        return heard, 0 if self._steps is None else self._steps.taken
+
+    def _fail_queued(self) -> None:
+        """Tells those in the queue whose time is up: the server's, or, far later, ours."""
+        if self.breaker.is_open():
+            self._turn_away()
+        owing, own = self._owing - self._deadline, self._own - self._longest_queued
+        queue = self._queue
+        late: StoreUnavailable | None = None
+        while queue:
+            request = queue[0]
+            if not request.future.done():
+                if request.marks[0] <= owing:
+                    if late is None:
+                        late = no_reply(self._deadline, self._why_not_connected())
+                    request.fail(late)
+                    if not request.command:
+                        self.breaker.failed(late)
+                elif request.marks[1] <= own:
+                    request.fail(overloaded(f"it has waited for {self._longest_queued:g} s"))
+                else:
+                    break
+            queue.popleft()
+            self._queued -= len(request.checks)
+            self._load.queued -= len(request.checks)
+
+    def _why_not_connected(self) -> str:
+        if self._load.why or self._connecting is None:
+            return self._load.why
+        return f"no connection to {self._dialer.trying} yet" if self._dialer.trying else ""
+
+    def _turn_away(self) -> None:
+        """Nobody waits for a server that is known to be away, but probes."""
+        if not self.breaker.turns_away():
+            return
+        error = self.breaker.away()
+        past = []
+        for request in self._queue:
+            if request.past:
+                past.append(request)
+            else:
+                request.fail(error)
+                self._queued -= len(request.checks)
+                self._load.queued -= len(request.checks)
+        self._queue.clear()
+        self._queue.extend(past)
+
+    # --- connecting ------------------------------------------------------------------------------
+
+    def _retire(self, line: Line) -> None:
+        """Sends nothing more over a connection; it closes when all is answered."""
+        if self._line is line:
+            self._line = None
+        line.retired = True
+        if line.batches:
+            self._leaving.add(line)
+        else:
+            line.close()
+
+    def trust(self, line: Line) -> None:
+        """Uses a connection again that was doubted and has answered, where there is no other."""
+        self._leaving.discard(line)
+        line.doubted = False
+        if self._line is not None:
+            line.close()
+            return
+        self._line = line
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    def _connect(self) -> None:
+        if self._connecting is None and not self._closed:
+            self._connecting = self._loop.create_task(self._open())
+            self._connecting._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  # as in Background
+
+    async def _open(self) -> None:
+        """Opens a connection and sends what waits for it; or tells them why there is none."""
+        problem: BaseException | None = None
+        started = self._now()
+        try:
+            self._steps = steps = Steps[Any](self._dialer.open(self._connect_within))
+            connection = await steps
+            try:
+                if self._line is None:
+                    self._line = Line(self, connection)
+                else:  # one that was doubted has answered
+                    await connection.disconnect(nowait=True)
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            took = self._now() - started
+            self._connect_within = min(self._patience, max(self._deadline, 0.2, 5 * took))
+        except Exception as error:  # noqa: BLE001  # those who wait are told
+            problem = error
+            if explain(error).kind == "late":
+                self._connect_within = min(self._patience, 2 * self._connect_within)
+        finally:
+            self._steps = None
+            self._connecting = None
+            if problem is None and self._queue and self._line is None:
+                self._connect()  # it was cancelled for a connection that has been lost since
+        if problem is None:
+            self._restart_clocks(self._now())
+            self.pump()
+        else:
+            self._unconnected(problem)
+
+    def _unconnected(self, problem: BaseException) -> None:
+        """Tells those who waited for a connection, of whom none was sent."""
+        error = explain(problem)
+        if error.scope != "server":
+            error = StoreUnavailable(str(error), error.kind)  # without a connection, all is away
+        self._load.why = str(error)
+        waiting, self._queue = self._queue, deque()
+        counts = False
+        for request in waiting:
+            self._queued -= len(request.checks)
+            self._load.queued -= len(request.checks)
+            if request.future.done():
+                continue
+            counts = counts or not request.command
+            self._note_owed(request)
+            if request.command or self._reroute is None or not self._reroute(request, error):
+                request.fail(error)
+        if counts:
+            self.breaker.failed(error)
+
+    def _look_for_master(self) -> None:
+        """Begins to ask who the master is, if that was not asked of late."""
+        now = self._now()
+        if now >= self._looked_at + LOOK_EVERY and self._looking is None:
+            self._looked_at = now
+            self._looking = self._loop.create_task(self._find_master())
+
+    async def _find_master(self) -> None:
+        try:
+            with suppress(Exception):  # where nobody can tell, it is who it was
+                assert self._dialer.master is not None  # noqa: S101  # for the type checker
+                master = await self._dialer.master()
+                line = self._line
+                if line is not None and line.address != master:
+                    self._retire(line)
+                    self.pump()
+        finally:
+            self._looking = None
+
+    async def close(self, why: str = "the store was closed") -> None:
+        """Ends all that is under way, tells its callers why, and closes the connections."""
+        self._closed = why
+        self.let_go()
+        tasks = [task for task in (self._connecting, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for line in (self._line, *self._leaving):
+            if line is not None:
+                line.close()
+        await self._dialer.aclose()
+        for _ in range(2):
+            await asyncio.sleep(0)  # in which the transports close their sockets
+
+    def let_go(self) -> None:
+        """Fails what is queued, and stops the timer; drops what is left of a closed loop."""
+        if self._loop.is_closed():
+            self._queue.clear()
+            for line in (self._line, *self._leaving):
+                if line is not None:
+                    line.drop()
+            return
+        self._disarm()
+        for request in self._queue:
+            request.fail(StoreUnavailable(self._closed or "the store was closed", "closed", "own"))
+            self._load.queued -= len(request.checks)
+        self._queue.clear()
+        self._queued = 0
+
+
+def _heard(future: Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # the scripts behind it tell what is wrong

@@ -1,0 +1,344 @@
+"""The shared store: one script per round trip, run inside Redis by its own clock."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self
+
+from ratelimit.decisions import Action, Check, Decision, read_reply
+from ratelimit.limits import Limit
+from ratelimit.stores.breaker import Breaker
+from ratelimit.stores.errors import StoreUnavailable, explain
+from ratelimit.stores.redis.connect import Target
+from ratelimit.stores.redis.deny_cache import DenyCache
+from ratelimit.stores.redis.names import Address, Remap
+
+__all__ = ["RedisStore"]
+
+Clock = Callable[[], int]
+
+DENIALS_FOR: Final = 600  # seconds in which denials are counted together
+MOST_DENIED: Final = 1_000  # names kept of them
+
+MOST_SWITCHES: Final = 1000
+"""Rules that can be turned off one by one."""
+
+# Writes: a server that is full, or a demoted master, answers what only reads.
+_PROBE: Final = Check(
+    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
+)
+
+
+class RedisStore:
+    """Counters in Redis or Valkey, shared by all workers that name the same server.
+
+    ``target`` is a URI, or a ``redis.asyncio.Redis`` client, whose connection settings are then
+    used and which stays its owner's to close:
+
+    - ``redis://``, ``rediss://`` (TLS) and ``unix://``, with redis-py's options in the query;
+    - ``redis+sentinel://host:port,host:port/service``;
+    - ``redis+cluster://host:port,host:port``, any of its nodes.
+
+    ``clock`` gives microseconds since the epoch; without one the server's TIME counts, so that all
+    workers share one clock. ``deadline`` (seconds, above 0) is how long a decision may take;
+    ``prefix`` begins every key. ``deny_cache`` (seconds, 0 to 1, 0 for off) is how long a denial is
+    repeated in process where the store would tell the same, at most until its `retry_after`.
+    ``allow_oom`` lets the script write where the server is at maxmemory (Redis 7 and later): it
+    then grows past it by the counters, about 150 bytes for each that is live. ``address_remap``, a
+    mapping or a function of (host, port), gives for each address that nodes of a cluster or
+    sentinels announce the one at which it can be reached from here.
+
+    Opens at the first decision, in each event loop by itself. Raises StoreUnavailable from
+    `decide`, `reset` and `ping`, and nothing of redis-py's.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        clock: Clock | None = None,
+        *,
+        deadline: float = 0.05,
+        prefix: str = "rl:",
+        deny_cache: float = 1.0,
+        allow_oom: bool = False,
+        address_remap: Remap | None = None,
+    ) -> None:
+        self._deadline = _seconds("deadline", deadline)
+        if deadline <= 0:
+            raise ValueError(f"deadline is {deadline}; it is above 0 s, and at most an hour")
+        if type(prefix) is not str or set(prefix) & set("{}"):
+            raise ValueError(f"prefix is {prefix!r}; it is text without braces")
+        self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
+        self._caches = deny_cache > 0
+        self._prefix = prefix
+        self._target = Target(target, self._deadline, address_remap)
+        self._clock = clock
+        self._allow_oom = allow_oom
+        self.breaker = Breaker(None if self._target.is_cluster else self._probe_server)
+        """Whether the server is asked; of a cluster, whether all of its nodes are."""
+        self._breakers: dict[Address | None, Breaker] = {}
+        self._ways: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]] = {}
+        self._last: tuple[Any, Any] = (None, None)
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """One decision per check, all charged or none, in one round trip; see `Store.decide`.
+
+        In a cluster, checks of several identities are charged in parallel, and given back where
+        one is denied. A check whose counter cannot be read is assumed (`Decision.degraded`), and
+        the others are decided without it.
+        """
+        if not checks:
+            return ()
+        asked = tuple(checks)
+        denials = self._denials
+        if not self._caches:
+            return await self._decide(asked)
+        found = denials.find(asked) if denials.entries else None
+        if found is not None:
+            return found
+        asked_at, changes = denials.now(), denials.changes
+        try:
+            decisions = await self._decide(asked)
+        except BaseException:
+            denials.changed(asked)  # it may have been charged all the same
+            raise
+        way = self._last[1]
+        # A denial by checks of several slots may be over as soon as one of them is.
+        if way.is_cluster and len({way.slot(check) for check in asked}) > 1:
+            denials.changed(asked)
+        else:
+            denials.learn(asked, decisions, asked_at, changes)
+        return decisions
+
+    async def decide_past_breaker(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """As `decide`, also while the breaker is open: for what was let through meanwhile."""
+        try:
+            return await self._decide(tuple(checks), past=True)
+        finally:
+            self._denials.changed(checks)
+
+    async def _decide(
+        self, asked: tuple[Check, ...], *, past: bool = False
+    ) -> tuple[Decision, ...]:
+        loop = _running_loop()
+        last, way = self._last
+        if last is not loop:
+            way = self._way()
+        if way.is_cluster:
+            return await way.decide(asked, past=past)  # type: ignore[no-any-return]  # a Cluster
+        numbers, start = await way.ask(asked, past=past)
+        return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
+
+    async def _probe_server(self) -> None:
+        await self._decide((_PROBE,), past=True)
+
+    def _breaker_of(self, address: Address | None) -> Breaker:
+        """The breaker of a cluster's node; that of all who could tell the slots, for None."""
+        breaker = self._breakers.get(address)
+        if breaker is None:
+            breaker = self._breakers[address] = Breaker(
+                lambda: self._way().probe(address, _PROBE), self.breaker
+            )
+        return breaker
+
+    async def reset(self, checks: Sequence[Check]) -> None:
+        """Forgets the counters that these checks name; costs and actions play no part."""
+        way = self._way()
+        try:
+            for check in checks:
+                key = way.key(check)
+                reply = await way.command(key, "DEL", key)
+                if isinstance(reply, Exception):
+                    raise explain(reply) from None
+        finally:
+            self._denials.changed(checks)
+
+    async def ping(self) -> None:
+        """Returns if the server answers and can run the script; raises StoreUnavailable if not."""
+        way = self._way()
+        reply = await way.command(None, "SCRIPT", "LOAD", way.script)
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+
+    async def heartbeat(self, worker: str, alive_for: float) -> int:
+        """Makes a worker known for ``alive_for`` seconds; gives how many are known now.
+
+        Workers keep their own clocks out of it: the server's counts, to the second.
+        """
+        key = f"{self._prefix}workers"
+        way = self._way()
+        time = await way.command(key, "TIME")
+        if isinstance(time, Exception):
+            raise explain(time) from None
+        now = int(time[0]) + int(time[1]) / 1_000_000
+        count: Any = 0
+        for command in (
+            ("ZADD", key, f"{now + alive_for:.3f}", worker),
+            ("ZREMRANGEBYSCORE", key, "-inf", f"({now:.3f}"),
+            ("PEXPIRE", key, str(round(alive_for * 1000) + 1000)),
+            ("ZCARD", key),
+        ):
+            count = await way.command(key, *command)
+            if isinstance(count, Exception):
+                raise explain(count) from None
+        return int(count)
+
+    async def switches(self) -> frozenset[str]:
+        """The names of the rules that are turned off for all workers; ``*`` stands for every rule.
+
+        Raises StoreUnavailable, also where there are more than 1,000.
+        """
+        key = f"{self._prefix}switches"
+        # The same as SMEMBERS, but for a set that grew without bounds, which nobody has to read.
+        reply = await self._way().command(key, "SRANDMEMBER", key, str(MOST_SWITCHES + 1))
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+        if not isinstance(reply, list):
+            raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
+        if len(reply) > MOST_SWITCHES:
+            raise StoreUnavailable(
+                f"{key} holds more than {MOST_SWITCHES} names; turn off * instead", kind="switches"
+            )
+        return frozenset(name.decode("utf-8", "replace") for name in reply)
+
+    async def switch(self, rule: str, *, off: bool) -> None:
+        """Turns a rule off for all workers, until it is turned on again; ``*`` is every rule.
+
+        Raises StoreUnavailable where it may not have been.
+        """
+        key = f"{self._prefix}switches"
+        reply = await self._way().command(key, "SADD" if off else "SREM", key, rule)
+        if isinstance(reply, Exception):
+            raise explain(reply) from None
+
+    async def note_denials(self, counts: Mapping[str, int]) -> None:
+        """Adds to who was denied how often in these ten minutes, by ``rule identity``."""
+        key = f"{self._prefix}denied:{int(time.time()) // DENIALS_FOR}"
+        for command in (
+            *(("ZINCRBY", key, str(count), name) for name, count in counts.items()),
+            ("ZREMRANGEBYRANK", key, "0", str(-MOST_DENIED - 1)),
+            ("EXPIRE", key, str(3 * DENIALS_FOR)),
+        ):
+            reply = await self._way().command(key, *command)
+            if isinstance(reply, Exception):
+                raise explain(reply) from None
+
+    async def denials(self, count: int = 10) -> list[tuple[str, int]]:
+        """``rule identity`` of those denied most in the last ten to twenty minutes, with how often.
+
+        By the clocks of the workers, which need not agree to the second.
+        """
+        bucket = int(time.time()) // DENIALS_FOR
+        total: Counter[str] = Counter()
+        for each in (bucket - 1, bucket):
+            key = f"{self._prefix}denied:{each}"
+            reply = await self._way().command(
+                key, "ZREVRANGE", key, "0", str(MOST_DENIED - 1), "WITHSCORES"
+            )
+            if isinstance(reply, Exception):
+                raise explain(reply) from None
+            if not isinstance(reply, list):
+                raise StoreUnavailable(
+                    "what answers at this address is not Redis", kind="not-redis"
+                )
+            # RESP3 gives pairs, RESP2 one list.
+            flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
+            for name, score in zip(flat[::2], flat[1::2], strict=True):
+                total[name.decode("utf-8", "replace")] += int(float(score))
+        return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
+
+    @property
+    def denials_repeated(self) -> int:
+        """Requests that were denied in process, without a round trip."""
+        return self._denials.hits
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds that a round trip takes at the moment; None before the first."""
+        known = [way.round_trip for way, _ in self._ways.values() if way.round_trip is not None]
+        return max(known, default=None)
+
+    def servers(self) -> dict[str, str]:
+        """The state of the breaker of each node of a cluster, by ``host:port``; else nothing."""
+        return {
+            f"{address[0]}:{address[1]}": breaker.state
+            for address, breaker in self._breakers.items()
+            if address is not None
+        }
+
+    async def aclose(self) -> None:
+        """Closes the connections that this event loop has opened; they open again when needed."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # not asyncio's, where none was opened
+            return
+        for breaker in (self.breaker, *self._breakers.values()):
+            await breaker.aclose()
+        if loop in self._ways:
+            await self._ways[loop][1].aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _way(self) -> Any:
+        """This event loop's connections: a `Link`, or a `Cluster` of them."""
+        loop = _running_loop()
+        known = self._ways.get(loop)
+        if known is None:
+            for other in [each for each in self._ways if each.is_closed()]:
+                way, _ = self._ways.pop(other)
+                way.let_go()
+            way = self._make_way(loop)
+            life = self._until_closed(loop, way)
+            # Begun here, so that the event loop knows it, and ends it when it is closed itself.
+            with suppress(StopIteration):
+                life.__anext__().send(None)
+            known = self._ways[loop] = way, life
+        self._last = (loop, known[0])
+        return known[0]
+
+    async def _until_closed(
+        self, loop: asyncio.AbstractEventLoop, way: Any
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._ways.pop(loop, None)
+            self._last = (None, None)
+            await way.close()
+
+    def _make_way(self, loop: asyncio.AbstractEventLoop) -> Any:
+        from ratelimit.stores.redis.cluster import Cluster
+        from ratelimit.stores.redis.pipeline import Link, Load
+        from ratelimit.stores.redis.wire import Packer
+
+        packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
+        if self._target.is_cluster:
+            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of)
+        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, Load())
+
+    def _key(self, check: Check) -> str:
+        return str(self._way().key(check))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise StoreUnavailable(
+            "a RedisStore needs the event loop of asyncio or uvloop, and another one runs here",
+            kind="not-asyncio",
+        ) from None
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= 3600:
+        raise ValueError(f"{name} is {value}; it is at least 0 s, and at most an hour")
+    return float(value)

@@ -1,0 +1,187 @@
+"""Requests to the bytes of one EVALSHA, and a server's bytes to replies that can be believed.
+
+Nothing here waits or sends: bytes in, values out.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+import hiredis
+
+from ratelimit.decisions import FIELDS, Action, Check, identity_digest
+from ratelimit.limits import Limit
+from ratelimit.stores.errors import StoreUnavailable
+from ratelimit.stores.script import OOM_SCRIPT, OOM_SHA1, SCRIPT, SHA1
+
+__all__ = ["NOTHING", "PUSHED", "Packer", "ReplyError", "packed", "reader", "require_numbers"]
+
+MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
+LONGEST_KEPT: Final = 64  # characters, of a byte each, of an identity whose digest is kept
+LARGEST: Final = 2**53  # what Lua counts to
+
+_GIVE_BACK: Final = int(Action.GIVE_BACK)
+_FORCE: Final = int(Action.FORCE)
+_DELAY: Final = 3  # the place of the delay among a decision's six numbers
+
+
+class HasChecks(Protocol):
+    """Anything that carries the checks of one request."""
+
+    checks: Sequence[Check]
+
+
+class ReplyError(Exception):
+    """An error that a server replied, in its own words; ``code`` is the first of them."""
+
+    @property
+    def code(self) -> str:
+        """``NOSCRIPT``, ``MOVED`` and the like, by which Redis tells errors apart."""
+        return str(self).partition(" ")[0]
+
+
+class NotRespError(Exception):
+    """Bytes that are not RESP, as the parser says it."""
+
+
+NOTHING: Final = object()
+"""Stands for a reply that has not arrived as a whole."""
+
+PUSHED: Final = hiredis.PushNotification
+"""The type of what a server says unasked, in RESP3."""
+
+
+def reader() -> Any:
+    """A parser of one connection's replies: ``feed(bytes)``, and ``gets()`` until `NOTHING`.
+
+    An error that the server replied is a `ReplyError`; bytes that are not RESP raise NotRespError.
+    """
+    return hiredis.Reader(protocolError=NotRespError, replyError=ReplyError, notEnoughData=NOTHING)
+
+
+def _not_redis(_: str) -> Exception:
+    return StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
+
+
+def packed(arguments: Iterable[str]) -> bytes:
+    """One command in RESP."""
+    encoded = [argument.encode("utf-8", "surrogatepass") for argument in arguments]
+    parts = [b"$%d\r\n%b\r\n" % (len(each), each) for each in encoded]
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+
+
+def require_numbers(checks: Sequence[Check], numbers: Sequence[Any]) -> None:
+    """Raises StoreUnavailable where these are not numbers that the script can have returned.
+
+    A server that is broken, or not Redis at all, must not make a request wait for ever.
+    """
+    if (
+        set(map(type, numbers)) != {int}
+        or not -1 <= min(numbers) <= max(numbers) < LARGEST
+        or len(numbers) != FIELDS * len(checks)
+    ):
+        raise _not_redis("")
+    delays = numbers[_DELAY::FIELDS]
+    if max(delays):
+        for check, delay_us in zip(checks, delays, strict=True):
+            if delay_us > _longest_delay_us(check[0]) and check[4] != _FORCE:
+                raise _not_redis("")
+
+
+def _longest_delay_us(limit: Limit) -> int:
+    """The time a full bucket takes to leak, and a window more, by which a clock may step back."""
+    places = limit.quota if limit.burst is None else limit.burst
+    return -(-places * limit.window_us // limit.quota) + limit.window_us + limit.tick_us
+
+
+_kept_digest: Final = lru_cache(maxsize=8_192)(identity_digest)
+
+
+def _digest(key: str) -> str:
+    """The digest of an identity; kept, but for long ones, which a client may send without end."""
+    if len(key) > LONGEST_KEPT or not key.isascii():
+        return identity_digest(key)
+    return _kept_digest(key)
+
+
+class Packer:
+    """Requests to the bytes of one EVALSHA, as lua/decide.lua's header lists its arguments.
+
+    What requests have in common, their kind, is spelt once and kept: the limits, rules, costs and
+    actions of their checks, with all that stands around the identities in their keys.
+    """
+
+    def __init__(self, prefix: str, clock: Callable[[], int] | None, *, allow_oom: bool) -> None:
+        self.script = OOM_SCRIPT if allow_oom else SCRIPT
+        """The text that the server is given where it does not know it."""
+        self._sha1 = OOM_SHA1 if allow_oom else SHA1
+        self._prefix = prefix + "{"
+        self._clock = clock
+        self._kinds: dict[tuple[object, ...], tuple[list[str], str]] = {}
+
+    def key(self, check: Check) -> str:
+        """The identity's digest as a hash tag, so that its limits share a slot; limit and rule."""
+        return f"{self._prefix}{_digest(check[1])}}}:{check[0].digest}:{check[3]}"
+
+    def pack(self, requests: Iterable[HasChecks]) -> bytes:
+        """The command, in RESP; redis-py's own packer takes several times as long."""
+        keys: list[str] = []
+        key_count = 0
+        kinds: dict[tuple[object, ...], tuple[list[str], str]] = {}
+        described: list[str] = []
+        places: list[str] = []
+        for request in requests:
+            checks = request.checks
+            key_count += len(checks)
+            alike = True
+            limit, identity, cost, rule, action, at_us, level = checks[0]
+            name: tuple[object, ...] = (limit.digest, rule, cost, action)
+            if len(checks) > 1 or action == _GIVE_BACK:
+                parts: list[object] = []
+                for limit, key, cost, rule, action, at_us, level in checks:
+                    parts += (limit.digest, rule, cost, action)
+                    if action == _GIVE_BACK:
+                        parts += (at_us, level)
+                    if key != identity:
+                        alike = False
+                name = tuple(parts)
+            kind = kinds.get(name)
+            if kind is None:
+                around, numbers = self._kinds.get(name) or self._spell(name, checks)
+                described.append(numbers)
+                kind = kinds[name] = (around, _argument(len(described)))
+            around, place = kind
+            places.append(place)
+            if alike:
+                keys.append(_digest(identity).join(around))
+            else:
+                for before, check in zip(around, checks, strict=False):
+                    keys += (before, _digest(check[1]))
+                keys.append(around[-1])
+        now = _argument("" if self._clock is None else self._clock())
+        arguments = "".join([now, _argument(len(described)), *described, *places])
+        count = 3 + key_count + arguments.count("$")
+        head = f"*{count}\r\n$7\r\nEVALSHA{_argument(self._sha1)}{_argument(key_count)}"
+        text = "".join([head, *keys, arguments, "\r\n"])
+        return text.encode("utf-8", "surrogatepass")
+
+    def _spell(self, name: tuple[object, ...], checks: Sequence[Check]) -> tuple[list[str], str]:
+        """What stands around the identities where a request's keys are arguments; its numbers."""
+        around = [""]
+        numbers = [len(checks)]
+        for limit, _, cost, rule, action, at_us, level in checks:
+            behind = f"}}:{limit.digest}:{rule}"
+            length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
+            around[-1] += f"\r\n${length}\r\n{self._prefix}"
+            around.append(behind)
+            numbers += (*limit.numbers, cost, action, at_us, level)
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        kind = self._kinds[name] = (around, "".join(map(_argument, numbers)))
+        return kind
+
+
+def _argument(value: str | int) -> str:
+    """An argument in ASCII as RESP has it; the line's end before it is that of the one before."""
+    text = str(value)
+    return f"\r\n${len(text)}\r\n{text}"
