@@ -110,6 +110,7 @@ class Link:
         self._connecting: asyncio.Task[None] | None = None
         self._connect_within = self._patience
         self._steps: Steps[Any] | None = None
+        self._is_silent = False  # whether the last connection ended without another word
         self._seen = (0, 0)  # replies heard and steps taken at the last tick
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
@@ -458,6 +459,7 @@ class Link:
         self._leaving.discard(line)
         if self._line is line:
             self._line = None
+        self._is_silent = self._is_silent or line.doubted
         why = line.why
         if self._closed:
             why = StoreUnavailable(self._closed, "closed", "own")
@@ -577,7 +579,7 @@ class Link:
             return
         line = self._line
         lines = [line] if line is not None else [it for it in self._leaving if it.doubted]
-        if not lines:
+        if not lines and not self._is_silent:
             # Whether a socket that is being connected has something cannot be told: only a loop
             # that goes round without a step proves that it has nothing.
             self._owing += min(elapsed, self._interval)
@@ -673,6 +675,7 @@ class Link:
             self._steps = steps = Steps[Any](self._dialer.open(self._connect_within))
             connection = await steps
             try:
+                self._is_silent = False
                 if self._line is None:
                     self._line = Line(self, connection)
                 else:  # one that was doubted has answered
