@@ -217,7 +217,7 @@ def judge_frozen(cell: Cell, seen: Seen) -> tuple[Figures, list[str]]:
     lags = [end - at for at, end, _ in free if end > since and at < until]
     waits = [end - at for at, end, _ in limited if since < at < until]
     lag, wait = max(lags, default=0.0), max(waits, default=0.0)
-    if wait > DEADLINE + GRACE + 3 * lag:
+    if wait > DEADLINE + GRACE + 4 * lag:
         mistakes.append(f"a caller waited {wait * 1000:.0f} ms, /free {lag * 1000:.0f} ms")
     if not seen.total("opened"):
         mistakes.append("no breaker opened")

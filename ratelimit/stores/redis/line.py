@@ -29,23 +29,23 @@ T = TypeVar("T")
 class Request:
     """The checks of one request on their way, and the future of whoever waits for their numbers."""
 
-    __slots__ = ("asking", "checks", "command", "future", "marks", "owed", "past", "slot", "tries")
+    # On the class what most requests leave as it is: one is made for each decision.
+    asking = False
+    """Whether the server is to be told that a redirection sent us (ASK)."""
+    past = False
+    """Whether it goes past an open breaker: a probe, or a charge of what was let through."""
+    command = b""
+    """A command of its own, instead of checks."""
+    tries = 0
+    owed = 0.0
+    """Seconds of the server's time that it has waited before it was sent."""
+    marks: tuple[float, float] | None = None
+    """Readings of its link's two clocks at the first tick that found it in the queue."""
 
     def __init__(self, checks: Sequence[Check], future: Future[Any], slot: int = 0) -> None:
         self.checks = checks
         self.future = future
         self.slot = slot
-        self.asking = False
-        """Whether the server is to be told that a redirection sent us (ASK)."""
-        self.past = False
-        """Whether it goes past an open breaker: a probe, or a charge of what was let through."""
-        self.command = b""
-        """A command of its own, instead of checks."""
-        self.tries = 0
-        self.owed = 0.0
-        """Seconds of the server's time that it has waited before it was sent."""
-        self.marks = (0.0, 0.0)
-        """Readings of its link's two clocks when it was queued."""
 
     def fail(self, error: StoreUnavailable) -> None:
         """Tells who waits, if anybody still does; an exception of its own for each."""
@@ -56,7 +56,9 @@ class Request:
 class Batch:
     """Requests that went to the transport in one write: a script for each group of them."""
 
-    __slots__ = ("counted", "due", "expected", "groups", "loads", "replies", "sent_at", "size")
+    __slots__ = (
+        "counted", "due", "expected", "groups", "loads", "owed", "replies", "sent_at", "size",
+    )  # fmt: skip
 
     def __init__(self, groups: list[list[Request]], size: int, expected: int) -> None:
         self.groups = groups
@@ -66,6 +68,8 @@ class Batch:
         self.sent_at = 0.0
         self.due = 0.0
         """When the first of its members has waited for the server as long as it may."""
+        self.owed = 0.0
+        """The most of the server's time that one of its members had waited before."""
         self.counted = False
         """Whether the breaker has heard of it."""
         self.loads = 0

@@ -33,8 +33,9 @@ from ratelimit.stores.redis.names import PATIENCE
 from ratelimit.stores.redis.wire import (
     Packer,
     ReplyError,
+    are_believable,
+    not_redis,
     packed,
-    require_numbers,
 )
 
 __all__ = ["Link", "Load", "Reply"]
@@ -111,7 +112,9 @@ class Link:
         self._connecting: asyncio.Task[None] | None = None
         self._connect_within = self._patience
         self._steps: Steps[Any] | None = None
+        self._is_silent = False  # whether the last connection ended without another word
         self._seen = (0, 0)  # replies heard and steps taken at the last tick
+        self._flushing = False
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -164,30 +167,36 @@ class Link:
             request.fail(StoreUnavailable(self._closed, "closed", "own"))
             return
         line = self._line
-        if line is not None and not self._queue and self._takes(line) and self._is_fit(line):
-            size = len(request.checks)
-            if not request.command:
-                self._write(line, [[request]], size)
-            else:
-                self._write_command(line, request)
+        queue = self._queue
+        size = len(request.checks)
+        if line is not None:
+            if not line.batches and not queue and self._takes(line) and self._is_fit(line):
+                if not request.command:
+                    self._write(line, [[request]], size)
+                else:
+                    self._write_command(line, request)
+                return
+            if not self._flushing:
+                # Those who ask in this turn of the event loop leave together.
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        load = self._load
+        if load.queued + size > MOST_QUEUED:
+            request.fail(overloaded(f"{load.queued} checks wait already"))
             return
-        if self._load.queued + len(request.checks) > MOST_QUEUED:
-            request.fail(overloaded(f"{self._load.queued} checks wait already"))
-            return
-        self._enqueue(request)
+        if not queue:
+            now = self._now()
+            self._restart_clocks(now)
+            self._arm(now + self._interval)
+        queue.append(request)
+        self._queued += size
+        load.queued += size
         if self._line is None:
             self._connect()
 
-    def _enqueue(self, request: Request) -> None:
-        now = self._now()
-        if not self._queue:
-            self._restart_clocks(now)
-        passed = now - self._ticked
-        request.marks = (self._owing + passed - request.owed, self._own + passed)
-        self._queue.append(request)
-        self._queued += len(request.checks)
-        self._load.queued += len(request.checks)
-        self._arm(now + self._interval)
+    def _flush(self) -> None:
+        self._flushing = False
+        self.pump()
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -258,7 +267,8 @@ class Link:
                 if size > room and groups:
                     break
                 room -= size
-                self._note_owed(request)
+                if request.marks is not None:
+                    self._note_owed(request)
                 if last is None or request.slot != last.slot or request.asking != last.asking:
                     group = groups.setdefault((request.slot, request.asking), [])
                     last = request
@@ -269,7 +279,8 @@ class Link:
         return list(groups.values()), most - room
 
     def _note_owed(self, request: Request) -> None:
-        request.owed = max(0.0, self._owing - request.marks[0])
+        if request.marks is not None:
+            request.owed = max(0.0, self._owing - request.marks[0])
 
     def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:
         """Sends each group's script, all in one write."""
@@ -294,6 +305,8 @@ class Link:
 
     def _send_batch(self, line: Line, batch: Batch, data: bytes) -> None:
         batch.loads = line.loads
+        if self._owing:  # since the queue was last empty
+            batch.owed = max([request.owed for group in batch.groups for request in group])
         line.batches.append(batch)
         line.write(data)
         now = self._now()
@@ -305,12 +318,8 @@ class Link:
 
     def _stamp(self, batch: Batch, now: float) -> None:
         """Starts the deadline of a batch, less what its members have waited for the server."""
-        owed = 0.0
-        for group in batch.groups:
-            for request in group:
-                owed = max(owed, request.owed)
         batch.sent_at = now
-        batch.due = now + self._deadline - owed
+        batch.due = now + self._deadline - batch.owed
 
     def _stamp_now(self, batch: Batch) -> None:
         self._stamp(batch, self._now())
@@ -390,28 +399,25 @@ class Link:
 
     def _deliver(self, line: Line, group: list[Request], reply: Any) -> StoreUnavailable | None:
         """Gives each member of a script its own numbers; returns the server's failure, if any."""
-        checks = group[0].checks
-        if len(group) > 1:
-            checks = [check for request in group for check in request.checks]
-        if isinstance(reply, list) and len(reply) == FIELDS * len(checks):
-            if bytes in map(type, reply):
-                return self._deliver_with_failures(line, group, reply)
-            try:
-                require_numbers(checks, reply)
-            except StoreUnavailable as error:
-                failure = error
-            else:
-                start = 0
-                for request in group:
-                    future = request.future
-                    if not future.done():
-                        future.set_result((reply, start))
-                    start += FIELDS * len(request.checks)
-                return None
-        else:
-            failure = StoreUnavailable("what answers at this address is not Redis", "not-redis")
+        failure: StoreUnavailable | None = None
+        count = len(group[0].checks) if len(group) == 1 else sum([len(it.checks) for it in group])
+        if not isinstance(reply, list) or len(reply) != FIELDS * count:
+            failure = not_redis()
+        elif bytes in (kinds := set(map(type, reply))):
+            return self._deliver_with_failures(line, group, reply)
+        elif kinds != {int} or not are_believable(
+            reply, lambda: [check for request in group for check in request.checks]
+        ):
+            failure = not_redis()
+        start = 0
         for request in group:
-            request.fail(failure)
+            future = request.future
+            if not future.done():
+                if failure is None:
+                    future.set_result((reply, start))
+                else:
+                    request.fail(failure)
+            start += FIELDS * len(request.checks)
         return failure
 
     def _deliver_with_failures(
@@ -427,20 +433,18 @@ class Link:
         for request in group:
             decisions: list[Decision] = []
             errors: list[StoreUnavailable] = []
-            try:
-                for check in request.checks:
-                    numbers = reply[start : start + FIELDS]
-                    start += FIELDS
-                    if type(numbers[0]) is bytes:
-                        error = explain(numbers[0])
-                        errors.append(error)
-                        decisions += assumed((check,), allowed=True, problem=error)
-                    else:
-                        require_numbers((check,), numbers)
-                        decisions += read_reply((check,), numbers)
-            except StoreUnavailable as error:
-                request.fail(error)
-                return error
+            for check in request.checks:
+                numbers = reply[start : start + FIELDS]
+                start += FIELDS
+                if type(numbers[0]) is bytes:
+                    error = explain(numbers[0])
+                elif set(map(type, numbers)) == {int} and are_believable(numbers, lambda: (check,)):  # noqa: B023  # called at once
+                    decisions += read_reply((check,), numbers)
+                    continue
+                else:
+                    error = not_redis()
+                errors.append(error)
+                decisions += assumed((check,), allowed=True, problem=error)
             for each in errors:
                 if each.scope == "server":
                     failure = each
@@ -459,6 +463,7 @@ class Link:
         self._leaving.discard(line)
         if self._line is line:
             self._line = None
+        self._is_silent = self._is_silent or line.doubted
         why = line.why
         if self._closed:
             why = StoreUnavailable(self._closed, "closed", "own")
@@ -497,6 +502,7 @@ class Link:
 
     def _restart_clocks(self, now: float) -> None:
         self._ticked = now
+        self._owing = self._own = 0.0
         self._seen = self._progress()
 
     def tick(self) -> None:
@@ -516,6 +522,11 @@ class Link:
             self.pump()
             if self._queue:
                 self._fail_queued()
+                for request in reversed(self._queue):
+                    if request.marks is not None:
+                        break
+                    # It came since the last tick, and has waited for less than is counted here.
+                    request.marks = (self._owing - request.owed, self._own)
         self._arm_next(now, unread=unread)
 
     def _arm_next(self, now: float, *, unread: bool) -> None:
@@ -578,7 +589,7 @@ class Link:
             return
         line = self._line
         lines = [line] if line is not None else [it for it in self._leaving if it.doubted]
-        if not lines:
+        if not lines and not self._is_silent:
             # Whether a socket that is being connected has something cannot be told: only a loop
             # that goes round without a step proves that it has nothing.
             self._owing += min(elapsed, self._interval)
@@ -603,6 +614,8 @@ class Link:
         while queue:
             request = queue[0]
             if not request.future.done():
+                if request.marks is None:
+                    break
                 if request.marks[0] <= owing:
                     if late is None:
                         late = no_reply(self._deadline, self._why_not_connected())
@@ -674,6 +687,7 @@ class Link:
             self._steps = steps = Steps[Any](self._dialer.open(self._connect_within))
             connection = await steps
             try:
+                self._is_silent = False
                 if self._line is None:
                     self._line = Line(self, connection)
                 else:  # one that was doubted has answered

@@ -99,12 +99,24 @@ class RedisStore:
         if found is not None:
             return found
         asked_at, changes = denials.now(), denials.changes
+        loop = _running_loop()
+        last, way = self._last
+        if last is not loop:
+            way = self._way()
         try:
-            decisions = await self._decide(asked)
+            decisions: tuple[Decision, ...]
+            if way.is_cluster:
+                decisions = await way.decide(asked)
+            else:  # as _decide has it, without a coroutine between
+                numbers, start = await way.ask(asked)
+                decisions = tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
         except BaseException:
             denials.changed(asked)  # it may have been charged all the same
             raise
-        way = self._last[1]
+        if not denials.entries and len(asked) == 1 and decisions[0][1] and not asked[0][4]:
+            return (
+                decisions  # an allowed charge, by far the commonest, changes nothing that is kept
+            )
         # A denial by checks of several slots may be over as soon as one of them is.
         if way.is_cluster and len({way.slot(check) for check in asked}) > 1:
             denials.changed(asked)

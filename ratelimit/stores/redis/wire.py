@@ -14,7 +14,16 @@ from ratelimit.limits import Limit
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.stores.script import OOM_SCRIPT, OOM_SHA1, SCRIPT, SHA1
 
-__all__ = ["NOTHING", "PUSHED", "Packer", "ReplyError", "packed", "reader", "require_numbers"]
+__all__ = [
+    "NOTHING",
+    "PUSHED",
+    "Packer",
+    "ReplyError",
+    "are_believable",
+    "not_redis",
+    "packed",
+    "reader",
+]
 
 MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
 LONGEST_KEPT: Final = 64  # characters, of a byte each, of an identity whose digest is kept
@@ -59,7 +68,8 @@ def reader() -> Any:
     return hiredis.Reader(protocolError=NotRespError, replyError=ReplyError, notEnoughData=NOTHING)
 
 
-def _not_redis(_: str) -> Exception:
+def not_redis() -> StoreUnavailable:
+    """The failure of whoever was answered by something else."""
     return StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
 
 
@@ -70,22 +80,18 @@ def packed(arguments: Iterable[str]) -> bytes:
     return b"*%d\r\n%b" % (len(parts), b"".join(parts))
 
 
-def require_numbers(checks: Sequence[Check], numbers: Sequence[Any]) -> None:
-    """Raises StoreUnavailable where these are not numbers that the script can have returned.
+def are_believable(numbers: Sequence[int], checks: Callable[[], Sequence[Check]]) -> bool:
+    """Whether the script can have returned these numbers; ``checks`` are asked for where needed.
 
     A server that is broken, or not Redis at all, must not make a request wait for ever.
     """
-    if (
-        set(map(type, numbers)) != {int}
-        or not -1 <= min(numbers) <= max(numbers) < LARGEST
-        or len(numbers) != FIELDS * len(checks)
-    ):
-        raise _not_redis("")
+    if min(numbers) < -1 or max(numbers) >= LARGEST:
+        return False
     delays = numbers[_DELAY::FIELDS]
-    if max(delays):
-        for check, delay_us in zip(checks, delays, strict=True):
-            if delay_us > _longest_delay_us(check[0]) and check[4] != _FORCE:
-                raise _not_redis("")
+    return not max(delays) or all(
+        delay_us <= _longest_delay_us(check[0]) or check[4] == _FORCE
+        for check, delay_us in zip(checks(), delays, strict=True)
+    )
 
 
 def _longest_delay_us(limit: Limit) -> int:
