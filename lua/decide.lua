@@ -34,6 +34,7 @@ In process, KEYS is false; see ratelimit/stores/memory.lua for what is returned 
 local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
 local CUT = -1
 local FIELDS = 6
+local TOKEN, LEAKING = 1, 2 -- the places of the two buckets
 
 local algorithms = {}
 local read, write
@@ -48,7 +49,8 @@ local function algorithm_of(limit)
   local place = limit[1]
   local algorithm = algorithms[place]
   if not algorithm then
-    algorithm = chunks[place](read, write)
+    -- A leaking bucket stands on the token bucket, and is given it.
+    algorithm = chunks[place](read, write, place == LEAKING and algorithm_of({TOKEN}))
     algorithms[place] = algorithm
   end
   return algorithm
@@ -198,25 +200,39 @@ if not KEYS then
   end
 end
 
-local ceil, format, sub = math.ceil, string.format, string.sub
-local spelt = {} -- the first of a counter's numbers, a time: one script writes few different ones
+-- In Redis from here on ---------------------------------------------------------------------------
 
--- 16 digits each; the last, as many as it has.
+local ceil, format, sub = math.ceil, string.format, string.sub
+local spelt = {} -- times as 16 digits: one script writes few different ones
+
+local function spell(time)
+  local digits = spelt[time]
+  if not digits then
+    digits = format('%016.0f', time)
+    spelt[time] = digits
+  end
+  return digits
+end
+
+-- A counter as one string: 16 digits for each number but the last, which has as many as it needs.
+local function encode(time, units, before)
+  return before and format('%s%016.0f%.0f', spell(time), units, before)
+    or format('%s%.0f', spell(time), units)
+end
+
+local function decode(text)
+  return sub(text, 1, 16) + 0, sub(text, 17, 32) + 0, #text > 32 and sub(text, 33) + 0
+end
+
 function read(key)
   local text = redis.call('GET', key)
   if text then
-    return sub(text, 1, 16) + 0, sub(text, 17, 32) + 0, #text > 32 and sub(text, 33) + 0
+    return decode(text)
   end
 end
 
 function write(key, expires_in, time, units, before)
-  local first = spelt[time]
-  if not first then
-    first = format('%016.0f', time)
-    spelt[time] = first
-  end
-  local text = before and format('%s%016.0f%.0f', first, units, before)
-    or format('%s%.0f', first, units)
+  local text = encode(time, units, before)
   if expires_in then
     redis.call('SET', key, text, 'PX', ceil(expires_in / 1000) + 2000)
   else
