@@ -49,8 +49,8 @@ local function algorithm_of(limit)
   local place = limit[1]
   local algorithm = algorithms[place]
   if not algorithm then
-    -- A leaking bucket stands on the token bucket, and is given it.
-    algorithm = chunks[place](read, write, place == LEAKING and algorithm_of({TOKEN}))
+    -- A leaking bucket is given a token bucket of its own, on which it stands.
+    algorithm = chunks[place](read, write, place == LEAKING and chunks[TOKEN](read, write))
     algorithms[place] = algorithm
   end
   return algorithm
@@ -205,34 +205,23 @@ end
 local ceil, format, sub = math.ceil, string.format, string.sub
 local spelt = {} -- times as 16 digits: one script writes few different ones
 
-local function spell(time)
-  local digits = spelt[time]
-  if not digits then
-    digits = format('%016.0f', time)
-    spelt[time] = digits
-  end
-  return digits
-end
-
--- A counter as one string: 16 digits for each number but the last, which has as many as it needs.
-local function encode(time, units, before)
-  return before and format('%s%016.0f%.0f', spell(time), units, before)
-    or format('%s%.0f', spell(time), units)
-end
-
-local function decode(text)
-  return sub(text, 1, 16) + 0, sub(text, 17, 32) + 0, #text > 32 and sub(text, 33) + 0
-end
-
+-- A counter is one string: 16 digits for each number but the last, which has as many as it needs.
+-- `read` and `write` hold that between them; a function for each step would cost every script more.
 function read(key)
   local text = redis.call('GET', key)
   if text then
-    return decode(text)
+    return sub(text, 1, 16) + 0, sub(text, 17, 32) + 0, #text > 32 and sub(text, 33) + 0
   end
 end
 
 function write(key, expires_in, time, units, before)
-  local text = encode(time, units, before)
+  local first = spelt[time]
+  if not first then
+    first = format('%016.0f', time)
+    spelt[time] = first
+  end
+  local text = before and format('%s%016.0f%.0f', first, units, before)
+    or format('%s%.0f', first, units)
   if expires_in then
     redis.call('SET', key, text, 'PX', ceil(expires_in / 1000) + 2000)
   else

@@ -3,14 +3,14 @@ leaking_bucket: a queue of B places that leaks Q per W at an even pace; a reques
 
 Stands on token_bucket, which is the same bucket seen from the other side: a token missing there is
 a place taken here, and what refills there leaks here; absence means empty.
-Taken from there: key, limit, look, wait, reset, charge, give_back.
+Taken from there: key, limit, look, wait, reset, charge, give_back, after.
 
 delay(counter, taken) returns microseconds until the turn of what is queued next, behind taken more
 
 Exact because the tick's own length is split off, so that no product passes 2^53.
 Source: ITU-T I.371 (the leaky bucket as a queue); A. Tanenbaum, "Computer Networks", 5.4.
 ]]
-local _, _, bucket = ...
+local _, _, bucket = ... -- a token bucket of its own
 local floor, ceil, max = math.floor, math.ceil, math.max
 
 -- The level found, divided by the rate, rounded up.
@@ -26,7 +26,5 @@ local function delay(counter, taken)
   return (ahead + ticks) * limit[5] + rest
 end
 
-return {
-  look = bucket.look, wait = bucket.wait, reset = bucket.reset, charge = bucket.charge,
-  give_back = bucket.give_back, delay = delay,
-}
+bucket.delay = delay
+return bucket

@@ -230,7 +230,10 @@ def built(path: Path) -> tuple[set[str], set[str]]:
     made, shared = lua(f"""
         local base, algorithm, shared = {{}}, nil, {{}}
         for _, chunk in ipairs({{{chunks}}}) do
-          base, algorithm = algorithm or {{}}, chunk(false, false, algorithm)
+          for name, found in pairs(algorithm or {{}}) do
+            base[name] = found
+          end
+          algorithm = chunk(false, false, algorithm)
         end
         for name, found in pairs(algorithm) do
           shared[name] = rawequal(found, base[name]) or nil
