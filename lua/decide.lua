@@ -34,6 +34,7 @@ In process, KEYS is false; see ratelimit/stores/memory.lua for what is returned 
 local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
 local CUT = -1
 local FIELDS = 6
+local TOKEN, LEAKING = 1, 2 -- the places of the two buckets
 
 local algorithms = {}
 local read, write
@@ -48,7 +49,8 @@ local function algorithm_of(limit)
   local place = limit[1]
   local algorithm = algorithms[place]
   if not algorithm then
-    algorithm = chunks[place](read, write)
+    -- A leaking bucket is given a token bucket of its own, on which it stands.
+    algorithm = chunks[place](read, write, place == LEAKING and chunks[TOKEN](read, write))
     algorithms[place] = algorithm
   end
   return algorithm
@@ -198,10 +200,13 @@ if not KEYS then
   end
 end
 
-local ceil, format, sub = math.ceil, string.format, string.sub
-local spelt = {} -- the first of a counter's numbers, a time: one script writes few different ones
+-- In Redis from here on ---------------------------------------------------------------------------
 
--- 16 digits each; the last, as many as it has.
+local ceil, format, sub = math.ceil, string.format, string.sub
+local spelt = {} -- times as 16 digits: one script writes few different ones
+
+-- A counter is one string: 16 digits for each number but the last, which has as many as it needs.
+-- `read` and `write` hold that between them; a function for each step would cost every script more.
 function read(key)
   local text = redis.call('GET', key)
   if text then

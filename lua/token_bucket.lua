@@ -14,6 +14,8 @@ wait(counter, units) returns microseconds until units tokens are there, -1 if th
 reset(counter, units) returns microseconds until full, once units more are taken
 charge(counter, units) takes units without asking; returns whether a debt was cut
 give_back(counter, units, at_us, level) returns to the key what of a charge has not refilled
+after(counter, units) returns the level once units more are taken, and whether a debt was cut; for
+the leaking bucket, which stands on this one
 
 Exact because time is counted in ticks and tokens in units of which a tick refills a whole number;
 capacity * token < 2^53 (ratelimit/limits.py refuses the rest), and floor(a / b) of whole numbers
@@ -109,4 +111,6 @@ local function give_back(counter, units, at_us, level)
   end
 end
 
-return {look = look, wait = wait, reset = reset, charge = charge, give_back = give_back}
+return {
+  look = look, wait = wait, reset = reset, charge = charge, give_back = give_back, after = after,
+}

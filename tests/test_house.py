@@ -159,6 +159,20 @@ class Header(NamedTuple):
         """The arguments of each function that is described."""
         return dict(re.findall(r"^(\w+)\(([\w, ]*)\) \w", self.text, re.MULTILINE))
 
+    @property
+    def base(self) -> str | None:
+        """The algorithm that this one stands on: the third that its chunk is given."""
+        found = re.findall(r"^Stands on (\w+), ", self.text, re.MULTILINE)
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    @property
+    def taken(self) -> set[str]:
+        """Whatever is taken from there: key, limit, and functions."""
+        found = re.findall(r"^Taken from there: ([\w, ]+)\.$", self.text, re.MULTILINE)
+        assert len(found) == (self.base is not None)
+        return set(found[0].split(", ")) if found else set()
+
 
 def header_of(path: Path) -> Header:
     match = re.match(
@@ -170,10 +184,37 @@ def header_of(path: Path) -> Header:
     return Header(**match.groupdict())
 
 
+def floors_of(path: Path) -> list[Path]:
+    """The file of an algorithm, and before it that of the one that it stands on, if it does."""
+    base = header_of(path).base
+    return [path.with_stem(base), path] if base else [path]
+
+
 def lua(source: str, runtime: str = "lua51") -> Any:
     """What a chunk returns."""
     module = importlib.import_module(f"lupa.{runtime}")
     return module.LuaRuntime(encoding="utf-8", register_eval=False).execute(source)
+
+
+def built(path: Path) -> tuple[set[str], set[str]]:
+    """The functions that an algorithm returns, and which of them are its base's own."""
+    chunks = "".join(
+        f"function(...) {p.read_text(encoding='ascii')}\nend," for p in floors_of(path)
+    )
+    made, shared = lua(f"""
+        local base, algorithm, shared = {{}}, nil, {{}}
+        for _, chunk in ipairs({{{chunks}}}) do
+          for name, found in pairs(algorithm or {{}}) do
+            base[name] = found
+          end
+          algorithm = chunk(false, false, algorithm)
+        end
+        for name, found in pairs(algorithm) do
+          shared[name] = rawequal(found, base[name]) or nil
+        end
+        return algorithm, shared
+    """)
+    return set(made), set(shared)
 
 
 def redis_commands(source: str) -> set[str]:
@@ -224,7 +265,8 @@ def test_the_shim_has_the_redis_commands_that_the_algorithms_use_and_no_others()
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path) -> None:
     source, header = path.read_text(encoding="ascii"), header_of(path)
-    assert re.search(r"^key +(numbers|list) \{.+", header.text, re.MULTILINE)
+    own_key = bool(re.search(r"^key +(numbers|list) \{.+", header.text, re.MULTILINE))
+    assert own_key is not ("key" in header.taken), "a key is described here or taken, not both"
     assert re.search(r"absence\s+(means|=) ", header.text)
     assert re.search(r"^Exact because ", header.text, re.MULTILINE)
     found = tokens(source)
@@ -233,7 +275,11 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
         for i, token in enumerate(found)
         if token == "limit" and found[i + 1] == "[" and found[i + 3] == "]"
     }
-    assert header.numbers == used
+    if "limit" in header.taken:
+        assert header.numbers == set(), "numbers are described here or taken, not both"
+        assert used <= header_of(floors_of(path)[0]).numbers
+    else:
+        assert header.numbers == used
     # `limit` is passed on whole or read by a number, so that the numbers above are all of them.
     assert not [i for i, token in enumerate(found[:-2]) if token == "limit" and found[i + 1] == "."]
 
@@ -242,7 +288,7 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
 def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
     numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
     given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
-    described = header_of(path).numbers
+    described = header_of(floors_of(path)[0] if "limit" in header_of(path).taken else path).numbers
     # A sliding counter's `up` is 0 where it rounds down.
     assert given == described - ({5} if path.stem == Algorithm.SLIDING_COUNTER else set())
 
@@ -250,10 +296,23 @@ def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_returns_the_functions_that_it_describes(path: Path) -> None:
     source, header = path.read_text(encoding="ascii"), header_of(path)
-    assert {"look", "wait", "reset", "charge", "give_back"} <= header.functions.keys()
-    assert set(lua(source)) == header.functions.keys()
+    taken = header.taken - {"key", "limit"}
+    returned, shared = built(path)
+    assert {"look", "wait", "reset", "charge", "give_back"} <= returned
+    assert returned == header.functions.keys() | taken
+    assert shared == taken
     defined = dict(re.findall(r"^local function (\w+)\(([\w, ]*)\)$", source, re.MULTILINE))
     assert {name: defined[name] for name in header.functions} == header.functions
+
+
+def test_only_the_leaking_bucket_stands_on_another_and_that_on_none() -> None:
+    standing = {path.stem: header_of(path).base for path in ALGORITHMS if header_of(path).base}
+    assert standing == {"leaking_bucket": "token_bucket"}
+    # The driver hands it over by these places.
+    token = list(Algorithm).index(Algorithm.TOKEN_BUCKET) + 1
+    leaking = list(Algorithm).index(Algorithm.LEAKING_BUCKET) + 1
+    source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
+    assert f"local TOKEN, LEAKING = {token}, {leaking} " in source
 
 
 def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_them() -> None:
@@ -287,14 +346,52 @@ def test_the_sandbox_raises_where_redis_would(runtime: str, source: str, message
         build(source, 1, 1)
 
 
-def test_the_linter_knows_the_names_of_the_sandbox() -> None:
+def sandbox_names() -> set[str]:
     sandbox = re.search(r"setmetatable\(\{\n(.*?)\n  \}, \{", SHIM.read_text(), re.DOTALL)
     assert sandbox
-    names = set(re.findall(r"^    (\w+) =", sandbox[1], re.MULTILINE))
+    return set(re.findall(r"^    (\w+) =", sandbox[1], re.MULTILINE))
+
+
+def test_the_linter_knows_the_names_of_the_sandbox() -> None:
     config = (ROOT / ".luacheckrc").read_text(encoding="ascii")
     known = lua(f"files = {{}} {config} return read_globals")
     # ARGV is Redis's alone: in process the driver's function is called instead.
-    assert set(known.values()) == names | {"ARGV"}
+    assert set(known.values()) == sandbox_names() | {"ARGV"}
+
+
+PAGE: Final = ROOT / "lua" / "README.md"
+
+
+def test_the_page_on_lua_names_every_function_and_field_that_algorithms_share() -> None:
+    page = PAGE.read_text(encoding="ascii")
+    functions = dict(re.findall(r"^\| `(\w+)\(([\w, ]*)\)` \|", page, re.MULTILINE))
+    described = [item for path in ALGORITHMS for item in header_of(path).functions.items()]
+    described.remove(("after", "counter, units"))  # for the leaking bucket alone
+    assert functions.keys() == {name for name, _ in described}
+    # Who has no use for the last arguments leaves them out.
+    assert all(functions[name].startswith(arguments) for name, arguments in described)
+    assert all(item in described for item in functions.items())
+    filled = [
+        set(re.findall(r"^  counter\.(\w+) =", path.read_text(encoding="ascii"), re.MULTILINE))
+        for path in ALGORITHMS
+        if not header_of(path).base
+    ]
+    fields = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert fields == set.intersection(*filled)
+
+
+def test_the_page_on_lua_names_what_the_sandbox_has() -> None:
+    page = PAGE.read_text(encoding="ascii")
+    there = re.search(r"^There are (.*?), and in Redis `ARGV`", page, re.MULTILINE)
+    commands = re.search(r"^The commands are (.*?); only the driver uses (.*)$", page, re.MULTILINE)
+    assert there
+    assert commands
+    names = {name.removesuffix(".call") for name in re.findall(r"`([\w.]+)`", there[1])}
+    assert names == sandbox_names()
+    used = set().union(*(redis_commands(path.read_text(encoding="ascii")) for path in ALGORITHMS))
+    assert set(re.findall(r"`(\w+)`", commands[1])) == used
+    driver = redis_commands((ROOT / "lua" / "decide.lua").read_text(encoding="ascii"))
+    assert set(re.findall(r"`(\w+)`", commands[2])) == driver
 
 
 # --- README --------------------------------------------------------------------------------------
