@@ -168,7 +168,9 @@ AT: Final = {
 
 def sources(*names: str) -> Iterator[ast.AST]:
     for name in names:
-        yield from ast.walk(ast.parse((ROOT / "ratelimit" / f"{name}.py").read_text("utf-8")))
+        yield from ast.walk(
+            ast.parse((ROOT / "ratelimit" / "rules" / f"{name}.py").read_text("utf-8"))
+        )
 
 
 def codes_in(*names: str) -> set[str]:
@@ -199,7 +201,9 @@ def paragraphs(heading: str) -> dict[str, str]:
 
 
 def test_every_code_of_a_mistake_has_its_paragraph() -> None:
-    fixed = codes_in("yamlfile", "rulefile", "rulekeys", "listfile", "contradictions", "trials")
+    fixed = codes_in(
+        "file/yaml", "file/reader", "file/keys", "file/lists", "file/contradictions", "file/trials"
+    )
     alone = {"bad-name", "bad-path", "bad-algorithm", "bad-share"}
     of_options = {"bad-burst", "bad-rounding", "bad-max-delay"}
     of_words = {

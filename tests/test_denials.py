@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from ratelimit import MemoryStore, RateLimiter, Rule, StoreUnavailable
-from ratelimit import denials as module
+from ratelimit.control import denials as module
 from ratelimit.control.denials import Denials
 from ratelimit.decisions import identity_digest
 from tests.web.asgi import http_scope

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from ratelimit import Algorithm, Check, Decision, Limit, RedisStore
 from ratelimit.decisions import identity_digest
-from ratelimit.stores import deny_cache
+from ratelimit.stores.redis import deny_cache
 from ratelimit.testing import ManualClock
 from tests.servers import Server
 

@@ -20,10 +20,10 @@ from ratelimit import (
     RuleSet,
     StoreUnavailable,
 )
-from ratelimit import failover as failovers
 from ratelimit.background import Background
 from ratelimit.limiter.reports import Reports
 from ratelimit.stores import breaker as module
+from ratelimit.stores import failover as failovers
 from ratelimit.stores.failover import Breaker, Failover
 from ratelimit.testing import ManualClock
 from tests.servers import Server

@@ -19,7 +19,7 @@ from ratelimit import (
     Rule,
     StoreUnavailable,
 )
-from ratelimit.stores import pipeline
+from ratelimit.stores.redis import pipeline
 from tests.servers import Server, binaries, serving
 from tests.web.asgi import http_scope
 

@@ -19,8 +19,8 @@ from redis.asyncio import Redis
 
 from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable, open_store
 from ratelimit.decisions import Assumed
-from ratelimit.stores import wire
 from ratelimit.stores.errors import explain
+from ratelimit.stores.redis import wire
 from tests.servers import Server, binaries, free_port, serving
 
 LIMIT = Limit("5/minute", algorithm="sliding_log")

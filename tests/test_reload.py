@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import watchfiles
 
-from ratelimit import RateLimiter, RedisStore, Rule, RuleFileError, RuleSet, reload
+from ratelimit import RateLimiter, RedisStore, Rule, RuleFileError, RuleSet
+from ratelimit.control import reload
 from ratelimit.control.reload import Watcher
 from tests.servers import Server
 
@@ -583,7 +584,9 @@ async def test_the_examples_of_the_documentation_run(
 
 
 def test_the_documentation_lists_the_lines_of_the_log() -> None:
-    sources = [(ROOT / "ratelimit" / name).read_text() for name in ("reload.py", "switches.py")]
+    sources = [
+        (ROOT / "ratelimit" / "control" / name).read_text() for name in ("reload.py", "switches.py")
+    ]
     logged = set(re.findall(r'"([a-z-]+): ', "".join(sources)))
     assert logged == set(re.findall(r"^\| `([a-z]+(?:-[a-z]+)*)` \| ", DOCUMENT, re.MULTILINE))
 

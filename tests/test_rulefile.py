@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ratelimit import rulefile, yamlfile
 from ratelimit.limits import Limit
+from ratelimit.rules.file import reader as rulefile
+from ratelimit.rules.file import yaml as yamlfile
 from ratelimit.rules.file.keys import FileKeys, Keys, MatchKeys, RuleKeys
 from ratelimit.rules.file.mistakes import Mistake, RuleFileError
 from ratelimit.rules.file.reader import load, loads

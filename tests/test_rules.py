@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.routing import Route, compile_path
 
-from ratelimit import RateLimiter, decisions, options, paths
+from ratelimit import RateLimiter, decisions
 from ratelimit.limits import Limit
+from ratelimit.rules import options, paths
 from ratelimit.rules.rule import Rule, policy_names
 from ratelimit.rules.ruleset import RuleSet
 from tests.web.asgi import http_scope

@@ -6,10 +6,13 @@ from typing import Final
 
 import pytest
 
-from ratelimit import Check, Decision, Limit, addresses, headers, problems
+from ratelimit import Check, Decision, Limit
 from ratelimit.control.denials import Denials
-from ratelimit.stores import MemoryStore, wire
+from ratelimit.identity import addresses
+from ratelimit.responses import headers, problems
+from ratelimit.stores import MemoryStore
 from ratelimit.stores.failover import Failover
+from ratelimit.stores.redis import wire
 from ratelimit.stores.redis.deny_cache import LONGEST_US, DenyCache
 
 MOST_BYTES: Final = 16 * 2**20

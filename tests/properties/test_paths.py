@@ -9,7 +9,7 @@ import pytest
 from starlette.convertors import CONVERTOR_TYPES, StringConvertor, register_url_convertor
 from starlette.routing import compile_path
 
-from ratelimit import paths
+from ratelimit.rules import paths
 from ratelimit.rules.paths import Path
 
 LITERALS = ["/", "/", "/", "-", ".", "/a", "a/", "/-/", "1", "..", "--", "a-a", "/b/", "1-1", ""]

@@ -24,7 +24,7 @@ from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.credentials import CredentialProvider
 
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
-from ratelimit.stores import connect
+from ratelimit.stores.redis import errands
 from ratelimit.stores.redis.connect import Dialer, Target
 from tests.clusters import Cluster, cluster
 from tests.servers import (
@@ -207,7 +207,7 @@ async def test_a_resolver_that_hangs_is_asked_once_and_told(server: Server) -> N
             assert error.kind == "name"
             assert f"the name of redis.test:{server.port} was not resolved" in str(error)
             assert len(ours()) == 1
-            assert not any(connect._errands._under_way.values())  # who gave up is forgotten
+            assert not any(errands.ERRANDS._under_way.values())  # who gave up is forgotten
         assert await pinged(Target(f"redis://localhost:{server.port}", DEADLINE).dialer())
 
 
@@ -225,7 +225,7 @@ async def test_decisions_that_wait_for_a_name_hold_up_nobody_else(server: Server
 
 async def test_look_ups_have_a_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that a cluster's nodes announce do not start threads without end."""
-    monkeypatch.setattr(connect, "MOST_ERRANDS", 0)
+    monkeypatch.setattr(errands, "MOST_ERRANDS", 0)
     error = await refused(Target(f"redis://localhost:{server.port}", DEADLINE).dialer())
     assert error.kind == "name"
     assert ours() == []
