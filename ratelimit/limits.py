@@ -8,11 +8,12 @@ import math
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from difflib import get_close_matches
 from enum import StrEnum
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Any, Final, Literal, NoReturn, Self
+
+from ratelimit.words import near, shown, whole
 
 __all__ = ["Algorithm", "Limit", "Rounding", "parse_duration_us"]
 
@@ -146,7 +147,7 @@ class Limit:
             raise TypeError(f"a limit is text such as '10/minute', not {type(text).__name__}")
         parts = [part for part in re.split("[;,|]", text) if part.strip()]
         if not parts:
-            raise ValueError(f"no limit in {_shown(text)}; write one such as '10/minute'")
+            raise ValueError(f"no limit in {shown(text)}; write one such as '10/minute'")
         limits = tuple(
             cls(
                 part.strip(),
@@ -158,7 +159,7 @@ class Limit:
             for part in parts
         )
         if len(set(limits)) < len(limits):
-            raise ValueError(f"{_shown(text)} gives the same limit twice")
+            raise ValueError(f"{shown(text)} gives the same limit twice")
         return limits
 
     def _build(
@@ -173,14 +174,13 @@ class Limit:
         try:
             algorithm = Algorithm(algorithm)
         except ValueError:
-            near = get_close_matches(str(algorithm), list(Algorithm), 1, 0.5)
-            hint = f"; did you mean {near[0]}" if near else ""
+            hint = near(str(algorithm), Algorithm)
             raise ValueError(
-                f"{_shown(algorithm)} is no algorithm{hint}; there are {', '.join(Algorithm)}"
+                f"{shown(algorithm)} is no algorithm{hint}; there are {', '.join(Algorithm)}"
             ) from None
         bucket = algorithm in BUCKETS
-        _whole("quota", quota, 1)
-        _whole("window", window_us, 1)
+        whole("quota", quota, 1)
+        whole("window", window_us, 1)
         if window_us >= LONGEST_US:
             raise ValueError(
                 f"a window of {window_us} microseconds is too long; at most {LONGEST_US - 1}"
@@ -188,9 +188,9 @@ class Limit:
         if burst is not None:
             if not bucket:
                 raise ValueError(f"a burst belongs to a bucket; {algorithm} has none")
-            _whole("burst", burst, 1)
+            whole("burst", burst, 1)
         if rounding not in ("down", "up"):
-            raise ValueError(f"rounding is {_shown(rounding)}; it is 'down' or 'up'")
+            raise ValueError(f"rounding is {shown(rounding)}; it is 'down' or 'up'")
         if rounding != "down" and algorithm is not Algorithm.SLIDING_COUNTER:
             raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
         if max_delay is not None:
@@ -358,9 +358,7 @@ def parse_duration_us(text: str) -> int:
     """
     match = _DURATION.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
     if match is None:
-        raise ValueError(
-            f"{_shown(text)} is no duration; write a number and a unit: '50ms', '1.5s'"
-        )
+        raise ValueError(f"{shown(text)} is no duration; write a number and a unit: '50ms', '1.5s'")
     return _span_us(match[1], match[2], text)
 
 
@@ -369,11 +367,11 @@ def _parse(text: str) -> tuple[int, int, int | None]:
     if not isinstance(text, str):
         raise TypeError(f"a limit is text such as '10/minute', not {type(text).__name__}")
     if re.search("[;,|]", text):
-        raise ValueError(f"{_shown(text)} holds several limits; Limit.parse_all reads those")
+        raise ValueError(f"{shown(text)} holds several limits; Limit.parse_all reads those")
     match = _LIMIT.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
     if match is None:
         raise ValueError(
-            f"{_shown(text)} is no limit; write '10/minute', '10 per 2 hours', '100/15m' or "
+            f"{shown(text)} is no limit; write '10/minute', '10 per 2 hours', '100/15m' or "
             "'10/s burst 20'"
         )
     quota = _count("quota", match["quota"], text)
@@ -384,10 +382,10 @@ def _parse(text: str) -> tuple[int, int, int | None]:
 def _count(name: str, digits: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", digits, re.ASCII):
         raise ValueError(
-            f"the {name} in {_shown(text)} is {digits!r}; it is a whole number of at most 18 digits"
+            f"the {name} in {shown(text)} is {digits!r}; it is a whole number of at most 18 digits"
         )
     if int(digits) == 0:
-        raise ValueError(f"the {name} in {_shown(text)} is 0; it is at least 1")
+        raise ValueError(f"the {name} in {shown(text)} is 0; it is at least 1")
     return int(digits)
 
 
@@ -395,28 +393,20 @@ def _span_us(number: str, unit: str, text: str) -> int:
     unit_us = UNITS_US.get(unit.lower())
     if unit_us is None:
         if _NO_FIXED_LENGTH.fullmatch(unit):
-            raise ValueError(f"{unit!r} in {_shown(text)} has no fixed length; write it in days")
-        near = get_close_matches(unit.lower(), UNITS_US, 1, 0.6)
-        hint = f"; did you mean {near[0]!r}" if near else ""
+            raise ValueError(f"{unit!r} in {shown(text)} has no fixed length; write it in days")
+        hint = near(unit.lower(), UNITS_US, 0.6, repr)
         raise ValueError(
-            f"{unit!r} in {_shown(text)} is no unit of time{hint}; there are {_UNIT_NAMES}"
+            f"{unit!r} in {shown(text)} is no unit of time{hint}; there are {_UNIT_NAMES}"
         )
     if number.isascii() and number.isdigit() and int(number) > 0:
         return int(number) * unit_us  # ten times as fast, for files of a hundred thousand limits
     try:
         span_us = Fraction(number) * unit_us
     except ValueError:
-        raise ValueError(f"{number!r} in {_shown(text)} is no number") from None
+        raise ValueError(f"{number!r} in {shown(text)} is no number") from None
     if span_us.denominator != 1 or span_us < 1:
-        raise ValueError(f"{number} {unit} in {_shown(text)} is no whole number of microseconds")
+        raise ValueError(f"{number} {unit} in {shown(text)} is no whole number of microseconds")
     return int(span_us)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it is at least {least}")
 
 
 def _seconds(name: str, value: object) -> float:
@@ -462,9 +452,3 @@ def _rebuild(
     return Limit.of(
         quota, window_us, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay
     )
-
-
-def _shown(value: object) -> str:
-    """A user's value for a message: quoted, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

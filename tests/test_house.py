@@ -25,6 +25,7 @@ README: Final = ROOT / "README.md"
 # --- imports -------------------------------------------------------------------------------------
 
 ROOMS: Final = [
+    "words",
     "limits",
     "decisions",
     "background",

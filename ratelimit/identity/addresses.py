@@ -9,6 +9,8 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NamedTuple
 
+from ratelimit.words import shown
+
 __all__ = ["Address", "Network", "read_address", "read_network"]
 
 Network = IPv4Network | IPv6Network
@@ -74,11 +76,11 @@ def read_network(text: str) -> Network:
     except ValueError:
         network = None
     if network is None or "%" in text:
-        raise ValueError(f"{_shown(text)} {_why_no_network(text)}")
+        raise ValueError(f"{shown(text)} {_why_no_network(text)}")
     plain = unwrapped(network)
     if plain.prefixlen == 0 and int(network.network_address) >> 32 == _NAT64:
         raise ValueError(
-            f"{_shown(text)} would be every IPv4 address, as which those of NAT64 are counted; "
+            f"{shown(text)} would be every IPv4 address, as which those of NAT64 are counted; "
             "write 0.0.0.0/0 if all are meant"
         )
     return plain
@@ -101,8 +103,3 @@ def unwrapped(network: Network) -> Network:
         if number >> 32 in (_MAPPED, _NAT64):
             return IPv4Network((number & 0xFFFFFFFF, network.prefixlen - 96))
     return network
-
-
-def _shown(text: str) -> str:
-    quoted = repr(text)
-    return quoted if len(quoted) <= 60 else quoted[:57] + "..."

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from http import HTTPMethod
@@ -12,9 +11,13 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from starlette.requests import HTTPConnection
 
+from ratelimit import words
 from ratelimit.identity.addresses import Network, read_address, unwrapped
 from ratelimit.identity.keys import LONGEST_VALUE
 from ratelimit.limits import Algorithm, Limit, Rounding
+from ratelimit.words import near
+
+shown: Final = words.shown  # for rule.py and ruleset.py, until they take it from there
 
 Mode = Literal["enforce", "shadow", "off"]
 OnStoreFailure = Literal["allow", "deny", "local"]
@@ -218,8 +221,7 @@ def methods(values: Iterable[str]) -> frozenset[str]:
     for method in values:
         text("a method", method)
         if method.upper() not in METHODS:
-            near = get_close_matches(method.upper(), sorted(METHODS), 1, 0.5)
-            hint = f"; did you mean {near[0]}" if near else ""
+            hint = near(method.upper(), sorted(METHODS))
             raise ValueError(
                 f"{shown(method)} is no HTTP method{hint}; there are {', '.join(sorted(METHODS))}"
             )
@@ -347,9 +349,3 @@ def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is text, not {type(value).__name__}")
     return value
-
-
-def shown(value: object) -> str:
-    """A user's value for a message: quoted, and cut where it is long."""
-    quoted = repr(value)
-    return quoted if len(quoted) <= 60 else quoted[:57] + "..."

@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple
 from starlette.convertors import FloatConvertor, UUIDConvertor
 from starlette.routing import compile_path
 
+from ratelimit.words import shown
+
 __all__ = ["Path", "route_path"]
 
 _PARAMETER: Final = re.compile("{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?}", re.ASCII)
@@ -83,31 +85,31 @@ class Path:
 
     def __init__(self, text: str) -> None:
         if not text.startswith("/"):
-            raise ValueError(f"the path is {_shown(text)}; it starts with /")
+            raise ValueError(f"the path is {shown(text)}; it starts with /")
         if len(text) > _LONGEST:
             raise ValueError(f"the path has {len(text)} characters; it has at most {_LONGEST}")
         never = _NEVER_IN_PATH.search(text)
         if never:
             raise ValueError(
-                f"the path {_shown(text)} holds {_shown(never[0])}; it is the decoded path alone, "
+                f"the path {shown(text)} holds {shown(never[0])}; it is the decoded path alone, "
                 "without query or fragment"
             )
         if re.search("[{}]", _PARAMETER.sub("", text)):
             raise ValueError(
-                f"the path {_shown(text)} has a brace that belongs to no parameter; parameters are "
+                f"the path {shown(text)} has a brace that belongs to no parameter; parameters are "
                 "written {name} or {name:int}"
             )
         names = [name for name, _ in _PARAMETER.findall(text)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
-                    f"the path {_shown(text)} has two parameters {name!r}; each has its own name"
+                    f"the path {shown(text)} has two parameters {name!r}; each has its own name"
                 )
         try:
             self._regex, _, self._convertors = compile_path(text)
         except (AssertionError, KeyError):  # KeyError where Python runs with -O
             raise ValueError(
-                f"the path {_shown(text)} has a convertor that does not exist; there are str, int, "
+                f"the path {shown(text)} has a convertor that does not exist; there are str, int, "
                 "float, uuid, path and those that the application registered"
             ) from None
         # A rule for "/api/{rest:path}" must also hold what a route "/api/{name}" accepts, and
@@ -154,12 +156,6 @@ def _converted(convertor: Any, text: str) -> object:
         return convertor.convert(text)
     except Exception:  # noqa: BLE001  any convertor of the application's
         return text
-
-
-def _shown(value: object) -> str:
-    """A user's value for a message: quoted, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- steps ---------------------------------------------------------------------------------------

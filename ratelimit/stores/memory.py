@@ -25,6 +25,7 @@ from ratelimit.decisions import (
 )
 from ratelimit.limits import Limit
 from ratelimit.stores.script import SCRIPT
+from ratelimit.words import whole
 
 __all__ = ["MemoryStatistics", "MemoryStore", "live_stores"]
 
@@ -74,10 +75,7 @@ class MemoryStore:
         *,
         runtime: Runtime | None = None,
     ) -> None:
-        if type(max_keys) is not int:
-            raise TypeError(f"max_keys is a whole number, not {type(max_keys).__name__}")
-        if max_keys < 1:
-            raise ValueError(f"max_keys is {max_keys}; it is at least 1")
+        whole("max_keys", max_keys, 1)
         self._max_keys = max_keys
         if clock is not None:
             self.clock = clock

@@ -14,9 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import parse_duration_us
-from ratelimit.rules.file.yaml import shown
 from ratelimit.rules.options import REGISTERED, Mode, OnMissing, OnStoreFailure
 from ratelimit.rules.ruleset import LONGEST_JITTER_US, Header, RuleSet
+from ratelimit.words import shown
 
 __all__ = ["FileKeys", "Keys", "MatchKeys", "RuleKeys"]
 

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import networks_in
-from ratelimit.rules.file.yaml import Mistakes, decoded, reason, shown
+from ratelimit.rules.file.yaml import Mistakes, decoded, reason
+from ratelimit.words import shown
 
 __all__ = ["Lists", "Override"]
 

@@ -8,7 +8,6 @@ on the line that it is about. A sentence that could show a value from the enviro
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -26,12 +25,12 @@ from ratelimit.rules.file.yaml import (
     TooManyMistakes,
     below,
     read,
-    shown,
     text_of,
 )
 from ratelimit.rules.options import Counting
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet, TooManyLimits
+from ratelimit.words import near, shown
 
 __all__ = ["load", "loads"]
 
@@ -228,13 +227,14 @@ class _Checker:
             known = (MatchKeys if in_match else model).model_fields
             key_node = node.keys[loc[-1]]
             names = [*known, *(MatchKeys.model_fields if model is RuleKeys else ())]
-            near = get_close_matches(key_node.shown, names, 1, 0.5)
-            allowed = f"known are {', '.join(known)}"
-            if near:
-                allowed = f"did you mean {near[0]!r}" + ("" if near[0] in known else " in 'match'")
+            hint = near(
+                key_node.shown, names,
+                write=lambda key: repr(key) if key in known else f"{key!r} in 'match'",
+            )  # fmt: skip
             self.add(
                 key_node, below(place, key_node.shown),
-                f"the key {shown(key_node.shown)} is unknown; {allowed}", "unknown-key", (),
+                f"the key {shown(key_node.shown)} is unknown"
+                f"{hint or '; known are ' + ', '.join(known)}", "unknown-key", (),
             )  # fmt: skip
         elif kind == "refused":
             self.add(node, place, context["message"], context["code"])

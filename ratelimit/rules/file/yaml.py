@@ -16,9 +16,10 @@ from typing import Any, Final, NoReturn
 import yaml
 
 from ratelimit.rules.file.mistakes import Mistake
+from ratelimit.words import shown
 
 __all__ = [
-    "Mistakes", "Node", "TooManyMistakes", "below", "read", "shown", "text_of",
+    "Mistakes", "Node", "TooManyMistakes", "below", "read", "text_of",
 ]  # fmt: skip
 
 MOST_BYTES: Final = 5_000_000
@@ -136,12 +137,6 @@ def below(place: str, key: str | int) -> str:
     if not _PLAIN_KEY.fullmatch(key):
         return f"{place}[{shown(key)}]"
     return f"{place}.{key}" if place else key
-
-
-def shown(text: str) -> str:
-    """A user's text for a message: quoted, and cut where it is long."""
-    quoted = repr(text)
-    return quoted if len(quoted) <= 60 else quoted[:57] + "..."
 
 
 def text_of(path: str, mistakes: Mistakes) -> str | None:
