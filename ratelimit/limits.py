@@ -176,7 +176,7 @@ class Limit:
         except ValueError:
             hint = near(str(algorithm), Algorithm)
             raise ValueError(
-                f"{shown(algorithm)} is no algorithm{hint}; there are {', '.join(Algorithm)}"
+                f"{shown(algorithm)} is not an algorithm{hint}; there are {', '.join(Algorithm)}"
             ) from None
         bucket = algorithm in BUCKETS
         whole("quota", quota, 1)
@@ -358,7 +358,9 @@ def parse_duration_us(text: str) -> int:
     """
     match = _DURATION.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
     if match is None:
-        raise ValueError(f"{shown(text)} is no duration; write a number and a unit: '50ms', '1.5s'")
+        raise ValueError(
+            f"{shown(text)} is not a duration; write a number and a unit: '50ms', '1.5s'"
+        )
     return _span_us(match[1], match[2], text)
 
 
@@ -371,7 +373,7 @@ def _parse(text: str) -> tuple[int, int, int | None]:
     match = _LIMIT.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
     if match is None:
         raise ValueError(
-            f"{shown(text)} is no limit; write '10/minute', '10 per 2 hours', '100/15m' or "
+            f"{shown(text)} is not a limit; write '10/minute', '10 per 2 hours', '100/15m' or "
             "'10/s burst 20'"
         )
     quota = _count("quota", match["quota"], text)
@@ -396,16 +398,16 @@ def _span_us(number: str, unit: str, text: str) -> int:
             raise ValueError(f"{unit!r} in {shown(text)} has no fixed length; write it in days")
         hint = near(unit.lower(), UNITS_US, 0.6, repr)
         raise ValueError(
-            f"{unit!r} in {shown(text)} is no unit of time{hint}; there are {_UNIT_NAMES}"
+            f"{unit!r} in {shown(text)} is not a unit of time{hint}; there are {_UNIT_NAMES}"
         )
     if number.isascii() and number.isdigit() and int(number) > 0:
         return int(number) * unit_us  # ten times as fast, for files of a hundred thousand limits
     try:
         span_us = Fraction(number) * unit_us
     except ValueError:
-        raise ValueError(f"{number!r} in {shown(text)} is no number") from None
+        raise ValueError(f"{number!r} in {shown(text)} is not a number") from None
     if span_us.denominator != 1 or span_us < 1:
-        raise ValueError(f"{number} {unit} in {shown(text)} is no whole number of microseconds")
+        raise ValueError(f"{number} {unit} in {shown(text)} is not a whole number of microseconds")
     return int(span_us)
 
 

@@ -152,7 +152,7 @@ def test_networks_are_added_and_taken_out_one_by_one_whatever_lies_within_them()
 
 def test_networks_are_replaced_all_at_once_or_not_at_all() -> None:
     networks = Networks(["192.0.2.0/24"])
-    with pytest.raises(ValueError, match="no address or network"):
+    with pytest.raises(ValueError, match="not an address or a network"):
         networks.replace(["198.51.100.0/24", "x"])
     assert list(networks) == [IPv4Network("192.0.2.0/24")]
     networks.replace(iter(networks))
@@ -203,7 +203,7 @@ def test_a_network_is_written_as_an_address_or_with_its_prefix(text: str, networ
     assert read_network(text) == network
 
 
-NONE = 'is no address or network; write 192.0.2.7, 10.0.0.0/8 or "2001:db8::/32"'
+NONE = 'is not an address or a network; write 192.0.2.7, 10.0.0.0/8 or "2001:db8::/32"'
 WHOLE = (
     "would be every IPv4 address, as which those of NAT64 are counted; write 0.0.0.0/0 if all are "
     "meant"

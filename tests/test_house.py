@@ -4,8 +4,9 @@ import ast
 import importlib
 import importlib.util
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -87,6 +88,74 @@ def test_a_module_imports_only_modules_above_its_own(path: Path) -> None:
     assert against == {pair for pair in UPWARD if pair[0] == room}
     at_once = [node for node in ast.parse(source).body if not isinstance(node, DEFINITIONS)]
     assert set(imported_rooms(ast.Module(at_once, []))) <= set(allowed)
+
+
+# --- the tree ------------------------------------------------------------------------------------
+
+STRAY: Final = ("*.orig", "*.rej", "*~", "*.bak")
+GENERATED: Final = {".git", ".venv", ".hypothesis", "dist", "node_modules"}
+
+
+def tree() -> list[Path]:
+    """Every file that git knows, or would add; where there is no git, every file that is there."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return [
+            path
+            for path in ROOT.rglob("*")
+            if not GENERATED.intersection(path.relative_to(ROOT).parts)
+        ]
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+def stray(names: Iterable[Path]) -> list[str]:
+    return [name_of(path) for path in names if any(path.match(pattern) for pattern in STRAY)]
+
+
+def test_the_tree_holds_no_leftovers_of_editors_and_patches() -> None:
+    assert Path(__file__).resolve() in tree()
+    assert stray(tree()) == []
+    assert stray([ROOT / "lua" / "decide.lua.orig", ROOT / "a.py~", ROOT / "a.py"]) == [
+        "lua/decide.lua.orig",
+        "a.py~",
+    ]
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+IS_NO: Final = re.compile(r"(?<!\bthere )\b(?:is|are) no\b(?! (?:one|longer|later)\b)")
+"""Whoever reads "'unlimitted' is no limit" may take it for an unlimited one."""
+
+MESSAGES_NOT_YET_DONE: Final = {
+    "ratelimit/limiter/reports.py",
+    "ratelimit/rules/ruleset.py",
+}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The literals of a module, without its docstrings and the like."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.value
+
+
+def test_a_message_says_that_a_value_is_not_something() -> None:
+    saying = {
+        name_of(path)
+        for path in [*SOURCES, PACKAGE / "__init__.py"]
+        if any(IS_NO.search(text) for text in texts(path))
+    }
+    assert saying == MESSAGES_NOT_YET_DONE
+    assert IS_NO.search("'x' is no limit")
+    assert not IS_NO.search("there is no rule 'x'")
 
 
 # --- public names --------------------------------------------------------------------------------

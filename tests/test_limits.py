@@ -98,7 +98,7 @@ def test_without_options_a_limit_is_a_sliding_counter_that_rounds_down() -> None
 
 
 def shape(text: str) -> tuple[str, str]:
-    return text, f"{text!r} is no limit; {SHAPES}"
+    return text, f"{text!r} is not a limit; {SHAPES}"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def shape(text: str) -> tuple[str, str]:
         shape("10 requests/minute"),
         shape("10/minute burst"),
         shape("10/minute burst 20 burst 30"),
-        ("x" * 300, f"{repr('x' * 300)[:57]}... is no limit; {SHAPES}"),
+        ("x" * 300, f"{repr('x' * 300)[:57]}... is not a limit; {SHAPES}"),
         ("0/minute", "the quota in '0/minute' is 0; it is at least 1"),
         (
             "-1/minute",
@@ -182,12 +182,18 @@ def shape(text: str) -> tuple[str, str]:
         ("10/month", "'month' in '10/month' has no fixed length; write it in days"),
         ("10/2 years", "'years' in '10/2 years' has no fixed length; write it in days"),
         ("10/mo", "'mo' in '10/mo' has no fixed length; write it in days"),
-        ("10/fortnight", f"'fortnight' in '10/fortnight' is no unit of time; {UNITS}"),
-        ("10/secnd", f"'secnd' in '10/secnd' is no unit of time; did you mean 'second'; {UNITS}"),
-        ("10/minut", f"'minut' in '10/minut' is no unit of time; did you mean 'minute'; {UNITS}"),
-        ("10/2.5.1s", "'2.5.1' in '10/2.5.1s' is no number"),
-        ("10/0s", "0 s in '10/0s' is no whole number of microseconds"),
-        ("10/0.0000001s", "0.0000001 s in '10/0.0000001s' is no whole number of microseconds"),
+        ("10/fortnight", f"'fortnight' in '10/fortnight' is not a unit of time; {UNITS}"),
+        (
+            "10/secnd",
+            f"'secnd' in '10/secnd' is not a unit of time; did you mean 'second'; {UNITS}",
+        ),
+        (
+            "10/minut",
+            f"'minut' in '10/minut' is not a unit of time; did you mean 'minute'; {UNITS}",
+        ),
+        ("10/2.5.1s", "'2.5.1' in '10/2.5.1s' is not a number"),
+        ("10/0s", "0 s in '10/0s' is not a whole number of microseconds"),
+        ("10/0.0000001s", "0.0000001 s in '10/0.0000001s' is not a whole number of microseconds"),
         ("1/s;9/m", "'1/s;9/m' holds several limits; Limit.parse_all reads those"),
         ("1,000/m", "'1,000/m' holds several limits; Limit.parse_all reads those"),
         ("1/s|9/m", "'1/s|9/m' holds several limits; Limit.parse_all reads those"),
@@ -209,9 +215,12 @@ def test_what_is_no_limit_is_refused_in_one_sentence(text: str, message: str) ->
     [
         (
             {"algorithm": "tokenbucket"},
-            "'tokenbucket' is no algorithm; did you mean token_bucket; ",
+            "'tokenbucket' is not an algorithm; did you mean token_bucket; ",
         ),
-        ({"algorithm": "gcra"}, "'gcra' is no algorithm; there are token_bucket, leaking_bucket, "),
+        (
+            {"algorithm": "gcra"},
+            "'gcra' is not an algorithm; there are token_bucket, leaking_bucket, ",
+        ),
         ({"burst": 5}, "a burst belongs to a bucket; sliding_counter has none"),
         (
             {"burst": 5, "algorithm": "fixed_window"},
@@ -313,7 +322,7 @@ def test_several_limits_are_read_from_one_text() -> None:
         ("", "no limit in ''; write one such as '10/minute'"),
         (" ; ,", "no limit in ' ; ,'; write one such as '10/minute'"),
         ("5/s; 5 per second", "'5/s; 5 per second' gives the same limit twice"),
-        ("5/s; x", f"'x' is no limit; {SHAPES}"),
+        ("5/s; x", f"'x' is not a limit; {SHAPES}"),
     ):
         with pytest.raises(ValueError) as refusal:
             Limit.parse_all(text)
@@ -524,14 +533,14 @@ def test_a_duration_carries_its_unit() -> None:
     ):
         assert parse_duration_us(text) == duration_us
     for text, message in (
-        ("50", "'50' is no duration; write a number and a unit: '50ms', '1.5s'"),
-        ("ms", "'ms' is no duration; write a number and a unit: '50ms', '1.5s'"),
-        ("-1s", "'-1s' is no duration; write a number and a unit: '50ms', '1.5s'"),
-        ("1.s", "'1.s' is no duration; write a number and a unit: '50ms', '1.5s'"),
-        ("0s", "0 s in '0s' is no whole number of microseconds"),
-        ("0.0001ms", "0.0001 ms in '0.0001ms' is no whole number of microseconds"),
+        ("50", "'50' is not a duration; write a number and a unit: '50ms', '1.5s'"),
+        ("ms", "'ms' is not a duration; write a number and a unit: '50ms', '1.5s'"),
+        ("-1s", "'-1s' is not a duration; write a number and a unit: '50ms', '1.5s'"),
+        ("1.s", "'1.s' is not a duration; write a number and a unit: '50ms', '1.5s'"),
+        ("0s", "0 s in '0s' is not a whole number of microseconds"),
+        ("0.0001ms", "0.0001 ms in '0.0001ms' is not a whole number of microseconds"),
         ("1 month", "'month' in '1 month' has no fixed length; write it in days"),
-        ("5 sek", f"'sek' in '5 sek' is no unit of time; did you mean 'sec'; {UNITS}"),
+        ("5 sek", f"'sek' in '5 sek' is not a unit of time; did you mean 'sec'; {UNITS}"),
     ):
         with pytest.raises(ValueError) as refusal:
             parse_duration_us(text)

@@ -289,7 +289,7 @@ def test_a_file_is_right_or_wrong_at_any_length(size: int, text: str) -> None:
 def test_what_one_parser_of_yaml_refuses_is_refused() -> None:
     text = f"%FOO bar\n---\n{SMALL}"
     assert list(yaml.parse(text, yaml.SafeLoader))
-    assert str(refusal(text)).startswith("<rules>:1:5: file: this is no YAML: found unknown dire")
+    assert str(refusal(text)).startswith("<rules>:1:5: file: this is not YAML: found unknown dire")
     both = refusal(text + "    mode: shadwo\n")
     assert both is not None
     assert [mistake.code for mistake in both.mistakes] == ["bad-mode"]

@@ -220,7 +220,7 @@ def explain(
     for header in headers:
         name, colon, value = header.partition(":")
         if not colon:
-            raise click.BadParameter(f"{header!r} is no header field; write 'Name: value'")
+            raise click.BadParameter(f"{header!r} is not a header field; write 'Name: value'")
         fields.append((name.strip().lower().encode(), value.strip().encode("latin-1", "replace")))
     scope: dict[str, Any] = {
         "type": "http",

@@ -92,7 +92,7 @@ def _why_no_network(text: str) -> str:
     except ValueError:
         network = None
     if network is None or "%" in text:
-        return 'is no address or network; write 192.0.2.7, 10.0.0.0/8 or "2001:db8::/32"'
+        return 'is not an address or a network; write 192.0.2.7, 10.0.0.0/8 or "2001:db8::/32"'
     return f"has bits set beyond its prefix; the network is {network}"
 
 

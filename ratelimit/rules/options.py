@@ -223,7 +223,8 @@ def methods(values: Iterable[str]) -> frozenset[str]:
         if method.upper() not in METHODS:
             hint = near(method.upper(), sorted(METHODS))
             raise ValueError(
-                f"{shown(method)} is no HTTP method{hint}; there are {', '.join(sorted(METHODS))}"
+                f"{shown(method)} is not an HTTP method{hint}; there are "
+                + ", ".join(sorted(METHODS))
             )
         known.add(method.upper())
     if not known:
@@ -267,7 +268,9 @@ def _by_part(part: str, parameters: Iterable[str] | None, path: str | None) -> s
         )
     if kind == "path" and parameters is not None and name not in parameters:
         there = f"{shown(path)} has {', '.join(parameters) or 'none'}" if path else "it has no path"
-        raise ValueError(f"by is {shown(part)}, which is no parameter of the rule's path; {there}")
+        raise ValueError(
+            f"by is {shown(part)}, which is not a parameter of the rule's path; {there}"
+        )
     return part.lower() if kind == "header" else part
 
 
@@ -278,7 +281,7 @@ def overrides(
     if not isinstance(values, Mapping):
         raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
     if values and by[0] == "global":
-        raise ValueError("overrides are given for 'global'; it has one identity, which is no one's")
+        raise ValueError("overrides are given for 'global'; all requests share its one identity")
     own: dict[str, tuple[Limit, ...]] = {}
     for identity, limit in values.items():
         text("an override's identity", identity)
@@ -302,7 +305,7 @@ def address_key(value: str) -> str:
     address = read_address(value)
     if address is None or "%" in value:
         raise ValueError(
-            f"the override {shown(value)} is no IP address; by client, overrides name addresses"
+            f"the override {shown(value)} is not an IP address; by client, overrides name addresses"
         )
     return address.key
 

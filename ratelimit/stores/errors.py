@@ -124,7 +124,7 @@ _SAID: Final = tuple(
         ),
         (
             "foreign-key",
-            # The last two are what scripts say of entries, and Lua of text that is no number.
+            # The last two are what scripts say of entries, and Lua of text that is not a number.
             "WRONGTYPE|do not add up|arithmetic on a string",
             "a key of this limit holds a value that is not the limiter's",
         ),

@@ -76,8 +76,8 @@ def _duration_us(value: object) -> object:
         number = 60 * int(clock[1]) + int(clock[2])
         raise _refusal(
             "bad-duration",
-            f"{shown(value)} is no duration, since it has no unit; write '{number}s' for minutes "
-            f"and seconds, '{number}m' for hours and minutes",
+            f"{shown(value)} is not a duration, since it has no unit; write '{number}s' for "
+            f"minutes and seconds, '{number}m' for hours and minutes",
         )
     try:
         return parse_duration_us(value)
@@ -114,7 +114,7 @@ def _part(value: object) -> object:
     found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,12})?)\s?(%?)", str(value), re.ASCII)
     if not isinstance(value, str) or found is None:
         raise _refusal(
-            "bad-share", f"{shown(str(value))} is no share; it is a number such as 0.5, or 50%"
+            "bad-share", f"{shown(str(value))} is not a share; it is a number such as 0.5, or 50%"
         )
     return Fraction(found[1]) / (100 if found[2] else 1)
 

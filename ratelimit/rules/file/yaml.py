@@ -222,7 +222,7 @@ def _not_yaml(error: yaml.YAMLError, text: str, file: str) -> Mistake:
         problem = " ".join(filter(None, (error.problem, error.context)))
         problem += _advice(problem, text[mark.index - 1 : mark.index + 1] if mark else "")
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    message = f"this is no YAML: {problem}; a rule file is one YAML mapping"
+    message = f"this is not YAML: {problem}; a rule file is one YAML mapping"
     return Mistake(file, line, column, "file", message, "not-yaml")
 
 
