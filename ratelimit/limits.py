@@ -1,7 +1,7 @@
-"""How much, how often: a limit as exact whole numbers.
+"""A limit: so many units in such a time, as exact whole numbers.
 
-The law of this module: whatever the Lua will compute for a limit stays below 2^53, where doubles
-count every whole number. A limit that cannot be held so is refused here, when it is built.
+The law of this module: every number that the Lua computes for a limit stays below 2^53, where
+doubles hold every whole number. A limit that needs more is refused here, when it is built.
 """
 
 import math
@@ -75,7 +75,7 @@ class Limit:
     sliding counter only), ``max_delay`` (seconds, leaking bucket only; None for no cut) and
     ``worst_case`` (the most units that any window of this length can let through).
 
-    Raises ValueError, in one sentence, for text that is no limit, for options that the algorithm
+    Raises ValueError, in one sentence, for text that is not a limit, for options that the algorithm
     does not have, and for numbers that whole-number arithmetic below 2^53 cannot hold; TypeError
     for values of the wrong type.
     """
@@ -94,7 +94,7 @@ class Limit:
     tick_us: int
     """The clock of this limit, in microseconds: 1 unless the numbers need a coarser one."""
     numbers: tuple[int, int, int, int, int, int]
-    """What the Lua is given: the algorithm's index, then its numbers (see each file's header)."""
+    """The Lua's arguments: the algorithm's index, then its numbers (see each file's header)."""
     digest: str
     """8 URL-safe characters that stand for the algorithm and its numbers in stored keys."""
 
@@ -125,7 +125,7 @@ class Limit:
         rounding: Rounding = "down",
         max_delay: float | None = None,
     ) -> Self:
-        """The same from numbers: ``quota`` units per ``window_us`` microseconds."""
+        """A limit from numbers: ``quota`` units per ``window_us`` microseconds."""
         limit = cls.__new__(cls)
         limit._build(  # noqa: SLF001  # the other constructor's own
             quota, window_us, algorithm, burst, rounding, max_delay

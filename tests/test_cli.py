@@ -202,7 +202,9 @@ def test_explain_tells_of_overrides_users_and_lists(rules: str) -> None:
 
 
 def test_explain_refuses_what_is_no_header(rules: str) -> None:
-    assert "is not a header field" in run("explain", rules, "GET", "/", "--header", "x", code=2).stderr
+    assert (
+        "is not a header field" in run("explain", rules, "GET", "/", "--header", "x", code=2).stderr
+    )
 
 
 # --- counters in a store -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A refusal to the response that the client gets, wherever it was raised."""
+"""From a refusal to the response that the client gets, wherever it was raised."""
 
 import logging
 from inspect import isawaitable
@@ -19,11 +19,11 @@ __all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "reg
 _LOG: Final = logging.getLogger("ratelimit")
 
 SCOPE_KEY: Final = "ratelimit"
-"""Where the outermost middleware leaves its admission, which it will write the fields of."""
+"""Scope key of the outermost middleware's admission, whose fields that middleware will write."""
 
 
 ROUTE_KEY: Final = "ratelimit.route"
-"""Where the first limit on a route leaves its admission, if no middleware stands around it."""
+"""Scope key of the first admission on a route that no middleware stands around."""
 
 
 async def answer(

@@ -1,4 +1,4 @@
-"""What can be limited: an endpoint's name, its kind, its signature, and whether it is routed."""
+"""Endpoints as limits see them: name, kind, signature, and whether a route has them already."""
 
 import gc
 import inspect
@@ -35,7 +35,7 @@ def is_async(function: Any) -> bool:
 
 
 def with_injected(function: Callable[..., Any]) -> tuple[inspect.Signature, str, str]:
-    """The function's signature and what FastAPI is to inject, with the names of the two.
+    """The function's signature with the two parameters that FastAPI is to inject, and their names.
 
     They are left out of OpenAPI. FastAPI fills one parameter of a kind, so one that the function
     has itself serves us as well.
@@ -106,7 +106,7 @@ def refuse_misplaced(endpoint: Any) -> None:
 
 
 def _count_new_references() -> int:
-    """How many references a function has that nobody but its decorator knows of."""
+    """Counts the references to a function that only its decorator knows of."""
 
     def measure(endpoint: Any) -> int:
         return sys.getrefcount(endpoint)

@@ -1,4 +1,4 @@
-"""What the OpenAPI of a FastAPI application says of its limits."""
+"""The answers of limits in the OpenAPI of a FastAPI application."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final

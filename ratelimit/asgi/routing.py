@@ -1,8 +1,8 @@
-"""Which route a request will meet, before the router has run.
+"""The route that a request will meet, found before the router runs.
 
-Starlette puts nothing of it into the scope before routing, so the routes are asked as the router
-will ask them. FastAPI 0.137 and later keep included routers as a tree whose nodes match without
-naming their endpoint; each node lists its routes through `effective_route_contexts`.
+Starlette writes the route into the scope only once it has routed, so the routes are asked here as
+the router will ask them. FastAPI 0.137 and later keep included routers as a tree whose nodes match
+without naming their endpoint; each node lists its routes through `effective_route_contexts`.
 """
 
 import functools
@@ -42,21 +42,21 @@ class Below(NamedTuple):
     root: str
     """The `root_path` that requests to them have."""
     prefix: str
-    """What templates start with: the path of the mounts further out; empty where that cannot be
-    told from what a client has written."""
+    """The start of every template: the path of the mounts further out. Empty where that path cannot
+    be told from text that a client has written."""
 
 
 def router_below(app: Any) -> Any:
-    """What has the routes, seen through the middlewares in front of it; None where one hides it."""
+    """The object with the routes, behind any middlewares; None where one of them hides it."""
     while app is not None and not hasattr(app, "routes"):
         app = getattr(app, "app", None)
     return app
 
 
 def below(router: Any, scope: Mapping[str, Any]) -> Any:
-    """What `resolve` is to search for a request, by the ``router`` further in, if there is one.
+    """The routes that `resolve` searches for a request: those of the ``router`` further in.
 
-    Without one it is the application that the scope names.
+    Without a router, those of the application that the scope names.
     """
     if router is None:
         return scope.get("app")

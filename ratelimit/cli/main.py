@@ -46,14 +46,14 @@ MISTAKES: Final = 1
 UNAVAILABLE: Final = 3
 
 BYTES_OF_A_KEY: Final = 136
-"""In Redis 7, with its name, for a bucket or a window; measured by benchmarks/redis.py."""
+"""Size of a bucket's or a window's key in Redis 7, its name included (benchmarks/redis.py)."""
 
 BYTES_OF_A_UNIT: Final = 12.5
-"""For each unit that a sliding log keeps; likewise."""
+"""Size of each unit that a sliding log keeps, measured likewise."""
 
 SHOWN: Final = ("rule", "whose", "mode", "limit", "algorithm", "at worst", "store away", "bytes")
-"""What fits a terminal: ``at worst`` in any window, beside that while the store is away, and the
-bytes of one identity's key in Redis."""
+"""The columns that fit a terminal. ``at worst`` is the most in any window, ``store away`` that
+while the store fails, and ``bytes`` the size of one identity's key in Redis."""
 
 as_json = click.option("--json", "json_", is_flag=True, help="JSON, for programs.")
 rules_option = click.option(
@@ -175,7 +175,7 @@ def _spelled(limit: Limit) -> str:
 
 
 def _while_away(limit: Limit, failure: str, workers: int, cost: object = 1) -> str:
-    """What a window can let through beside, by the worst case of each worker's share."""
+    """Units that a window lets through beside while the store is away, at worst."""
     if failure == "allow":
         return "everything"
     if failure == "deny":
@@ -282,7 +282,7 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
 
 
 def _why_not(rules: RuleSet, rule: Rule, scope: Mapping[str, Any]) -> str:
-    """Why a rule is not for a request, as a limiter would see it; empty where it is."""
+    """The reason why a limiter would not apply a rule to a request; empty where it would."""
     method, names = scope["method"], {name for name, _ in scope["headers"]}
     named = rule.methods or ()
     if rule.mode == "off":
@@ -298,7 +298,7 @@ def _why_not(rules: RuleSet, rule: Rule, scope: Mapping[str, Any]) -> str:
 
 
 def _asks_application(rule: Rule) -> bool:
-    """Whether what the application alone knows has a say: its functions and its routes."""
+    """Whether the rule depends on the application's own functions or routes."""
     registered = isinstance(rule.tier, str) and ":" not in rule.tier
     return bool(
         rule.registered_names or isinstance(rule.cost, str) or "route" in rule.by or registered
@@ -368,7 +368,7 @@ def reset(store: str, rule: str, identity: Sequence[str], file: str, prefix: str
 def top(store: str, count: int, prefix: str, json_: bool) -> None:
     """Shows who was denied most in the last ten to twenty minutes, by all workers.
 
-    Identities that are no addresses are shown by their digest, which `inspect` shows as the key.
+    Identities that are not addresses are shown by their digest, which `inspect` shows as the key.
     """
 
     async def ask(opened: RedisStore) -> list[tuple[str, int]]:
@@ -457,7 +457,7 @@ def _checks(rules: RuleSet, name: str, parts: Sequence[str], cost: int) -> list[
 def _asked(
     uri: str, prefix: str, ask: Callable[[RedisStore], Awaitable[T]], rules: RuleSet | None = None
 ) -> T:
-    """What a store answers; it has a second for that, since nobody's request waits."""
+    """A store's answer, within a second: no request waits for it."""
     if uri == "-" and rules is not None:
         uri = rules.store
     if uri.startswith("memory:"):

@@ -1,4 +1,4 @@
-"""What changes while it runs: switches, a rule file that is followed, and who was denied most.
+"""Operation while it runs: switches, a rule file that is followed, and the most denied clients.
 
 Nothing of it is public.
 """

@@ -1,4 +1,4 @@
-"""Who was denied most, lately: counted in process, and put together in the store now and then."""
+"""The most denied identities of late, counted in process and gathered in the store."""
 
 import asyncio
 import logging
@@ -15,13 +15,13 @@ __all__ = ["Denials", "Noting"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 MOST: Final = 5_000
-"""Names counted between two reports, and names of all; who floods us is among the first."""
+"""Most names that are counted, between two reports and in all; a flood is among the first."""
 
 LONGEST: Final = 64
 """Characters of an identity that is counted as it is; longer than any address."""
 
 REPORTED: Final = 50
-"""Of them, the most denied, in one report."""
+"""Names in one report, the most denied first."""
 
 EVERY: Final = 2.0
 """Seconds between two reports."""
@@ -29,10 +29,10 @@ EVERY: Final = 2.0
 
 @runtime_checkable
 class Noting(Protocol):
-    """A store in which workers put together whom they have denied."""
+    """A store in which workers gather the identities that they have denied."""
 
     async def note_denials(self, counts: Mapping[str, int]) -> None:
-        """Adds to what was counted lately, by name."""
+        """Adds to the recent counts, by name."""
         ...
 
 
@@ -61,7 +61,7 @@ class Denials:
             self._background.run()
 
     def busiest(self, count: int = 10) -> list[tuple[str, int]]:
-        """``rule identity``, and how often it was denied here; the most denied first."""
+        """Names (``rule identity``) with their number of denials here, the most denied first."""
         return self._counts.most_common(count)
 
     async def aclose(self) -> None:
@@ -69,7 +69,7 @@ class Denials:
         await self._background.aclose()
 
     async def _report(self) -> None:
-        """Reports what has come together, and ends when there is nothing more."""
+        """Reports the gathered counts, and ends when there are none left."""
         while self._new and self._store is not None:
             await asyncio.sleep(EVERY)
             counts, self._new = dict(self._new.most_common(REPORTED)), Counter()

@@ -24,7 +24,7 @@ __all__ = ["Watcher"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 EVERY: Final = 2.0
-"""Seconds between two looks at the files where the system tells of no change."""
+"""Seconds between two looks at the files where the system does not report changes."""
 
 QUIET: Final = 0.1
 """Seconds without a change after which files are taken to be written to their end."""
@@ -39,10 +39,10 @@ _HANGUP: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 
 
 class _Reading(NamedTuple):
-    """What one reading of a rule file came to: rules, or why there are none."""
+    """The outcome of reading a rule file once: rules, or the problem."""
 
     digests: dict[str, bytes]
-    """The files that it took, as they were before."""
+    """Digests of the files that were read, taken before reading."""
     rules: RuleSet | None
     problem: Exception | None
 
@@ -83,7 +83,7 @@ class Watcher:
         if reading.rules is None:
             raise reading.problem or RuntimeError
         self.rules = reading.rules
-        """Those in force, as the file gave them."""
+        """The rules in force, as the file gave them."""
         self._use: Callable[[RuleSet], None] = lambda _: None
         self._digests = reading.digests
         self._since = time.time()
@@ -116,7 +116,7 @@ class Watcher:
         return not self._mistakes
 
     def health(self) -> dict[str, object]:
-        """The file; since when its rules are in force (seconds since the epoch); what is wrong.
+        """The file, the time since which its rules are in force (epoch seconds), and its mistakes.
 
         ``mistakes`` are those of the file as it was last read, empty where it was put in force.
         """
@@ -148,9 +148,9 @@ class Watcher:
             _LOG.error("rules-not-reloaded: the rules stay as they are: %s", mistake)
 
     async def _watch(self) -> None:
-        """Looks when the system tells of a change, and every now and then without being told.
+        """Looks whenever the system reports a change, and every now and then without a report.
 
-        Not every file system tells, and a folder may be replaced with all that is in it.
+        Not every file system reports changes, and a folder may be replaced with all that is in it.
         """
         from watchfiles import awatch  # noqa: PLC0415  # an extra
 
@@ -241,7 +241,7 @@ def _read(path: str, known: tuple[str, ...]) -> _Reading:
 
 
 def _digests(files: Iterable[str]) -> dict[str, bytes]:
-    """What tells the contents of files from others; empty for a file that cannot be read."""
+    """A digest of each file's contents; empty for a file that cannot be read."""
     digests = {}
     for path in files:
         digests[path] = b""
@@ -253,7 +253,7 @@ def _digests(files: Iterable[str]) -> dict[str, bytes]:
 
 
 def _trail(path: str) -> set[Path]:
-    """A file and all symbolic links on the way to it: what may be replaced to change it."""
+    """A file and all symbolic links on the way to it, each of which can change it."""
     trail: set[Path] = set()
     place = Path(os.path.abspath(path))  # noqa: PTH100  # links are followed one by one
     for _ in range(MOST_LINKS):
@@ -268,7 +268,7 @@ def _trail(path: str) -> set[Path]:
 
 
 def _named(names: set[str]) -> Callable[[object, str], bool]:
-    """Tells changes of these from those of their neighbours in a folder."""
+    """A filter for changes of these names, not of their neighbours in a folder."""
     return lambda _, path: Path(path).name in names
 
 
@@ -281,7 +281,7 @@ def _mistakes(path: str, problem: Exception) -> list[str]:
 
 
 def _change(before: RuleSet, after: RuleSet) -> str:
-    """Which rules are new, changed or gone, in words."""
+    """The rules that are new, changed or gone, in words."""
     old, new = ({rule.name: rule for rule in rules.rules} for rules in (before, after))
     words = {
         "new": new.keys() - old.keys(),

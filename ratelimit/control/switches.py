@@ -1,6 +1,6 @@
-"""Which rules are turned off at the moment: learnt in the background, so that no request asks.
+"""The rules that are turned off at the moment, learnt in the background so that no request asks.
 
-The law of this module: what cannot be read says what it said last.
+The law of this module: a source that cannot be read keeps its last value.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ __all__ = ["ALL", "Switchable", "Switches"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 ALL: Final = "*"
-"""Stands for every rule."""
+"""The name that stands for every rule."""
 
 EVERY: Final = 0.5
 """Seconds between two looks, at most; half of the second within which a switch works."""
 
 MOST_CHARACTERS: Final = 100_000
-"""What is read of a file of names."""
+"""Most characters that are read of a file of names."""
 
 _LASTING: Final = ("permission", "switches")
 """Kinds of failure that a decision does not meet, and that do not pass by themselves."""
@@ -42,7 +42,7 @@ class Switchable(Protocol):
 
 
 class Switches:
-    """Which rules are turned off at the moment.
+    """The rules that are turned off at the moment.
 
     Three places say so, and one of them is enough: the store, if it is `Switchable`; the file that
     RATELIMIT_KILL_FILE names, which need not be there; and RATELIMIT_KILL, which is read once.
@@ -68,7 +68,7 @@ class Switches:
             self._background.run()
 
     async def look(self) -> None:
-        """Reads what the file and the store say now."""
+        """Reads the present state of the file and the store."""
         for place, read in self._places.items():
             try:
                 self._said[place] = await read()

@@ -1,4 +1,4 @@
-"""Who is asking: addresses, networks, what trusted proxies say, and the other keys of a request.
+"""The identity of a request: addresses, networks, trusted proxies, and the other keys.
 
 Nothing of it is public.
 """

@@ -1,7 +1,7 @@
 """Addresses: how they are read, in which networks they lie, and which of them is the client's.
 
-The law of this module: nobody chooses his own address. Forwarded headers count only where the peer
-is a trusted proxy, and are walked from the right; what cannot be read as an address ends the walk.
+The law of this module: nobody chooses their own address. Forwarded headers count only where the
+peer is a trusted proxy, and are walked from the right, up to what cannot be read as an address.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Address(NamedTuple):
     version: int
     number: int
     key: str
-    """What is counted together: the IPv4 address, or the IPv6 network."""
+    """The text that requests are counted under: the IPv4 address, or the IPv6 network."""
 
 
 def read_address(text: str, prefix: int = 64) -> Address | None:
@@ -97,7 +97,7 @@ def _why_no_network(text: str) -> str:
 
 
 def unwrapped(network: Network) -> Network:
-    """Addresses are compared as IPv4 where they hold one, so their networks are, too."""
+    """A network as addresses are compared with it: IPv4 within IPv6 is IPv4."""
     if network.version == 6 and network.prefixlen >= 96:
         number = int(network.network_address)
         if number >> 32 in (_MAPPED, _NAT64):

@@ -10,7 +10,7 @@ __all__ = ["Networks", "networks_in"]
 
 
 def networks_in(text: str) -> tuple[list[Network], list[tuple[int, int, str]]]:
-    """The networks of a file, one a line, ``#`` before a comment; and what is wrong with it.
+    """The networks in a file, one a line (``#`` starts a comment), and its mistakes.
 
     A mistake is its line and column, both from 1, and a sentence.
     """
@@ -39,7 +39,7 @@ class Networks:
 
     _groups: dict[int, tuple[tuple[int, set[int]], ...]]
     empty: bool
-    """Whether there are none, which most requests ask of two lists."""
+    """Whether the set is empty, which most requests ask of two lists."""
 
     def __init__(self, networks: Iterable[Network | str] = ()) -> None:
         self.replace(networks)
@@ -58,14 +58,14 @@ class Networks:
         return sum(len(group) for groups in self._groups.values() for _, group in groups)
 
     def __iter__(self) -> Iterator[Network]:
-        """Each network once, in no order."""
+        """Each network once, in no particular order."""
         for shift, group in self._groups[4]:
             yield from [IPv4Network((number << shift, 32 - shift)) for number in group]
         for shift, group in self._groups[6]:
             yield from [IPv6Network((number << shift, 128 - shift)) for number in group]
 
     def add(self, network: Network | str) -> None:
-        """Adds a network; nothing happens where it is there already."""
+        """Adds a network, unless it is there already."""
         version, shift, number = _placed(network)
         self.empty = False
         groups = self._groups[version]
@@ -76,7 +76,7 @@ class Networks:
         self._groups[version] = (*groups, (shift, {number}))
 
     def discard(self, network: Network | str) -> None:
-        """Takes a network out, and only this one: not those within it, nor a part of a larger."""
+        """Removes exactly this network: not those within it, nor a part of a larger one."""
         version, shift, number = _placed(network)
         for known, group in self._groups[version]:
             if known == shift:
@@ -85,7 +85,7 @@ class Networks:
         self.empty = not any(self._groups.values())
 
     def replace(self, networks: Iterable[Network | str]) -> None:
-        """Takes these networks instead of all.
+        """Replaces all networks with these.
 
         They are put in place in one step when all of them have been read, which takes a
         microsecond or two each, and about ten as text: for very many, run it in a thread. Those
@@ -107,7 +107,7 @@ class Networks:
 
 
 def _placed(network: Network | str) -> tuple[int, int, int]:
-    """The version, the bits that an address is shifted by, and what is then left of it."""
+    """IP version, number of host bits, and the network's number without those bits."""
     if isinstance(network, str):
         network = read_network(network)
     elif not isinstance(network, IPv4Network | IPv6Network):

@@ -1,6 +1,6 @@
-"""The answer to a refused request: a problem as JSON, or the same as a page or a line of text.
+"""The answer to a refused request: a problem in JSON, or its words as a page or a line of text.
 
-Problems are those of RFC 9457; which form a client gets is negotiated by RFC 9110 section 12.5.1.
+Problems are those of RFC 9457; RFC 9110 section 12.5.1 negotiates the form that a client gets.
 """
 
 import html
@@ -36,10 +36,10 @@ OFFERS: Final = {
 }
 """The forms, the most preferred first, each with the media ranges that take it, the closest first.
 
-Who asks for JSON takes a problem: it is JSON, and an error is no place to insist."""
+A client that asks for JSON gets a problem: it is JSON, and an error is not the place to insist."""
 
 _LONGEST_ACCEPT: Final = 1_000
-"""Characters; browsers send fewer than 200."""
+"""Most characters of an Accept field that are read; browsers send fewer than 200."""
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 section 5.6.2
 _PARAMETER: Final = rf'({_TOKEN})=({_TOKEN}|"[^"\\]*+(?:\\.[^"\\]*+)*")'
@@ -59,12 +59,12 @@ class Refusal(NamedTuple):
     headers: list[Field]
     body: bytes
     title: str
-    """What the problem is, in a few words."""
+    """The kind of problem, in a few words."""
     detail: str
-    """What the client may want to know of this one, in a sentence."""
+    """This occurrence of it, for the client, in a sentence."""
 
     def rendered(self, accept: str | None) -> "Refusal":
-        """The same in the form that a client asks for by its Accept field (None: it sent none).
+        """This refusal in the form that a client's Accept field asks for (None: it sent none).
 
         A page or text where the client prefers that to JSON; the problem where it does not, where
         it takes none of the three, and where the field is malformed or longer than 1,000
@@ -98,7 +98,7 @@ class Refusal(NamedTuple):
         )
 
     def response(self) -> Response:
-        """The same as a Starlette response."""
+        """This refusal as a Starlette response."""
         response = Response(self.body, self.status)
         response.raw_headers = list(self.headers)
         return response
@@ -125,7 +125,7 @@ class Refused(HTTPException):
 
 @lru_cache(maxsize=256)
 def _preferred(accept: str) -> str:
-    """Which form an Accept field asks for: the one with the greatest weight, of equals the first.
+    """The form that an Accept field asks for: the greatest weight wins, and of equals the first.
 
     The weight of a form is that of the closest range that takes it. A range with parameters is
     for what has them, and all that ours have is a charset.

@@ -1,4 +1,4 @@
-"""What in a set of rules is legal, but probably not what was meant."""
+"""Advice on rules that are legal, but probably not what was meant."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class Advice(NamedTuple):
 
 
 def advise(rule_set: RuleSet) -> list[Advice]:
-    """All that is worth saying about a set of rules, in its order; rules that are off are not."""
+    """All advice on a set of rules, in their order; rules that are off get none."""
     rules = [rule for rule in rule_set.rules if rule.mode != "off"]
     bounds: dict[str | None, list[Rule]] = {}
     for rule in rules:

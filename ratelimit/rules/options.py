@@ -1,4 +1,4 @@
-"""What a rule's options may be: each function reads one of them, or says in a sentence why not."""
+"""A rule's options: each function reads one, or refuses it in a sentence."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ OnMissing = Literal["client", "skip", "refuse"]
 
 T = TypeVar("T")
 Ask = Callable[[HTTPConnection], T | Awaitable[T]]
-"""What the application is asked about a request: a function over the connection, sync or async."""
+"""A function of the application over the connection, sync or async."""
 
 SomeLimits = str | Limit | Sequence[Limit] | None
 """One limit or several; None (or the text "unlimited") for none."""
@@ -33,7 +33,7 @@ SomeLimits = str | Limit | Sequence[Limit] | None
 UNLIMITED: Final = "unlimited"
 
 MOST_COST: Final = 2**42
-"""What one check can carry (ratelimit.decisions has the same bound)."""
+"""The most units that one check can carry (ratelimit.decisions has the same bound)."""
 
 DEFAULT_MAX_DELAY: Final = 10.0
 """Seconds that a leaking bucket may hold a request, where a rule does not say."""
@@ -50,13 +50,13 @@ _TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 REGISTERED: Final = re.compile("[a-z_][a-z0-9_]{0,63}", re.ASCII)
 _ATTRIBUTE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
-"""As such an address is counted; there may be many."""
+"""An IPv4 address, which is its own key: a shortcut, since there may be many."""
 _MOST_LIMITS: Final = 20
 _MOST_PARTS: Final = 10
 
 
 class Counting:
-    """How a rule's texts are counted: by which algorithm, with which of its options."""
+    """The algorithm, and its options, that count the limits given as text."""
 
     __slots__ = ("algorithm", "burst", "max_delay", "rounding")
 
@@ -81,7 +81,7 @@ class Counting:
             raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
 
     def limits(self, value: object, *, burst: bool = True) -> tuple[Limit, ...]:
-        """The limits in text, a `Limit`, or several; none where there is no limit.
+        """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
 
         ``burst`` False leaves out the burst that is given beside a text (an override has its own).
         """
@@ -157,7 +157,7 @@ def tiers(limits: Mapping[Any, Any], counting: Counting) -> dict[str, tuple[Limi
 
 
 def tier(value: object, tiers: Mapping[str, object]) -> Any:
-    """Who says which tier a request is of: ``user:ATTRIBUTE``, ``header:NAME`` or a name."""
+    """The source of a request's tier: ``user:ATTRIBUTE``, ``header:NAME`` or a registered name."""
     if value is None:
         if tiers:
             raise ValueError("there are tiers, but no tier; it says who chooses, as 'user:plan'")
@@ -180,7 +180,7 @@ def tier(value: object, tiers: Mapping[str, object]) -> Any:
 
 
 def cost(value: object, limits: Iterable[Limit]) -> Any:
-    """Units per request: a number that every limit can let through, or what will give one."""
+    """Units per request: a number that every limit can let through, a name or a function."""
     if callable(value):
         return value
     if isinstance(value, str):
@@ -214,7 +214,7 @@ def name(value: object) -> str:
 
 
 def methods(values: Iterable[str]) -> frozenset[str]:
-    """HTTP methods in upper case, HEAD among them where GET is."""
+    """HTTP methods in upper case, with HEAD wherever GET is among them."""
     if isinstance(values, str):
         raise TypeError(f"methods is a list such as ['GET'], not the text {shown(values)}")
     known: set[str] = set()
@@ -233,7 +233,7 @@ def methods(values: Iterable[str]) -> frozenset[str]:
 
 
 def by(value: object, parameters: Iterable[str] | None, path: str | None) -> tuple[str, ...]:
-    """What an identity is made of; ``parameters`` are those of the path, None for any."""
+    """The parts of an identity; ``parameters`` are those of the path, None for any."""
     parts: Any = (value,) if isinstance(value, str) else value
     if not isinstance(parts, Sequence):
         raise TypeError(f"by is text or several texts, not {type(value).__name__}")
@@ -299,7 +299,7 @@ def overrides(
 
 
 def address_key(value: str) -> str:
-    """What requests from an address are counted under: for IPv6, its network."""
+    """The key that requests from an address are counted under; for IPv6, that of its network."""
     if _IPV4.fullmatch(value):
         return value
     address = read_address(value)
@@ -324,7 +324,7 @@ def networks(values: Iterable[object]) -> tuple[Network, ...]:
 
 
 def mode(value: object) -> None:
-    """Raises where this is no mode."""
+    """Refuses what is not a mode."""
     if value not in get_args(Mode):
         raise ValueError(f"mode is {shown(value)}; it is 'enforce', 'shadow' or 'off'")
 

@@ -30,9 +30,9 @@ _NEVER_IN_PATH: Final = re.compile(r"[?#\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 _LONGEST: Final = 2_000
 
 _FEW_WAYS: Final = 2_000
-"""In how many ways the regex may try a path: on a short one it is faster than the steps."""
+"""Ways in which the regex may try a path: on a short one it is faster than the steps."""
 _MOST_WAYS: Final = 100_000
-"""The same where only the regex can tell: some milliseconds."""
+"""Ways in which it may try one where only the regex can tell: some milliseconds."""
 _LONGEST_FOR_REGEX: Final = 1_000
 """Characters on which a regex is tried that is not known to be linear."""
 
@@ -43,7 +43,7 @@ _ATOM: Final = re.compile(
 )
 _GROUP: Final = re.compile(r"\((?:\?:)?([^()]+)\)\?(?![*+?{])")
 _ONE_SEGMENT: Final = ("[^/]+", "[0-9]+", FloatConvertor.regex, UUIDConvertor.regex)
-"""What ends in one place only, or nearly so, where it is a whole segment."""
+"""Regexes that, as a whole segment, end in one place only, or nearly so."""
 
 
 class _Step(NamedTuple):
@@ -54,7 +54,7 @@ class _Step(NamedTuple):
     least: int
     most: int | None
     spared: int = 0
-    """How many steps, from this one, are left out where they cannot be taken."""
+    """Number of steps, from this one on, that are left out where they cannot be taken."""
 
 
 class _Pattern(NamedTuple):
@@ -168,7 +168,7 @@ def _split(text: str) -> tuple[list[str], list[str]]:
 
 
 def _longest(text: str, convertors: Mapping[str, Any]) -> int:
-    """How many characters a path may have for the regex to take no more than a moment."""
+    """Characters up to which the regex takes no more than a moment on a path."""
     texts, names = _split(text)
     unbounded, ways, known = 0, 1, True
     for number, name in enumerate(names):

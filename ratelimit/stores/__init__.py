@@ -1,4 +1,4 @@
-"""Where the counters live: the `Store` protocol, and `open_store` from a URI to a store."""
+"""Stores of counters: the `Store` protocol, and `open_store` from a URI to a store."""
 
 from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ __all__ = ["MemoryStore", "Store", "StoreUnavailable", "open_store"]
 
 @runtime_checkable
 class Store(Protocol):
-    """What a store is: three methods. Ours are async context managers as well, which close it.
+    """A store of counters: three methods. Ours are also async context managers that close it.
 
     `ratelimit.testing` holds the suite that every store passes.
     """
@@ -31,7 +31,7 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Lets go of what the store holds; it opens again when it is next asked."""
+        """Releases the store's resources; it opens again when it is next asked."""
         ...
 
 
@@ -41,7 +41,7 @@ def open_store(uri: str, *, deadline: float = 0.05) -> Store:
     ``memory://``, and what `RedisStore` takes: ``redis://``, ``rediss://`` and ``unix://`` with
     redis-py's options in the query, ``redis+sentinel://host:port,host:port/service`` and
     ``redis+cluster://host:port,host:port``.
-    ``deadline``, in seconds, is how long a decision in Redis may take.
+    ``deadline``, in seconds, bounds a decision in Redis.
 
     Raises ValueError, in one sentence that shows no password, for a URI that names no store, and
     ImportError where redis-py is not installed.

@@ -1,4 +1,4 @@
-"""Why a store could not answer, in one sentence that names the cause and what to do about it."""
+"""Failures of a store, each in one sentence that names the cause and the remedy."""
 
 import re
 from typing import Final, Literal
@@ -6,8 +6,8 @@ from typing import Final, Literal
 __all__ = ["Scope", "StoreUnavailable", "explain", "no_reply", "overloaded"]
 
 Scope = Literal["key", "command", "shard", "server", "own"]
-"""How far a failure reaches: one counter, one command, a part of a cluster, a whole server; or our
-own process, of which the store knows nothing. Breakers hear of shards and servers alone."""
+"""The reach of a failure: one counter, one command, a part of a cluster, a whole server, or our own
+process, of which the store knows nothing. Breakers hear only of shards and servers."""
 
 MOST_SAID: Final = 200  # characters of a server's own words that are repeated
 

@@ -1,7 +1,7 @@
-"""What answers when the store cannot: a share of each quota, and the way back.
+"""The stand-in for a store that cannot answer: a share of each quota, settled afterwards.
 
-The law of this module: what is let through while the store is away is charged to it afterwards,
-before requests go to it again.
+The law of this module: everything let through while the store is away is charged to it when it is
+back, before requests go to it again.
 """
 
 import asyncio
@@ -45,19 +45,19 @@ class Heartbeats(Protocol):
     """A store in which workers make themselves known."""
 
     async def heartbeat(self, worker: str, alive_for: float) -> int:
-        """Signs of life of a worker, for so many seconds; gives how many workers have some."""
+        """Reports a worker as alive for so many seconds; gives the number of workers alive."""
         ...
 
 
 class Failover:
-    """A store behind a breaker, and what each worker may let through by itself meanwhile.
+    """A store behind a breaker, with a local stand-in that decides while the store is away.
 
     A store that has a breaker of its own, `RedisStore`, knows better whose failure it was; before
     any other stands one that counts its decisions.
 
-    ``workers`` is how many share a quota while the store is away: what the rule file says until
-    heartbeats were seen, then their number, frozen when the store is lost. Fewer than before are
-    believed only when all others have had time to speak.
+    ``workers`` is the number that share a quota while the store is away: that of the rule file
+    until heartbeats were seen, then their number, frozen when the store is lost. Fewer than before
+    are believed only when all others have had time to speak.
     """
 
     def __init__(self, store: Store, workers: int = 1, *, local: bool = False) -> None:
@@ -82,7 +82,7 @@ class Failover:
         self._heartbeat = Background("heartbeat", self._beat)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
-        """What the store decides; raises StoreUnavailable at once while it is known to be away."""
+        """The store's decisions; raises StoreUnavailable at once while it is known to be away."""
         if self._beats:
             self._heartbeat.run()
         if not self._breaks:
@@ -149,13 +149,13 @@ class Failover:
         return share
 
     async def aclose(self) -> None:
-        """Ends what runs in the background, and closes the store."""
+        """Ends the background tasks, and closes the store."""
         await self._heartbeat.aclose()
         await self.breaker.aclose()
         await self.store.aclose()
 
     async def _settle(self) -> None:
-        """Charges the store with what was let through meanwhile; once, and as far as it gets."""
+        """Charges the store for everything let through meanwhile: once, and as far as it gets."""
         owed, self._owed, self._owed_bytes = self._owed, set(), 0
         local = self._local
         if local is None:
@@ -193,7 +193,7 @@ class Failover:
                 return
 
     async def _keep_owed(self, entries: Sequence[tuple[Check, Check]]) -> None:
-        """Counts in process again what the store could not be charged with."""
+        """Counts charges in process again that the store could not take."""
         for charge, own in entries:
             if self._local is None:
                 self._local = MemoryStore()

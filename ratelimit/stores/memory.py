@@ -41,7 +41,7 @@ _MOST_LIMITS: Final = 10_000  # known to the Lua at once; dynamic limits may com
 
 
 class MemoryStatistics(NamedTuple):
-    """What a `MemoryStore` holds now."""
+    """The present contents of a `MemoryStore`."""
 
     keys: int
     """Live counters, and expired ones not collected yet."""
@@ -91,13 +91,13 @@ class MemoryStore:
         self._forget_lua()
 
     def _forget_lua(self) -> None:
-        """Back to before the first decision; also what a forked child starts with."""
+        """Goes back to before the first decision, which is also how a forked child starts."""
         self._lua: Any = None
         self._one: Any = None
         self._several: Any = None
         self._places: dict[str, int] = {}
         self._known: dict[tuple[str, str], tuple[int, bytes]] = {}
-        """By a limit's digest and a rule: the limit's place, and what such keys begin with."""
+        """The limit's place and the start of its keys, by the limit's digest and the rule."""
         self._lock = threading.Lock()
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -239,12 +239,12 @@ class _Lua(NamedTuple):
 
 
 def _begin(limit: Limit, rule: str) -> bytes:
-    """Limit and rule without ambiguity: of fixed length, and of a told one."""
+    """Limit and rule without ambiguity: the first has a fixed length, the second tells its own."""
     return f"{limit.digest}{len(rule)}:{rule}".encode("utf-8", "surrogatepass")
 
 
 def _spelled(key: str) -> bytes:
-    """An identity at the end of a key; what a long one is kept as, no short one may spell."""
+    """An identity at the end of a key; no short one can spell what a long one is kept as."""
     text = f"={key}" if len(key) <= _LONGEST_KEY else f"#{identity_digest(key)}"
     try:
         return text.encode()

@@ -1,4 +1,4 @@
-"""``lua/`` to the one script that both stores run, and its digest.
+"""The one script that both stores run, composed of ``lua/``, and its digest.
 
 The files stand alone; the only text added is a line before and after each, so that an error's line
 number is that of the file plus a constant. In a checkout ``lua/`` is beside the package, in a wheel
@@ -34,10 +34,10 @@ SCRIPT: Final = _compose()
 """The Lua 5.1 source of the whole decision; lua/decide.lua's header says what it takes."""
 
 SHA1: Final = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
-"""What EVALSHA calls it by (Redis names scripts by SHA-1)."""
+"""Its name for EVALSHA (Redis names scripts by SHA-1)."""
 
 OOM_SCRIPT: Final = "#!lua flags=allow-oom\n" + SCRIPT
-"""The same, allowed to write where the server is at maxmemory; Redis 7 and later."""
+"""The script again, allowed to write where the server is at maxmemory (Redis 7 and later)."""
 
 OOM_SHA1: Final = sha1(OOM_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-"""What EVALSHA calls that by."""
+"""Its name for EVALSHA."""

@@ -1,4 +1,4 @@
-"""For tests: a clock to move by hand, switches for a whole process, and the suite of every store.
+"""Help for tests: a clock to move by hand, switches for a whole process, the suite for stores.
 
 All that is named here is public; `pytest_plugin` has fixtures.
 """

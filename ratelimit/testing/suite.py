@@ -1,8 +1,6 @@
-"""For tests: limits off, forgotten, or by a clock moved by hand; and the suite of every store.
+"""The suite that every store must pass. Importing it needs no pytest.
 
-Needs no pytest to be imported; `ratelimit.testing.pytest_plugin` has the first three as fixtures.
-To hold
-a store of your own to the promise, in a test module::
+To hold a store of your own to the promise, in a test module::
 
     from ratelimit.testing import StoreSuite
 
@@ -44,7 +42,7 @@ async def _with_store(
 
 
 class StoreSuite:
-    """What every store must do; subclass it beside a fixture ``make_store``.
+    """The tests that every store must pass; subclass it beside a fixture ``make_store``.
 
     ``make_store`` is a function from a `ManualClock` to a fresh `Store` that decides by it. Keys
     are chosen anew in every test, so that a shared server need not be emptied. There is a further
@@ -183,7 +181,7 @@ class StoreSuite:
         await _with_store(make_store, run)
 
     async def test_a_denial_and_a_cost_of_0_write_nothing(self, make_store: MakeStore) -> None:
-        """What was refused, or only looked, leaves no trace in later answers."""
+        """A refused request, or one that only looked, leaves no trace in later answers."""
 
         async def run(store: Store, clock: ManualClock, key: str) -> None:
             for name in Algorithm:

@@ -1,4 +1,4 @@
-"""What in a rule file can never have an effect, since something else in it is against it.
+"""Parts of a rule file that can never have an effect, since another part contradicts them.
 
 The law of this module: nothing is reported that could, for any request, make a difference. A limit
 is unreachable only where it is proved that another one refuses first.
@@ -19,13 +19,13 @@ __all__ = ["Contradiction", "contradictions"]
 Place = tuple[str | int, ...]
 
 _ALWAYS_THERE: Final = ("global", "path")
-"""Parts of an identity that every request which the rule matches has."""
+"""Parts of an identity that no request lacks if the rule matches it."""
 
 MOST_PAIRS: Final = 300_000
 """Pairs of rules that are compared: all of 500, which is more than one request may have."""
 
 IPV6_PREFIX: Final = 64
-"""By which a `Rule` tells its overrides apart."""
+"""The prefix by which a `Rule` tells its overrides apart."""
 
 
 class Contradiction(NamedTuple):
@@ -33,7 +33,7 @@ class Contradiction(NamedTuple):
     place: Place
     message: str
     against: tuple[Place, ...] = ()
-    """What else the message may show values of."""
+    """Other places whose values the message may show."""
 
 
 def contradictions(
@@ -123,10 +123,10 @@ def _of_options(
 
 @lru_cache(maxsize=4096)
 def at_most(first: Limit, second: Limit) -> int | None:
-    """The most that ``second`` can find used, what passes counted, while ``first`` decides as well.
+    """The most that ``second`` can ever find used, while ``first`` decides as well.
 
-    None where that is not known. Both count alike, in whole windows since the epoch, so that
-    windows of which one is a multiple of the other begin together.
+    Units that pass are counted. None where the most is not known. Both count in whole windows since
+    the epoch, so that windows of which one is a multiple of the other begin together.
     """
     alike = first.algorithm is second.algorithm and first.rounding == second.rounding
     if not alike or first.tick_us != 1 or second.tick_us != 1:
@@ -305,7 +305,7 @@ def _allowed_and_denied(
 def _of_networks(
     rule: Rule, keys: Mapping[str, Any], at: Place, covers: Mapping[str, _Cover]
 ) -> Iterator[Contradiction]:
-    """What is against the rule's own networks; ``covers`` are the file's."""
+    """Contradictions of a rule's own networks; ``covers`` are the file's."""
     allowlist, denylist = (*at, "allowlist"), (*at, "denylist")
     own = keys.get("allowlist", ())
     if {network.version for network in own if network.prefixlen == 0} == {4, 6}:

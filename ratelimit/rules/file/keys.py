@@ -1,4 +1,4 @@
-"""The keys of a rule file: which there are, of what type, and what each of them says.
+"""The keys of a rule file, with the type and the description of each.
 
 pydantic holds the values to their types; what a value means is asked of `Rule` and `RuleSet`. The
 JSON Schema and the table in the documentation are made of the same definitions.
@@ -135,7 +135,7 @@ _Networks = list[_OneNetwork]
 
 
 def _key(description: str, default: Any = None) -> Any:
-    """A key that may be left out; its default is for nobody, since only given keys are read."""
+    """A key that may be left out. Nobody sees its default, since only given keys are read."""
     return Field(default, description=description)
 
 
@@ -144,7 +144,7 @@ class Keys(BaseModel):
 
 
 class MatchKeys(Keys):
-    """Which requests a rule is for."""
+    """The requests that a rule is for."""
 
     path: str = _key(
         "The decoded path below `root_path`, in Starlette's route syntax; every path if left out."
@@ -155,7 +155,7 @@ class MatchKeys(Keys):
 
 
 class RuleKeys(Keys):
-    """Which requests, by which identity, under which limits, in which mode."""
+    """A rule: its requests, the identity it counts by, its limits and its mode."""
 
     name: str = Field(
         description="The rule's name in headers, logs and counters; each has its own, in any case."
@@ -275,4 +275,4 @@ class FileKeys(Keys):
 
 
 NEEDED: Final[dict[str, Any]] = {"version": "1", "rules": [], "name": "a"}
-"""What stands in for a required key that has a mistake, while the others are looked at."""
+"""Values that stand in for required keys with a mistake, while the other keys are looked at."""

@@ -35,7 +35,7 @@ from ratelimit.words import near, shown
 __all__ = ["load", "loads"]
 
 MOST_OF_LIST: Final = 20
-"""Mistakes that are shown of one list: whoever names the wrong file has one in every line."""
+"""Most mistakes that are shown of one list: a wrong file has one in every line."""
 
 Place = tuple[str | int, ...]
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> Rul
 
 
 def _in_order(mistakes: Mistakes, *of_lists: Mistakes) -> Iterator[Mistake]:
-    """Those of the rule file, then those of each list."""
+    """The mistakes of the rule file, then those of each list."""
     yield from sorted(mistakes, key=_position)
     if mistakes.more is not None:
         yield mistakes.more
@@ -110,18 +110,18 @@ _ALLOWED: Final = {
 _MODES: Final = {
     "on": "enforce", "yes": "enforce", "true": "enforce", "no": "off", "false": "off",
 }  # fmt: skip
-"""What those mean who expect a boolean."""
+"""Boolean-like words, mapped to modes."""
 
 
 class _Given(NamedTuple):
-    """A rule as it is written, and what it takes to build it."""
+    """A rule as it is written, with everything needed to build it."""
 
     node: Node
     place: str
     keys: dict[str, Any]
     """The values in the rule file itself, those of ``match`` among them."""
     arguments: dict[str, Any]
-    """What `Rule` is given: the same, with what the lists hold."""
+    """The arguments of `Rule`: these values, and those of the lists."""
     listed: dict[str, Override]
     """The overrides of the list, whose mistakes go to ``of_list``."""
     of_list: Mistakes
@@ -197,7 +197,7 @@ class _Checker:
                 self.add(at, place, message, "bad-cost", node.variables)
 
     def fields(self, model: type[Keys], node: Node, place: str) -> tuple[dict[str, Any], set[str]]:
-        """The values that are given and of their types, and the keys of those that are not."""
+        """The given values of the right type, and the keys of the others."""
         plain = node.plain()
         bad: set[str] = set()
         try:
@@ -250,7 +250,7 @@ class _Checker:
             self.add(node, place, f"{node}; {_ALLOWED[kind]}{hint}", "wrong-type")
 
     def given(self, node: Node, place: str) -> _Given | None:
-        """A rule's values, with those of its lists; None where it is no mapping."""
+        """A rule's values, with those of its lists; None where it is not a mapping."""
         keys, failed = self.fields(RuleKeys, node, place)
         if not isinstance(node.value, dict):
             return None
@@ -276,7 +276,7 @@ class _Checker:
         return _Given(node, place, keys, arguments, listed, of_list, failed)
 
     def tiered(self, node: Node, place: str) -> set[str]:
-        """Holds a rule to either ``limit``, or ``limits`` and ``tier``; keys that are not so."""
+        """Holds a rule to ``limit``, or to ``limits`` with ``tier``; gives the keys in error."""
         keys = node.keys
         failed: set[str] = set()
         if "limit" not in keys and "limits" not in keys:
@@ -314,7 +314,7 @@ class _Checker:
         self, key: str, keys: Mapping[str, Any], node: Node, place: str,
         read: Callable[[str, str, str], tuple[T, Mistakes]],
     ) -> tuple[T, Mistakes] | None:  # fmt: skip
-        """What the file named under a key holds; None where it cannot be read."""
+        """The contents of the file named under a key; None where it cannot be read."""
         at, place = node.at(place, (key,))
         # Where the name is taken from the environment, mistakes show it as it is written.
         title = at.shown if at.variables else os.fspath(self.lists.folder / at.shown)
@@ -365,7 +365,7 @@ class _Checker:
             self.overrides(given, failed)
 
     def overrides(self, given: _Given, failed: set[str]) -> None:
-        """Reports each override with a mistake; what failed elsewhere is not held against them."""
+        """Reports each override with a mistake, leaving aside what has failed elsewhere."""
         values = given.arguments
         by = tuple(values.get("by", ("client",)))
         cost = 0 if "cost" in failed else values.get("cost", 1)
@@ -472,7 +472,7 @@ class _Checker:
 
 
 def _hidden(variables: tuple[str, ...]) -> str:
-    """What is said in place of a sentence that could show these; empty where there are none."""
+    """The sentence in place of one that could show these variables; empty where there are none."""
     if not variables:
         return ""
     source = ", ".join(f"${{{name}}}" for name in variables)

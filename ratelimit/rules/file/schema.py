@@ -3,8 +3,8 @@
 Keys, required ones, words to choose from and descriptions are those of the loader's own
 definitions; what is text there has its shape here. The schema refuses nothing that the loader
 accepts, but for text that other readers of YAML take for something else: a name such as ``true`` is
-to be put in quotes. What it cannot know, as that two rules contradict each other, is left to the
-loader.
+to be put in quotes. Anything that it cannot know, such as two rules that contradict each other,
+is left to the loader.
 """
 
 import json
@@ -46,7 +46,7 @@ _VARIABLE: Final = {"$ref": "#/$defs/variable"}
 
 
 def schema() -> dict[str, Any]:
-    """The schema, as what ``json.dumps`` takes."""
+    """The schema, ready for ``json.dumps``."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:ratelimit-asgi:rules:1",
@@ -119,7 +119,7 @@ def _text(*patterns: str, **more: Any) -> dict[str, Any]:
 
 
 def _number(least: int, most: int | None = None, *otherwise: str) -> dict[str, Any]:
-    """A whole number, or the same in quotes."""
+    """A whole number, in quotes or not."""
     bounds = {"minimum": least} | ({} if most is None else {"maximum": most})
     return {"anyOf": [{"type": "integer", **bounds}, _text(_WHOLE, *otherwise)]}
 
@@ -194,4 +194,4 @@ _SHAPES: Final[dict[str, dict[str, Any]]] = {
     "denylist": _NETWORKS,
     "denylist_file": _FILE,
 }
-"""What each key's value looks like, where its type does not say."""
+"""The shape of each key's value, where its type does not say it."""

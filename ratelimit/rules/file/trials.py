@@ -1,4 +1,4 @@
-"""What to ask `Rule` about each of a rule's values, so that its refusal can be told by place."""
+"""Questions to `Rule` about each of a rule's values, so that a refusal is reported at its place."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
 
 def trials(values: Mapping[str, Any]) -> Iterator[Trial]:
-    """What to ask about a rule's values, in an order in which a mistake spares the later ones."""
+    """The questions about a rule's values, ordered so that a mistake spares the later ones."""
 
     def trial(loc: Place, code: str, *uses: str, **more: Any) -> Trial:
         names = (*uses, loc[loc[0] == "match"])

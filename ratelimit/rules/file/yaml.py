@@ -1,7 +1,7 @@
 """YAML to a tree in which every value knows its line and column.
 
-Scalars stay the text that they are in the source, so that ``off`` is no boolean, ``1:30`` no
-number of minutes and ``010`` not eight. Only PyYAML's parser runs, never a constructor: a tag is
+Scalars stay the text of the source: ``off`` is not a boolean, ``1:30`` not a number of minutes
+and ``010`` not eight. Only PyYAML's parser runs, never a constructor: a tag is
 a mistake, and so is whatever would make a small file into a large tree.
 """
 
@@ -24,15 +24,15 @@ __all__ = [
 
 MOST_BYTES: Final = 5_000_000
 MOST_NODES: Final = 200_000
-"""Counted with every alias written out."""
+"""Most nodes, counted with every alias written out."""
 MOST_ALIASES: Final = 100
 MOST_DIRECTIVES: Final = 20
-"""Lines that begin with ``%``; the parser in C compares each ``%TAG`` with all before it."""
+"""Most lines that begin with ``%``; the parser in C compares each ``%TAG`` with all before it."""
 MOST_MISTAKES: Final = 1_000
-"""Mistakes that are told of one rule file; what wording them takes is not the file's to say."""
+"""Most mistakes that are reported of one rule file, so that a file cannot choose their cost."""
 DEEPEST: Final = 20
 SLOW_CHARACTERS: Final = 200_000
-"""What PyYAML's parser in Python reads in a second; the one in C is 20 times as fast."""
+"""Characters that PyYAML's parser in Python reads in a second; the one in C is 20 times as fast."""
 
 _FAST: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -45,7 +45,7 @@ _PLAIN_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}", re.ASCII)
 
 
 class TooManyMistakes(Exception):
-    """More mistakes than are told: the rest of the file is not looked at."""
+    """More mistakes than are reported: the rest of the file is not looked at."""
 
 
 class Mistakes(list[Mistake]):
@@ -56,13 +56,13 @@ class Mistakes(list[Mistake]):
         self.file = file
         self.most = most
         self.more: Mistake | None = None
-        """Says, after all others, that there are more."""
+        """A last mistake, which says that there are more."""
         self.cut = False
         """Whether there may be more, in a list that was not looked at to its end."""
         self.unset: set[str] = set()
-        """Variables that the environment lacks: what follows from them is no mistake of its own."""
+        """Variables that the environment lacks; what follows from that is not reported again."""
         self.at_least: Mistake | None = None
-        """What is wrong even where nothing else is."""
+        """The mistake to report where no other is found."""
 
     def add(self, line: int, column: int, place: str, message: str, code: str) -> None:
         if len(self) >= self.most:
@@ -84,7 +84,7 @@ class Node:
     value: "str | list[Node] | dict[str, Node] | None"
     """Text with its variables replaced; None where nothing, ``~`` or ``null`` is written."""
     shown: str = ""
-    """The text as it is in the file: what a message may show."""
+    """The text as it is in the file, which a message may show."""
     variables: tuple[str, ...] = ()
     """Names of the environment's variables in it, or anywhere below it."""
     size: int = 1
@@ -119,7 +119,7 @@ class Node:
         return node, place
 
     def __str__(self) -> str:
-        """What is there, for a message."""
+        """The value, for a message."""
         match self.value:
             case None:
                 return "nothing is there"
@@ -154,7 +154,7 @@ def text_of(path: str, mistakes: Mistakes) -> str | None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a file cannot be read, without its name."""
+    """The reason why a file cannot be read, without its name."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -227,7 +227,7 @@ def _not_yaml(error: yaml.YAMLError, text: str, file: str) -> Mistake:
 
 
 def _advice(problem: str, there: str) -> str:
-    """What to write, where the parser's words are of no help; ``there`` ends where it stopped."""
+    """Advice where the parser's words do not help; ``there`` ends where it stopped."""
     if there == "${":
         return " (within braces and brackets, ${NAME} is put in quotes)"
     if there[1:] == "\t":

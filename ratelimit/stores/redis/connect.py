@@ -1,4 +1,4 @@
-"""Where a store's servers are, and how connections to them are made: URIs, clients, TLS, Sentinel.
+"""Connections to a store's servers, from a URI or a client, with TLS and Sentinel.
 
 redis-py connects and authenticates; nothing here sends a command of the limiter's. Names are looked
 up and TLS files read in threads of our own: asyncio's executor is the application's, and a resolver
@@ -152,7 +152,7 @@ class Dialer:
 
 
 class Target:
-    """What a store was given, a URI or a client; a mistake in it is told when this is built.
+    """The URI or client that a store was given; a mistake in it is raised when this is built.
 
     ``address_remap`` is for a Cluster or Sentinel whose servers announce addresses that cannot be
     reached from here.
@@ -187,7 +187,7 @@ class Target:
         if remap is not None and not (self.is_cluster or plan.service):
             raise ValueError("address_remap is for a Cluster or Sentinel, and this is one server")
         self.reachable = remapper(remap)
-        """Where an address that a server announced is reached: itself, unless it was remapped."""
+        """The address at which an announced one is reached: itself, unless it was remapped."""
         self._kind = Kind(plan.connection_class, plan.settings)
         self._kind.check()
         self._service, self._manager = plan.service, plan.manager

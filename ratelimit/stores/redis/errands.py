@@ -1,4 +1,4 @@
-"""Work that blocks, in threads of our own, and patience that a stalled event loop does not use up.
+"""Blocking work in threads of our own, and time limits that a stalled event loop does not use up.
 
 The default executor is the application's: a resolver that hangs would fill it.
 """
@@ -42,7 +42,10 @@ class Errands:
         self._under_way: dict[Hashable, set[asyncio.Future[Any]]] = {}
 
     async def result(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        """What ``work`` returns or raises, or did for whoever asked before; StoreUnavailable."""
+        """The result of ``work``, shared with everyone who asks under ``key`` while it runs.
+
+        Raises what ``work`` raises, and StoreUnavailable where too much is under way already.
+        """
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             waiting = self._under_way.get(key)

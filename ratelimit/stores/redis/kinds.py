@@ -1,4 +1,4 @@
-"""How connections of one kind are made: a class of redis-py's, which resolves by our threads."""
+"""Connections of one kind: a class of redis-py's that resolves names in our threads."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ __all__ = ["Dialing", "Kind"]
 
 
 class Dialing:
-    """What is put before a connection class of redis-py's, which then resolves by `look_up`.
+    """A mixin before a connection class of redis-py's, which then resolves by `look_up`.
 
     The addresses of a name are tried in order, each within its share of the time. TLS goes on
     asking for the name.
@@ -80,7 +80,7 @@ def _is_unreached(error: Exception) -> bool:
 
 
 class Kind:
-    """How connections of one kind are made: redis-py's class, and its settings."""
+    """A kind of connection: redis-py's class, and its settings."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Kind:
         return self.connection_class(**{**self.settings, "host": address[0], "port": address[1]})
 
     def place(self) -> str:
-        """Where connections lead to, in words."""
+        """The server that connections lead to, in words."""
         if "path" in self.settings:
             return str(self.settings["path"])
         return spelt(str(self.settings.get("host", "localhost")), self.settings.get("port", 6379))

@@ -20,8 +20,8 @@ Address = tuple[str, int]
 
 
 Remap = Callable[[Address], Address] | Mapping[Any, Any]
-"""Where an announced address is reached: a function of ``(host, port)``, or a mapping of
-``(host, port)``, ``"host:port"`` or ``"host"`` to one of the same."""
+"""A way from announced addresses to those that can be reached: a function of ``(host, port)``, or a
+mapping of ``(host, port)``, ``"host:port"`` or ``"host"`` to one of these forms."""
 
 
 PATIENCE: Final = 1.0  # seconds at least that a server is given to take a connection
@@ -46,7 +46,7 @@ def spelt(host: str, port: int) -> str:
 
 
 class Progress:
-    """How far the making of a connection has come."""
+    """The progress of making a connection."""
 
     def __init__(self, trying: str, patience: float = PATIENCE) -> None:
         self.trying = trying
@@ -54,7 +54,7 @@ class Progress:
         """Seconds that it may take altogether."""
         self.waiting_for = ""
         self.failed: dict[str, str] = {}
-        """What became of sentinels that gave no master."""
+        """The failures of sentinels that gave no master."""
 
     def sentinels(self) -> str:
         """The sentinels that failed, and why."""
@@ -62,7 +62,7 @@ class Progress:
         return told if len(told) <= MOST_TOLD else f"{told[: MOST_TOLD - 1]}…"
 
     def late(self) -> StoreUnavailable:
-        """What is told where time is up."""
+        """The failure where time is up."""
         seconds = self.patience
         if self.waiting_for == "name":
             return StoreUnavailable(

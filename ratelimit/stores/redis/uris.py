@@ -1,4 +1,4 @@
-"""A store's URI or client, read: where its servers are, and the settings of their connections."""
+"""A store's URI or client to its servers and the settings of their connections."""
 
 import re
 from collections.abc import (
@@ -18,7 +18,7 @@ __all__ = ["Plan", "read_client", "read_uri", "tls_options"]
 
 
 class Plan(NamedTuple):
-    """What a target comes to, before a connection is made."""
+    """A target's servers and settings, before a connection is made."""
 
     connection_class: Any
     settings: dict[str, Any]
@@ -97,7 +97,7 @@ def read_client(client: Any, options: dict[str, Any]) -> Plan:
 
 
 def read_uri(uri: str, options: dict[str, Any]) -> Plan:
-    """What a URI says."""
+    """The servers and settings in a URI."""
     from redis.asyncio import Sentinel
 
     scheme, separator, rest = uri.partition("://")
