@@ -69,6 +69,11 @@ class Shouting(str):
         return "another at each request"
 
 
+class Counted(int):
+    def __str__(self) -> str:
+        return "another at each request"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -82,6 +87,7 @@ class Shouting(str):
         (Colour.RED, "red"),
         (Number.SEVEN, "7"),
         (Shouting("ann"), "ann"),
+        (Counted(7), "7"),
     ],
 )
 def test_text_whole_numbers_and_uuids_are_read_alone_or_as_an_attribute(
