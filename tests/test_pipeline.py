@@ -19,7 +19,7 @@ from ratelimit import (
     Rule,
     StoreUnavailable,
 )
-from ratelimit.stores.redis import pipeline
+from ratelimit.stores.redis import pipeline, queue
 from tests.servers import Server, binaries, serving
 from tests.web.asgi import http_scope
 
@@ -266,8 +266,8 @@ async def test_who_waits_too_long_for_us_is_refused(
 ) -> None:
     """Where more is asked than goes out; the server answers all the while, so it is not late."""
     monkeypatch.setattr(pipeline, "LONGEST_QUEUED", 0.02)
-    monkeypatch.setattr(pipeline, "MOST_CHECKS", 1)
-    monkeypatch.setattr(pipeline, "LEAST_SHARE", 1)
+    monkeypatch.setattr(queue, "MOST_CHECKS", 1)
+    monkeypatch.setattr(queue, "LEAST_SHARE", 1)
     async with RedisStore(server.url, deadline=0.001, deny_cache=0) as store:
         while store.round_trip is None:
             try:

@@ -22,7 +22,8 @@ from ratelimit.stores.errors import StoreUnavailable, explain, no_reply
 from ratelimit.stores.redis.connect import Target
 from ratelimit.stores.redis.line import Request
 from ratelimit.stores.redis.names import Address
-from ratelimit.stores.redis.pipeline import Link, Load, Reply
+from ratelimit.stores.redis.pipeline import Link, Reply
+from ratelimit.stores.redis.queue import Load
 from ratelimit.stores.redis.wire import Packer, ReplyError
 
 __all__ = ["Cluster"]

@@ -19,7 +19,6 @@ import asyncio
 import math
 import time
 from asyncio import AbstractEventLoop, Future
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -30,6 +29,7 @@ from ratelimit.stores.errors import StoreUnavailable, explain, no_reply, overloa
 from ratelimit.stores.redis.connect import Dialer
 from ratelimit.stores.redis.line import Batch, Line, Request, Steps
 from ratelimit.stores.redis.names import PATIENCE
+from ratelimit.stores.redis.queue import FEWEST_IN_FLIGHT, Load, Queue
 from ratelimit.stores.redis.wire import (
     Packer,
     ReplyError,
@@ -38,11 +38,8 @@ from ratelimit.stores.redis.wire import (
     packed,
 )
 
-__all__ = ["Link", "Load", "Reply"]
+__all__ = ["Link", "Reply"]
 
-LEAST_SHARE: Final = 32  # checks; measured beside 24 and 48 with benchmarks/redis.py
-MOST_CHECKS: Final = 192  # in one script, so that none holds the server for about a millisecond
-FEWEST_IN_FLIGHT: Final = 2  # batches: one is decided while the other's answers are read
 MOST_IN_FLIGHT: Final = 32
 ONE_MORE_EACH: Final = 0.002  # seconds that the oldest has been in flight: a longer round trip
 LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, where it may change
@@ -51,18 +48,6 @@ LONGEST_QUEUED: Final = 1.0  # seconds at least, and 20 deadlines, that a reques
 
 Reply = tuple[Sequence[Any], int]
 """A script's numbers and where in them a request's begin; or its decisions, and -1."""
-
-
-class Load:
-    """The work that waits in one event loop, for all servers of a store."""
-
-    __slots__ = ("queued", "why")
-
-    def __init__(self) -> None:
-        self.queued = 0
-        """Checks that are in no batch yet."""
-        self.why = ""
-        """The last failure that was passed on to nobody, in a sentence; for those who are late."""
 
 
 class Link:
@@ -104,9 +89,8 @@ class Link:
         self.breaker = breaker
         self._load = load
         self._reroute = reroute
-        self._queue: deque[Request] = deque()
-        self._queued = 0  # checks in the queue, and checks in flight
-        self._in_flight = 0
+        self._queue = Queue(load)
+        self._in_flight = 0  # checks
         self._line: Line | None = None
         self._leaving: set[Line] = set()  # retired or doubted, with replies to come
         self._connecting: asyncio.Task[None] | None = None
@@ -121,9 +105,6 @@ class Link:
         self._armed = math.inf
         """When the next tick is due."""
         self._ticked = 0.0
-        # Two clocks: the server's time that passes for the queue, and ours.
-        self._owing = 0.0
-        self._own = 0.0
         self._closed = ""
         self.round_trip: float | None = None
         """Seconds that a round trip takes at the moment, smoothed; None before the first."""
@@ -167,10 +148,10 @@ class Link:
             request.fail(StoreUnavailable(self._closed, "closed", "own"))
             return
         line = self._line
-        queue = self._queue
+        waiting = self._queue.requests
         size = len(request.checks)
         if line is not None:
-            if not line.batches and not queue and self._takes(line) and self._is_fit(line):
+            if not line.batches and not waiting and self._takes(line) and self._is_fit(line):
                 if not request.command:
                     self._write(line, [[request]], size)
                 else:
@@ -184,13 +165,11 @@ class Link:
         if load.queued + size > MOST_QUEUED:
             request.fail(overloaded(f"{load.queued} checks wait already"))
             return
-        if not queue:
-            now = self._now()
-            self._restart_clocks(now)
+        if not waiting:
+            self._ticked = now = self._now()
+            self._seen = self._progress()
             self._arm(now + self._interval)
-        queue.append(request)
-        self._queued += size
-        load.queued += size
+        self._queue.put(request, size)
         if self._line is None:
             self._connect()
 
@@ -228,59 +207,22 @@ class Link:
         """Sends what is queued, as far as there is room for it."""
         line = self._line
         if line is None:
-            if self._queue:
+            if self._queue.requests:
                 self._connect()
             return
-        while self._queue and self._takes(line):
+        queue = self._queue
+        while queue.requests and self._takes(line):
             if not self._is_fit(line):
                 self._connect()
                 return
-            if self._queue[0].command:
-                request = self._queue.popleft()
+            if queue.requests[0].command:
+                request = queue.take()
                 if not request.future.done():
-                    self._note_owed(request)
                     self._write_command(line, request)
                 continue
-            groups, size = self._next_groups()
+            groups, size = queue.take_batch(self._in_flight)
             if groups:
                 self._write(line, groups, size)
-
-    def _next_groups(self) -> tuple[list[list[Request]], int]:
-        """The oldest who still wait, up to what one batch may carry; a single one always.
-
-        One group is one script: a script takes keys of one slot only. Their checks are counted.
-        """
-        groups: dict[tuple[int, bool], list[Request]] = {}
-        group: list[Request] = []
-        last = None
-        queue = self._queue
-        # A batch's share of all that is under way, so that one is decided while another's answers
-        # are read; batches that are too small cost more than that saves.
-        share = (self._queued + self._in_flight) // FEWEST_IN_FLIGHT
-        room = most = min(MOST_CHECKS, max(LEAST_SHARE, share))
-        while queue:
-            request = queue[0]
-            if request.command:
-                break
-            size = len(request.checks)
-            if not request.future.done():
-                if size > room and groups:
-                    break
-                room -= size
-                if request.marks is not None:
-                    self._note_owed(request)
-                if last is None or request.slot != last.slot or request.asking != last.asking:
-                    group = groups.setdefault((request.slot, request.asking), [])
-                    last = request
-                group.append(request)
-            queue.popleft()
-            self._queued -= size
-            self._load.queued -= size
-        return list(groups.values()), most - room
-
-    def _note_owed(self, request: Request) -> None:
-        if request.marks is not None:
-            request.owed = max(0.0, self._owing - request.marks[0])
 
     def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:
         """Sends each group's script, all in one write."""
@@ -305,7 +247,7 @@ class Link:
 
     def _send_batch(self, line: Line, batch: Batch, data: bytes) -> None:
         batch.loads = line.loads
-        if self._owing:  # since the queue was last empty
+        if self._queue.owing or self._reroute is not None:
             batch.owed = max([request.owed for group in batch.groups for request in group])
         line.batches.append(batch)
         line.write(data)
@@ -481,7 +423,7 @@ class Link:
         line.batches.clear()
         if counts and why.scope == "server":
             self.breaker.failed(why)
-        if self._queue and not self._closed:
+        if self._queue.requests and not self._closed:
             self._connect()
 
     # --- time ------------------------------------------------------------------------------------
@@ -500,11 +442,6 @@ class Link:
             self._timer = None
         self._armed = math.inf
 
-    def _restart_clocks(self, now: float) -> None:
-        self._ticked = now
-        self._owing = self._own = 0.0
-        self._seen = self._progress()
-
     def tick(self) -> None:
         """Looks whose time is up, and tells them."""
         self._disarm()
@@ -517,21 +454,17 @@ class Link:
                     line.tick_after_reading = unread = True
                 else:
                     self._fail_late(line, now)
-        if self._queue:
+        if self._queue.requests:
             self._pass_time(now)
             self.pump()
-            if self._queue:
+            if self._queue.requests:
                 self._fail_queued()
-                for request in reversed(self._queue):
-                    if request.marks is not None:
-                        break
-                    # It came since the last tick, and has waited for less than is counted here.
-                    request.marks = (self._owing - request.owed, self._own)
+                self._queue.mark()
         self._arm_next(now, unread=unread)
 
     def _arm_next(self, now: float, *, unread: bool) -> None:
         when = None
-        if self._queue or unread:
+        if self._queue.requests or unread:
             when = now + self._interval
         for line in (self._line, *self._leaving):
             if line is not None and line.batches:
@@ -583,7 +516,8 @@ class Link:
         """
         elapsed = now - self._ticked
         self._ticked = now
-        self._own += min(elapsed, max(self._deadline, 2 * self._interval))
+        queue = self._queue
+        queue.own += min(elapsed, max(self._deadline, 2 * self._interval))
         before, self._seen = self._seen, self._progress()
         if self._seen != before:
             return
@@ -592,10 +526,10 @@ class Link:
         if not lines and not self._is_silent:
             # Whether a socket that is being connected has something cannot be told: only a loop
             # that goes round without a step proves that it has nothing.
-            self._owing += min(elapsed, self._interval)
+            queue.owing += min(elapsed, self._interval)
         elif line is None or line.refuses or not self._takes(line):
             if not any(each.holds_bytes() for each in lines):
-                self._owing += elapsed
+                queue.owing += elapsed
 
     def _progress(self) -> tuple[int, int]:
         """The replies that came over the open connections, and the steps towards another."""
@@ -608,27 +542,18 @@ class Link:
         """Tells those in the queue whose time is up: the server's, or, far later, ours."""
         if self.breaker.is_open():
             self._turn_away()
-        owing, own = self._owing - self._deadline, self._own - self._longest_queued
-        queue = self._queue
         late: StoreUnavailable | None = None
-        while queue:
-            request = queue[0]
-            if not request.future.done():
-                if request.marks is None:
-                    break
-                if request.marks[0] <= owing:
-                    if late is None:
-                        late = no_reply(self._deadline, self._why_not_connected())
-                    request.fail(late)
-                    if not request.command:
-                        self.breaker.failed(late)
-                elif request.marks[1] <= own:
-                    request.fail(overloaded(f"it has waited for {self._longest_queued:g} s"))
-                else:
-                    break
-            queue.popleft()
-            self._queued -= len(request.checks)
-            self._load.queued -= len(request.checks)
+        for request, owed in self._queue.take_overdue(self._deadline, self._longest_queued):
+            if request.future.done():
+                continue
+            if not owed:
+                request.fail(overloaded(f"it has waited for {self._longest_queued:g} s"))
+                continue
+            if late is None:
+                late = no_reply(self._deadline, self._why_not_connected())
+            request.fail(late)
+            if not request.command:
+                self.breaker.failed(late)
 
     def _why_not_connected(self) -> str:
         if self._load.why or self._connecting is None:
@@ -640,16 +565,8 @@ class Link:
         if not self.breaker.turns_away():
             return
         error = self.breaker.away()
-        past = []
-        for request in self._queue:
-            if request.past:
-                past.append(request)
-            else:
-                request.fail(error)
-                self._queued -= len(request.checks)
-                self._load.queued -= len(request.checks)
-        self._queue.clear()
-        self._queue.extend(past)
+        for request in self._queue.take_but_past():
+            request.fail(error)
 
     # --- connecting ------------------------------------------------------------------------------
 
@@ -704,10 +621,10 @@ class Link:
         finally:
             self._steps = None
             self._connecting = None
-            if problem is None and self._queue and self._line is None:
+            if problem is None and self._queue.requests and self._line is None:
                 self._connect()  # it was cancelled for a connection that has been lost since
         if problem is None:
-            self._restart_clocks(self._now())
+            self._seen = self._progress()
             self.pump()
         else:
             self._unconnected(problem)
@@ -718,15 +635,11 @@ class Link:
         if error.scope != "server":
             error = StoreUnavailable(str(error), error.kind)  # without a connection, all is away
         self._load.why = str(error)
-        waiting, self._queue = self._queue, deque()
         counts = False
-        for request in waiting:
-            self._queued -= len(request.checks)
-            self._load.queued -= len(request.checks)
+        for request in list(self._queue.take_all()):
             if request.future.done():
                 continue
             counts = counts or not request.command
-            self._note_owed(request)
             if request.command or self._reroute is None or not self._reroute(request, error):
                 request.fail(error)
         if counts:
@@ -769,17 +682,14 @@ class Link:
     def let_go(self) -> None:
         """Fails what is queued, and stops the timer; drops what is left of a closed loop."""
         if self._loop.is_closed():
-            self._queue.clear()
+            self._queue.requests.clear()
             for line in (self._line, *self._leaving):
                 if line is not None:
                     line.drop()
             return
         self._disarm()
-        for request in self._queue:
+        for request in self._queue.take_all():
             request.fail(StoreUnavailable(self._closed or "the store was closed", "closed", "own"))
-            self._load.queued -= len(request.checks)
-        self._queue.clear()
-        self._queued = 0
 
 
 def _heard(future: Future[Any]) -> None:

@@ -326,7 +326,8 @@ class RedisStore:
 
     def _make_way(self, loop: asyncio.AbstractEventLoop) -> Any:
         from ratelimit.stores.redis.cluster import Cluster
-        from ratelimit.stores.redis.pipeline import Link, Load
+        from ratelimit.stores.redis.pipeline import Link
+        from ratelimit.stores.redis.queue import Load
         from ratelimit.stores.redis.wire import Packer
 
         packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
