@@ -107,7 +107,7 @@ def test_an_ipv4_client_has_one_identity_at_any_ipv6_prefix(prefix: int) -> None
      "\udcff", "1.2.3.4\x00", "1.2.3.4\n", " 1.2.3.4", "\uff11.\uff12.\uff13.\uff14", "%",
      "fe80::1%" + "x" * 60],
 )  # fmt: skip
-def test_what_is_no_address_is_none(text: str) -> None:
+def test_text_that_is_not_an_address_is_none(text: str) -> None:
     assert read_address(text) is None
 
 
@@ -182,7 +182,7 @@ def test_a_network_of_ipv4_addresses_in_ipv6_is_that_of_the_ipv4_addresses() -> 
     assert read("2001:db8::") in Networks(["::/0"])
 
 
-def test_a_network_is_no_other_object() -> None:
+def test_an_object_of_another_type_is_not_a_network() -> None:
     with pytest.raises(
         TypeError, match=r"^a network is text, IPv4Network or IPv6Network, not IPv4Address$"
     ):
@@ -232,7 +232,7 @@ WHOLE = (
         ("64:ff9b::/96", f"'64:ff9b::/96' {WHOLE}"),
     ],
 )  # fmt: skip
-def test_what_is_no_network_is_refused_in_one_sentence(text: str, message: str) -> None:
+def test_text_that_is_not_a_network_is_refused_in_one_sentence(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         read_network(text)
     assert str(caught.value) == message
@@ -290,7 +290,7 @@ def test_a_hundred_thousand_networks_are_looked_up_as_fast_as_a_few() -> None:
 # --- X-Forwarded-For -----------------------------------------------------------------------------
 
 
-def test_the_header_of_a_peer_that_is_no_trusted_proxy_is_not_read() -> None:
+def test_the_header_of_a_peer_that_is_not_a_trusted_proxy_is_not_read() -> None:
     assert client("192.0.2.1", "203.0.113.9", trusted=TRUSTED) == "192.0.2.1"
     assert client(PROXY, "203.0.113.9") == PROXY
 
@@ -335,7 +335,7 @@ def test_the_header_of_a_peer_that_is_no_trusted_proxy_is_not_read() -> None:
     ],
 )
 def test_the_header_is_walked_from_the_right_over_trusted_hops(lines: list[str], key: str) -> None:
-    """An element that is no address ends the walk at the last trusted hop."""
+    """An element that is not an address ends the walk at the last trusted hop."""
     assert client(PROXY, *lines, trusted=TRUSTED) == key
 
 
@@ -487,7 +487,7 @@ def test_a_header_made_to_be_slow_to_read_is_not(line: str, header: Header) -> N
 def test_with_counted_hops_the_client_is_that_many_elements_from_the_right(
     hops: int, lines: list[str], key: str
 ) -> None:
-    """Or the leftmost there is; the walk ends before what is no address."""
+    """Or the leftmost there is; the walk ends before what is not an address."""
     assert client(PROXY, *lines, hops=hops) == key
     forwarded = [
         ", ".join(f'for="{node.strip()}"' for node in line.split(",") if node) for line in lines

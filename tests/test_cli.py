@@ -201,7 +201,7 @@ def test_explain_tells_of_overrides_users_and_lists(rules: str) -> None:
     assert "user=alice" in user["identity"]
 
 
-def test_explain_refuses_what_is_no_header(rules: str) -> None:
+def test_explain_refuses_text_that_is_not_a_header_field(rules: str) -> None:
     assert (
         "is not a header field" in run("explain", rules, "GET", "/", "--header", "x", code=2).stderr
     )

@@ -203,7 +203,7 @@ def shape(text: str) -> tuple[str, str]:
         ),
     ],
 )
-def test_what_is_no_limit_is_refused_in_one_sentence(text: str, message: str) -> None:
+def test_text_that_is_not_a_limit_is_refused_in_one_sentence(text: str, message: str) -> None:
     """The sentence says what is there and what is allowed; a typo is never "unlimited"."""
     with pytest.raises(ValueError) as refusal:
         Limit(text)

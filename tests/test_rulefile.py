@@ -296,7 +296,7 @@ def test_what_one_parser_of_yaml_refuses_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="needs PyYAML with libyaml")
-def test_a_large_file_that_is_no_yaml_is_refused_as_fast_as_one_that_is() -> None:
+def test_a_large_file_that_is_not_yaml_is_refused_as_fast_as_one_that_is() -> None:
     start = time.process_time()
     error = refusal("'" + "x " * 2_400_000)
     assert error is not None
@@ -580,7 +580,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("rule", HARMLESS.values(), ids=HARMLESS)
-def test_what_makes_a_difference_is_no_contradiction(rule: str) -> None:
+def test_a_part_that_makes_a_difference_is_not_a_contradiction(rule: str) -> None:
     denied = "203.0.113.0/24, 203.0.0.0/24"
     text = f"version: 1\ndenylist: [{denied}]\nrules: [{{name: a, {rule}}}]\n"
     assert refusal(text) is None
