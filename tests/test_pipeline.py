@@ -19,7 +19,7 @@ from ratelimit import (
     Rule,
     StoreUnavailable,
 )
-from ratelimit.stores.redis import pipeline, queue
+from ratelimit.stores.redis import line, pipeline, queue
 from tests.servers import Server, binaries, serving
 from tests.web.asgi import http_scope
 
@@ -188,7 +188,7 @@ async def test_a_reply_in_many_pieces_is_late_where_the_last_is_missing() -> Non
         async with RedisStore(server.url, deadline=2) as store:
             server.says = lambda _: ALLOWED[:7]
             asking = asyncio.create_task(store.decide([Check(LIMIT, "k")]))
-            while len(server.asked) < 2:
+            while store._way()._line is None or not store._way()._line._unparsed:
                 await asyncio.wait([asking], timeout=0.001)
             store._way()._line._transport.get_protocol().data_received(ALLOWED[7:])
             assert (await asking)[0].remaining == 4
@@ -222,6 +222,84 @@ async def test_a_connection_that_owes_is_left_until_it_answers() -> None:
         (decision,) = await store.decide([Check(LIMIT, "second")])
         assert decision.remaining == 3
         assert server.connections == 2
+
+
+async def test_a_doubted_connection_that_answers_ends_the_search_for_another(
+    server: Server,
+) -> None:
+    """Also one that has not taken its first step; and when it is lost, there is another search."""
+    async with RedisStore(server.url, deadline=5, deny_cache=0) as store:
+        await store.decide([Check(LIMIT, "k")])
+        way = store._way()
+        known = way._line
+        way._line, known.doubted = None, True
+        way._leaving.add(known)
+        way._connect()
+        way.trust(known)
+        assert (await store.decide([Check(LIMIT, "k")]))[0].remaining == 3
+        known.close()
+        assert (await store.decide([Check(LIMIT, "k")]))[0].remaining == 2
+
+
+@pytest.mark.parametrize("last_words", [b"", b"hello\r\n", b"+OK\r\n"])
+async def test_a_server_that_greets_and_leaves_is_away(last_words: bytes) -> None:
+    """It is told so at once, without being called again and again, and counts as a failure."""
+    made = 0
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        for _ in range(2):  # what redis-py says of itself
+            await reader.readuntil(b"SETINFO\r\n")
+            writer.write(b"+OK\r\n")
+        writer.write(last_words)
+        writer.close()
+
+    async with await asyncio.start_server(leave, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        url = f"redis://127.0.0.1:{port}?protocol=2"
+        async with RedisStore(url, deadline=2) as store:
+            (failure,) = await failures(store)
+            assert failure.kind in ("closed", "not-redis")
+            assert failure.scope == "server"
+            assert made <= 2
+            assert sum(store.breaker.recent) >= 1
+
+
+async def test_numbers_that_cannot_be_are_one_counters_affair(server: Server) -> None:
+    """Neighbours in the same script are decided, and the breaker hears nothing of it."""
+    limit = Limit("5/minute", algorithm="token_bucket")
+    async with RedisStore(server.url, deadline=5, deny_cache=0) as store:
+        poisoned = Check(limit, "poisoned")
+        for value in (f"nan{' ' * 13}nan", "9" * 40, "inf" + " " * 13 + "5", "-1" * 16):
+            server.command("SET", store._key(poisoned), value)
+            answers = await asyncio.gather(
+                *(store.decide([Check(limit, f"{value}{number}")]) for number in range(9)),
+                store.decide([poisoned]),
+                *(store.decide([Check(limit, f"{value}{number}")]) for number in range(9)),
+                return_exceptions=True,
+            )
+            neighbours = [each for place, each in enumerate(answers) if place != 9]
+            assert not any(isinstance(each, BaseException) for each in neighbours)
+        assert not store.breaker.recent
+
+
+async def test_commands_keep_their_deadline_while_the_breaker_is_open() -> None:
+    """A server that is away keeps nobody longer, whoever asks past the breaker."""
+    async with answering() as server:
+        server.says = lambda _: None
+        async with RedisStore(server.url, deadline=0.1) as store:
+            await failures(store, 30)
+            assert store.breaker.is_open()
+            way = store._way()
+            asked = time.monotonic()
+            request = line.Request((), asyncio.get_running_loop().create_future())
+            request.command, request.past = b"*1\r\n$4\r\nPING\r\n", True
+            way.send(request)
+            with pytest.raises(StoreUnavailable):
+                await request.future
+            # Many times as long where its clocks start anew at each look at the queue.
+            assert time.monotonic() - asked < 1
 
 
 async def test_a_longer_round_trip_has_more_batches_in_flight() -> None:

@@ -5,6 +5,7 @@ open, requests are answered at once, and one probe at a time asks the server.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from ratelimit.background import Background
 from ratelimit.stores.errors import StoreUnavailable
 
 __all__ = ["Breaker", "State"]
+
+_LOG: Final = logging.getLogger("ratelimit")
 
 State = Literal["closed", "open"]
 
@@ -112,7 +115,10 @@ class Breaker:
         if state == "open":
             self._probing.run()
         for told in self.on_change:
-            told(state)
+            try:
+                told(state)
+            except Exception:  # noqa: BLE001  # it must not stop the clock of those who wait
+                _LOG.exception("on-change-failed: a function that is told of the breaker raised")
 
     def hear(self, child: "Breaker") -> None:
         """Learns the new state of one server's breaker."""

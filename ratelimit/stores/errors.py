@@ -3,7 +3,7 @@
 import re
 from typing import Final, Literal
 
-__all__ = ["Scope", "StoreUnavailable", "explain", "no_reply", "overloaded"]
+__all__ = ["Scope", "StoreUnavailable", "explain", "foreign_key", "no_reply", "overloaded"]
 
 Scope = Literal["key", "command", "shard", "server", "own"]
 """The reach of a failure: one counter, one command, a part of a cluster, a whole server, or our own
@@ -40,6 +40,13 @@ def no_reply(deadline: float, why: str = "", round_trip: float | None = None) ->
     return StoreUnavailable(
         f"Redis gave no answer within the deadline of {deadline * 1000:g} ms{because}",
         kind="late",
+    )
+
+
+def foreign_key() -> StoreUnavailable:
+    """The failure of a check whose key holds what cannot be a counter's numbers."""
+    return StoreUnavailable(
+        "a key of this limit holds a value that is not the limiter's", "foreign-key", "key"
     )
 
 

@@ -20,6 +20,7 @@ from ratelimit.decisions import Action, Check, Decision, assumed, read_reply
 from ratelimit.stores.breaker import Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain, no_reply
 from ratelimit.stores.redis.connect import Target
+from ratelimit.stores.redis.errands import within
 from ratelimit.stores.redis.line import Request
 from ratelimit.stores.redis.names import Address
 from ratelimit.stores.redis.pipeline import Link, Reply
@@ -28,6 +29,7 @@ from ratelimit.stores.redis.wire import Packer, ReplyError
 
 __all__ = ["Cluster"]
 
+SLOTS: Final = 16_384
 MOST_TRIES: Final = 64  # redirections of one request; the deadline ends it much sooner
 MOST_AT_ONCE: Final = 3  # of them without a pause; more are nodes that do not agree
 AGAIN_AFTER: Final = 0.01  # seconds, where a slot is nobody's for the moment
@@ -94,6 +96,10 @@ class Cluster:
         self._watched = 0.0
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
+        self._closed = False
+        self._progress: list[tuple[int, int]] = []
+        self._unused: set[Address] = set()
+        self._probed: dict[Address, Check] = {}
 
     def slot(self, check: Check) -> int:
         """The slot of a check's key, which is that of its identity alone."""
@@ -187,6 +193,9 @@ class Cluster:
                 decisions[i] = decision._replace(delay_us=0)
 
     def _send(self, request: Request) -> None:
+        if self._closed:
+            request.fail(StoreUnavailable("the store was closed", "closed", "own"))
+            return
         owner = self._slots.owner(request.slot)
         if owner is not None:
             self._link(owner).send(request)
@@ -210,7 +219,10 @@ class Cluster:
         """Tells those whose time is up; a loop that is late is not the cluster's time."""
         self._watching = None
         now = time.monotonic()
-        self._owing += min(now - self._watched, WATCH_EVERY)
+        progress = [link.progress() for link in self._links.values()]
+        if progress == self._progress:
+            self._owing += min(now - self._watched, WATCH_EVERY)
+        self._progress = progress
         self._watched = now
         late = self._owing - self._deadline
         while self._homeless and self._homeless[0][0] <= late:
@@ -242,7 +254,11 @@ class Cluster:
         """Sends a request on that did not run; False where nothing can be done for it."""
         request.asking = False
         request.tries += 1
+        request.marks = None
         if request.future.done():
+            return True
+        if request.owed >= self._deadline:
+            request.fail(no_reply(self._deadline, self._load.why or str(explain(error))))
             return True
         code = error.code if isinstance(error, ReplyError) else ""
         disagree = request.tries > MOST_AT_ONCE and code == "MOVED"
@@ -305,6 +321,8 @@ class Cluster:
 
     def _refresh(self) -> None:
         """Learns the slots anew, once at a time; a wish that comes meanwhile is met after it."""
+        if self._closed:
+            return
         if self._refreshing is not None and not self._refreshing.done():
             self._again = True
             return
@@ -345,7 +363,7 @@ class Cluster:
         problem = StoreUnavailable("no node of the cluster answered", kind="cluster")
         for address in known:
             try:
-                async with asyncio.timeout(SLOTS_TIMEOUT):
+                async with within(SLOTS_TIMEOUT):
                     reply = await self._link(address).command(None, "CLUSTER", "SLOTS")
             except (StoreUnavailable, TimeoutError) as error:
                 problem = explain(error)
@@ -359,7 +377,7 @@ class Cluster:
                 except StoreUnavailable as error:
                     problem = error
                     continue
-                except (TypeError, ValueError, IndexError):
+                except (TypeError, ValueError, LookupError, ArithmeticError):
                     problem = StoreUnavailable(
                         "what answers at this address is not Redis", kind="not-redis"
                     )
@@ -369,16 +387,25 @@ class Cluster:
 
     def _read_slots(self, reply: Any, node: Address) -> SlotMap:
         """The answer to CLUSTER SLOTS; raises TypeError or ValueError where it is none."""
-        return SlotMap(
+        ranges = [
             (int(first), int(last), self._target.reachable((_host(at[0]) or node[0], int(at[1]))))
             for first, last, at, *_ in reply
-        )
+        ]
+        if not all(0 <= first <= last < SLOTS for first, last, _ in ranges):
+            raise ValueError
+        return SlotMap(ranges)
 
     async def _close_unused(self) -> None:
-        """Closes the connections to nodes that have no slots any more."""
-        used = self._slots.nodes()
-        for address in [each for each in self._links if each not in used]:
-            await self._links.pop(address).close("its node has no slots any more")
+        """Closes idle connections to nodes without slots, where they had none before either.
+
+        A node whose first slot is on its way has none yet, and one that has just given its last
+        away may still owe answers.
+        """
+        unused = {address for address in self._links if address not in self._slots.nodes()}
+        for address in unused & self._unused:
+            if self._links[address].is_idle:
+                await self._links.pop(address).close("its node has no slots any more")
+        self._unused = unused
 
     async def probe(self, address: Address | None, check: Check) -> None:
         """Asks a node to write, or, for None, any node for the slots; raises StoreUnavailable.
@@ -389,12 +416,17 @@ class Cluster:
             self._slots = await self._ask_slots()
         if address is None or address not in self._slots.nodes():
             return
-        for number in range(200_000):  # a slot in sixteen thousand is found in a tenth of them
+        own = self._probed.get(address, check)
+        number = 0
+        while self._slots.owner(self.slot(own)) != address:
             own = check._replace(key=f"probe:{number}")
-            slot = self.slot(own)
-            if self._slots.owner(slot) == address:
-                await self.ask([own], slot, past=True)
-                return
+            number += 1
+            if not number % 500:
+                await asyncio.sleep(0)  # a node of one slot takes sixteen thousand tries
+            if number > 20 * SLOTS:
+                raise StoreUnavailable(f"no key was found for {address[0]}:{address[1]}")
+        self._probed[address] = own
+        await self.ask([own], self.slot(own), past=True)
 
     @property
     def round_trip(self) -> float | None:
@@ -435,6 +467,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends what is under way and closes the connections."""
+        self._closed = True
         if self._watching is not None:
             self._watching.cancel()
         if self._refreshing is not None:

@@ -173,7 +173,7 @@ class Target:
         self._patience = max(deadline, PATIENCE)
         options = {
             "socket_timeout": None,
-            "socket_connect_timeout": self._patience,
+            "socket_connect_timeout": None,  # `within` bounds it, which no stall of ours uses up
             "retry": Retry(NoBackoff(), 0),
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }

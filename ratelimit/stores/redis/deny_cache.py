@@ -89,8 +89,8 @@ class DenyCache:
             return None
         since, until, changes, told = entry
         if now >= until or self._has_changed(asked, changes):
-            del self.entries[asked]
-            self._checks -= len(told)
+            if self.entries.pop(asked, None) is not None:  # by another thread, if it is not there
+                self._checks -= len(told)
             return None
         self.hits += 1
         passed_us = (now - since) // self._per_us

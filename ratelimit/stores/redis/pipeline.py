@@ -25,7 +25,13 @@ from typing import Any, Final
 
 from ratelimit.decisions import FIELDS, Check, Decision, assumed, read_reply
 from ratelimit.stores.breaker import Breaker
-from ratelimit.stores.errors import StoreUnavailable, explain, no_reply, overloaded
+from ratelimit.stores.errors import (
+    StoreUnavailable,
+    explain,
+    foreign_key,
+    no_reply,
+    overloaded,
+)
 from ratelimit.stores.redis.connect import Dialer
 from ratelimit.stores.redis.line import Batch, Line, Request, Steps
 from ratelimit.stores.redis.names import PATIENCE
@@ -167,7 +173,7 @@ class Link:
             return
         if not waiting:
             self._ticked = now = self._now()
-            self._seen = self._progress()
+            self._seen = self.progress()
             self._arm(now + self._interval)
         self._queue.put(request, size)
         if self._line is None:
@@ -193,13 +199,14 @@ class Link:
         return count < FEWEST_IN_FLIGHT + age // ONE_MORE_EACH
 
     def _is_fit(self, line: Line) -> bool:
-        """Whether an idle connection was not closed meanwhile; one that was is left."""
+        """Whether a connection can be written to: an idle one may have been closed meanwhile."""
         if self._dialer.master is not None:
             self._look_for_master()
             if line.retired:
                 return False
         if not line.batches and line.holds_bytes():
-            self._retire(line)
+            # Its end, or something unasked: that is read first, and then it is known.
+            line.tick_after_reading = True
             return False
         return True
 
@@ -213,7 +220,8 @@ class Link:
         queue = self._queue
         while queue.requests and self._takes(line):
             if not self._is_fit(line):
-                self._connect()
+                if self._line is None:
+                    self._connect()
                 return
             if queue.requests[0].command:
                 request = queue.take()
@@ -294,7 +302,7 @@ class Link:
                 if reply.code == "NOSCRIPT" and group[0].tries < MOST_IN_FLIGHT:
                     again.append(group)
                 else:
-                    failure = self._refused(line, group, reply) or failure
+                    failure = self._refused(line, group, reply, took) or failure
             else:
                 failure = self._deliver(line, group, reply) or failure
         if again:
@@ -323,15 +331,20 @@ class Link:
         self._write(line, groups, size)
 
     def _refused(
-        self, line: Line, group: list[Request], reply: ReplyError
+        self, line: Line, group: list[Request], reply: ReplyError, took: float
     ) -> StoreUnavailable | None:
-        """Deals with a script that did not run; returns the failure, if it is the server's."""
+        """Deals with a script that did not run; returns the failure, if it is the server's.
+
+        What sending it ``took`` is the server's time, as far as a round trip usually takes as long.
+        """
         error = explain(reply)
         self._load.why = str(error)
         if reply.code == "READONLY":
             self._retire(line)
         taken = True
+        took = min(took, self.round_trip or took)
         for request in group:
+            request.owed += took
             if self._reroute is None or not self._reroute(request, reply):
                 request.fail(error)
                 taken = False
@@ -343,14 +356,16 @@ class Link:
         """Gives each member of a script its own numbers; returns the server's failure, if any."""
         failure: StoreUnavailable | None = None
         count = len(group[0].checks) if len(group) == 1 else sum([len(it.checks) for it in group])
-        if not isinstance(reply, list) or len(reply) != FIELDS * count:
-            failure = not_redis()
-        elif bytes in (kinds := set(map(type, reply))):
-            return self._deliver_with_failures(line, group, reply)
-        elif kinds != {int} or not are_believable(
-            reply, lambda: [check for request in group for check in request.checks]
+        if (
+            not isinstance(reply, list)
+            or len(reply) != FIELDS * count
+            or not (kinds := set(map(type, reply))) <= {int, bytes}
         ):
             failure = not_redis()
+        elif len(kinds) > 1 or not are_believable(
+            reply, lambda: [check for request in group for check in request.checks]
+        ):
+            return self._deliver_with_failures(line, group, reply)
         start = 0
         for request in group:
             future = request.future
@@ -378,13 +393,13 @@ class Link:
             for check in request.checks:
                 numbers = reply[start : start + FIELDS]
                 start += FIELDS
-                if type(numbers[0]) is bytes:
+                if type(numbers[0]) is bytes and set(map(type, numbers[1:])) == {int}:
                     error = explain(numbers[0])
                 elif set(map(type, numbers)) == {int} and are_believable(numbers, lambda: (check,)):  # noqa: B023  # called at once
                     decisions += read_reply((check,), numbers)
                     continue
                 else:
-                    error = not_redis()
+                    error = foreign_key()
                 errors.append(error)
                 decisions += assumed((check,), allowed=True, problem=error)
             for each in errors:
@@ -414,6 +429,7 @@ class Link:
             if why is None or why.kind == "failed":
                 why = StoreUnavailable("Redis closed the connection", kind="closed")
         counts = False
+        unused = not line.heard and not line.batches
         for batch in line.batches:
             self._in_flight -= batch.size
             counts = counts or not (batch.counted or batch.groups[0][0].command)
@@ -424,7 +440,10 @@ class Link:
         if counts and why.scope == "server":
             self.breaker.failed(why)
         if self._queue.requests and not self._closed:
-            self._connect()
+            if unused:  # it is no better than one that could not be made
+                self._unconnected(why)
+            else:
+                self._connect()
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -518,7 +537,7 @@ class Link:
         self._ticked = now
         queue = self._queue
         queue.own += min(elapsed, max(self._deadline, 2 * self._interval))
-        before, self._seen = self._seen, self._progress()
+        before, self._seen = self._seen, self.progress()
         if self._seen != before:
             return
         line = self._line
@@ -531,7 +550,7 @@ class Link:
             if not any(each.holds_bytes() for each in lines):
                 queue.owing += elapsed
 
-    def _progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int]:
         """The replies that came over the open connections, and the steps towards another."""
         heard = sum([line.heard for line in self._leaving])
         if self._line is not None:
@@ -592,7 +611,8 @@ class Link:
             self._connecting.cancel()
 
     def _connect(self) -> None:
-        if self._connecting is None and not self._closed:
+        # One that was cancelled before its first step has not cleared up after itself.
+        if (self._connecting is None or self._connecting.done()) and not self._closed:
             self._connecting = self._loop.create_task(self._open())
             self._connecting._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  # as in Background
 
@@ -614,17 +634,23 @@ class Link:
                 raise
             took = self._now() - started
             self._connect_within = min(self._patience, max(self._deadline, 0.2, 5 * took))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            problem = StoreUnavailable("connecting was cancelled from within", kind="closed")
         except Exception as error:  # noqa: BLE001  # those who wait are told
             problem = error
             if explain(error).kind == "late":
                 self._connect_within = min(self._patience, 2 * self._connect_within)
         finally:
-            self._steps = None
-            self._connecting = None
+            if self._connecting is asyncio.current_task():
+                self._steps = None
+                self._connecting = None
             if problem is None and self._queue.requests and self._line is None:
                 self._connect()  # it was cancelled for a connection that has been lost since
         if problem is None:
-            self._seen = self._progress()
+            self._seen = self.progress()
             self.pump()
         else:
             self._unconnected(problem)
@@ -663,6 +689,11 @@ class Link:
                     self.pump()
         finally:
             self._looking = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for it."""
+        return not self._queue.requests and not self._in_flight
 
     async def close(self, why: str = "the store was closed") -> None:
         """Ends all that is under way, tells its callers why, and closes the connections."""

@@ -128,9 +128,10 @@ class Queue:
 
     def take_but_past(self) -> Iterator[Request]:
         """Gives up all but those that go past an open breaker."""
-        for request in list(self.take_all()):
-            if request.past:
-                self.put(request, len(request.checks))
-                request.marks = None
-            else:
-                yield request
+        kept = deque([request for request in self.requests if request.past])
+        given = [request for request in self.requests if not request.past]
+        size = sum([len(request.checks) for request in given])
+        self.requests = kept
+        self.checks -= size
+        self._load.queued -= size
+        yield from given

@@ -22,6 +22,8 @@ Clock = Callable[[], int]
 DENIALS_FOR: Final = 600  # seconds in which denials are counted together
 MOST_DENIED: Final = 1_000  # names kept of them
 
+MOST_BREAKERS: Final = 1_000  # nodes of a cluster, which come and go
+
 MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
 
@@ -150,6 +152,9 @@ class RedisStore:
         """The breaker of a cluster's node; that of all who could tell the slots, for None."""
         breaker = self._breakers.get(address)
         if breaker is None:
+            if len(self._breakers) >= MOST_BREAKERS:
+                for known in [it for it, each in self._breakers.items() if not each.is_open()]:
+                    del self._breakers[known]
             breaker = self._breakers[address] = Breaker(
                 lambda: self._way().probe(address, _PROBE), self.breaker
             )
@@ -303,8 +308,9 @@ class RedisStore:
         known = self._ways.get(loop)
         if known is None:
             for other in [each for each in self._ways if each.is_closed()]:
-                way, _ = self._ways.pop(other)
-                way.let_go()
+                gone = self._ways.pop(other, None)  # another thread may have been faster
+                if gone is not None:
+                    gone[0].let_go()
             way = self._make_way(loop)
             life = self._until_closed(loop, way)
             # Begun here, so that the event loop knows it, and ends it when it is closed itself.
