@@ -32,7 +32,7 @@ from ratelimit.rules.advice import advise
 from ratelimit.rules.options import Ask
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import Plain, RuleSet
+from ratelimit.rules.ruleset import Plan, RuleSet
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
 
@@ -345,15 +345,15 @@ class RateLimiter:
             method = scope["method"] if scope["type"] == "http" else "GET"
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             matching: Matching
-            matching, plain = now.rules.find(method, path)
+            matching, plan = now.rules.find(method, path)
             if method == "OPTIONS":
-                matching, plain = self._without_preflight(matching, scope), None
+                matching, plan = self._without_preflight(matching, scope), None
             if not matching or (route is not None and route.is_exempt):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, (), problem)
             return admission
-        await self._decide(admission, scope, client, matching, plain, self._registered, None)
+        await self._decide(admission, scope, client, matching, plan, self._registered, None)
         return admission
 
     async def decide(
@@ -385,11 +385,11 @@ class RateLimiter:
                 for rule, path_params in matching
                 if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
             ]
-            plain = self._now.rules.plain(matching)
+            plan = self._now.rules.plan(matching)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem)
             return
-        await self._decide(admission, scope, client, matching, plain, registered, template)
+        await self._decide(admission, scope, client, matching, plan, registered, template)
 
     def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
         """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
@@ -417,15 +417,15 @@ class RateLimiter:
         scope: Mapping[str, Any],
         client: Address | None,
         matching: Matching,
-        plain: Plain | None,
+        plan: Plan | None,
         registered: Registered,
         template: str | None,
     ) -> None:
-        """Decides rules; ``plain`` is what they ask of every client, if that is all they ask."""
+        """Decides rules by their ``plan``, or by what each comes to for this request."""
         if self._switches.off:
-            matching, plain = self._still_on(matching), None
+            matching, plan = self._still_on(matching), None
         if admission.decided:
-            matching, plain = admission.still_to_decide(self.store, matching), None
+            matching, plan = admission.still_to_decide(self.store, matching), None
         admission.decided += ((self.store, matching),)
         if not matching:
             return
@@ -436,36 +436,72 @@ class RateLimiter:
             seen = self._seen = self._seen + 1
             if client is None or seen < 1_000 or not seen % 64:
                 self._look(scope, client)
-            if plain is not None and client is not None and self._skip is None:
-                key, policies = client.key, plain.policies
-                for limit, cost, rule in plain.asked:  # a comprehension is a call more
-                    checks.append(new_check((limit, key, cost, rule, _CHARGE, 0, 0)))
+            route = partial(_template, template, admission)
+            if plan is not None and self._skip is None:
+                checks = self._planned(plan, scope, client, matching, route)
+            if checks and plan is not None:
+                policies = plan.policies
             else:
-                plain = None
-                route = partial(_template, template, admission)
+                plan = None
                 checks, policies = await self._question(
                     admission, scope, client, matching, registered, route
                 )
                 if not checks:
                     return
             decisions = await self._ask(checks)
-            if plain is not None and len(decisions) == len(checks):
+            if plan is not None and not plan.shadows and len(decisions) == len(checks):
                 for decision in decisions:
                     if not decision[1] or decision[5] or decision[8]:
                         break
                 else:  # what _conclude does where all is allowed at once, at half its cost
                     counts = self.counts
-                    for name in plain.allowed:
+                    for name in plan.allowed:
                         counts[name] += 1
                     if self._reports.failing:
                         self._reports.answered()
-                    admission.passed(self, plain, checks, decisions)
+                    admission.passed(self, plan, checks, decisions)
                     return
             lost = self._conclude(admission, checks, policies, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
         else:
             await self._without_store(admission, matching, lost)
+
+    def _planned(
+        self,
+        plan: Plan,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        matching: Matching,
+        route: Callable[[], str | None],
+    ) -> list[Check]:
+        """The checks of static rules; none where an identity is missing, or cannot be read.
+
+        What then becomes of the request is for the rules to say, one by one.
+        """
+        try:
+            keys = [key_of(scope, client, matching[at][1], route) for key_of, at in plan.keys]
+        except Exception:  # noqa: BLE001  # it is asked for again, and told then
+            return []
+        if None in keys:
+            return []
+        for place in plan.watched:
+            rule, path_params = matching[place]
+            self._say_missing(rule, scope, path_params)
+        checks: list[Check] = []
+        for limit, key, cost, rule_name, action in plan.asked:  # a comprehension is a call more
+            checks.append(new_check((limit, keys[key], cost, rule_name, action, 0, 0)))
+        return checks
+
+    def _say_missing(
+        self, rule: Rule, scope: Mapping[str, Any], path_params: Mapping[str, object]
+    ) -> None:
+        """Says, once each, that nothing has ever set what a rule counts by."""
+        if rule.by[0] == "user" and "user" not in scope:
+            self._reports.once("user-missing", rule.name)
+        for part in rule.by:
+            if part.startswith("path:") and part[5:] not in path_params:
+                self._reports.once("path-missing", f"{rule.name} by {part}")
 
     async def _without_store(
         self,
@@ -531,11 +567,7 @@ class RateLimiter:
                     if admission.refusal is not None:
                         return nothing
                     continue
-                if rule.by[0] == "user" and "user" not in scope:
-                    self._reports.once("user-missing", rule.name)
-                for part in rule.by:
-                    if part.startswith("path:") and part[5:] not in path_params:
-                        self._reports.once("path-missing", f"{rule.name} by {part}")
+                self._say_missing(rule, scope, path_params)
                 checks += own
                 policies += names
         except TurnedAway as turned:

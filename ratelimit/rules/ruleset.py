@@ -12,22 +12,24 @@ from fractions import Fraction
 from os import PathLike
 from typing import Any, Final, Literal, NamedTuple
 
+from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Network
+from ratelimit.identity.keys import KeyOf
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
 from ratelimit.rules import options
 from ratelimit.rules.options import OnStoreFailure, shown
 from ratelimit.rules.rule import Rule
 
-__all__ = ["Plain", "Rule", "RuleSet", "TooManyLimits"]
+__all__ = ["Plan", "Rule", "RuleSet", "TooManyLimits"]
 
 Header = Literal["draft", "legacy", "draft-03"]
 
 MOST_WORKERS: Final = 10_000
 MOST_AT_ONCE: Final = 500
 """Limits of one request; the in-process store has the same bound."""
-MOST_PLAINS: Final = 1_000
-"""Sets of plain rules that match together, prepared and kept."""
+MOST_PLANS: Final = 1_000
+"""Sets of static rules that match together, prepared and kept."""
 LONGEST_JITTER_US: Final = 60_000_000
 HEADERS: Final = ("draft", "legacy", "draft-03")
 STORE_SCHEMES: Final = (
@@ -42,20 +44,26 @@ class TooManyLimits(ValueError):
 Matching = list[tuple[Rule, dict[str, object]]]
 
 
-class Plain(NamedTuple):
-    """What every client's request asks under the same plain rules; the same but for its key."""
+class Plan(NamedTuple):
+    """What requests ask under a set of static rules that match together; all but the keys."""
 
-    asked: tuple[tuple[Limit, int, str], ...]
-    """Limit, cost and rule of each check."""
+    keys: tuple[tuple[KeyOf, int], ...]
+    """The readers of keys, each with the place of a rule that counts by it."""
+    asked: tuple[tuple[Limit, int, int, str, int], ...]
+    """Limit, place of the key among ``keys``, cost, rule and action of each check."""
     policies: tuple[str, ...]
     allowed: tuple[tuple[str, str], ...]
     """Under what a limiter counts each that is allowed."""
+    shadows: bool
+    """Whether a check has no say."""
+    watched: tuple[int, ...]
+    """The places of rules that may count by what the application has never set."""
     written: dict[int, Any]
     """What is told of their policies, kept by who writes it."""
 
 
-Found = tuple[Matching, Plain | None]
-"""The rules of a request; and what they ask of everyone, where all of them are plain."""
+Found = tuple[Matching, Plan | None]
+"""The rules of a request; and their plan, where all of them are static."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class RuleSet:
     _deepest: int = field(init=False, repr=False, compare=False)
     _longest_head: int = field(init=False, repr=False, compare=False)
     _known: dict[tuple[str, str | None], Found] = field(init=False, repr=False, compare=False)
-    _plains: dict[tuple[int, ...], tuple[list[Rule], Plain | None]] = field(
+    _plans: dict[tuple[int, ...], tuple[list[Rule], Plan | None]] = field(
         init=False, repr=False, compare=False
     )
 
@@ -176,7 +184,7 @@ class RuleSet:
         put(self, "_deepest", max((head.count("/") for head in below), default=0))
         put(self, "_longest_head", max(map(len, below), default=0))
         put(self, "_known", {})
-        put(self, "_plains", {})
+        put(self, "_plans", {})
 
     def in_force(self) -> "RuleSet":
         """The same with every quota cut to this region's share, which is then 1.
@@ -204,7 +212,7 @@ class RuleSet:
         return self.find(method, path)[0]
 
     def find(self, method: str, path: str) -> Found:
-        """The same, and what they ask of everyone, where all of them are plain."""
+        """The same rules, and their plan, where all of them are static."""
         below = self._heads(path) if self._below else []
         if below or path[-1:] == "\n":  # the router's "$" matches before one
             return self._find(method, path, below)
@@ -238,20 +246,20 @@ class RuleSet:
             parameters = rule.match(method, path)
             if parameters is not None:
                 found.append((rule, parameters))
-        return found, self.plain(found)
+        return found, self.plan(found)
 
-    def plain(self, matching: Sequence[tuple[Rule, Any]]) -> Plain | None:
-        """What rules, of this set or of a route, ask of everyone, where all of them are plain.
+    def plan(self, matching: Sequence[tuple[Rule, Any]]) -> Plan | None:
+        """The plan of rules, of this set or of a route, where all of them are static.
 
         Kept, since requests choose among few sets of rules; by identity, since rules hash slowly.
         """
         name = tuple([id(rule) for rule, _ in matching])
-        kept = self._plains.get(name)
+        kept = self._plans.get(name)
         if kept is None:
-            if len(self._plains) >= MOST_PLAINS:
-                self._plains.clear()
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
             rules = [rule for rule, _ in matching]
-            kept = self._plains[name] = rules, _plain(rules)
+            kept = self._plans[name] = rules, _plan(rules)
         return kept[1]
 
     @property
@@ -260,14 +268,35 @@ class RuleSet:
         return frozenset().union(*(rule.registered_names for rule in self.rules))
 
 
-def _plain(rules: Sequence[Rule]) -> Plain | None:
-    if not all(rule.plain for rule in rules):
-        return None
-    asked = [(rule, limit) for rule in rules for limit in rule.limits]
-    return Plain(
-        tuple((limit, rule.cost, rule.name) for rule, limit in asked if isinstance(rule.cost, int)),
+def _plan(rules: Sequence[Rule]) -> Plan | None:
+    keys: list[tuple[KeyOf, int]] = []
+    asked: list[tuple[Limit, int, int, str, int]] = []
+    allowed: list[tuple[str, str]] = []
+    watched: list[int] = []
+    known: dict[tuple[object, ...], int] = {}
+    for place, rule in enumerate(rules):
+        if not rule.is_static or rule.key_of is None or not isinstance(rule.cost, int):
+            return None
+        of_path = [part[5:] for part in rule.by if part.startswith("path:")]
+        by = (rule.by, rule.on_missing, place if of_path else None)
+        key = known.setdefault(by, len(keys))
+        if key == len(keys):
+            keys.append((rule.key_of, place))
+        own = () if rule.compiled is None else rule.compiled.parameters
+        if rule.by[0] == "user" or not set(own) >= set(of_path):
+            watched.append(place)
+        shadow = rule.mode == "shadow"
+        action = Action.SHADOW if shadow else Action.CHARGE
+        for limit in rule.limits:
+            asked.append((limit, key, rule.cost, rule.name, int(action)))
+            allowed.append((rule.name, "shadow-allowed" if shadow else "allowed"))
+    return Plan(
+        tuple(keys),
+        tuple(asked),
         tuple(policy for rule in rules for policy in rule.policies),
-        tuple((rule.name, "allowed") for rule, _ in asked),
+        tuple(allowed),
+        any(rule.mode == "shadow" for rule in rules),
+        tuple(watched),
         {},
     )
 
