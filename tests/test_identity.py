@@ -440,6 +440,8 @@ def test_the_guide_names_the_bounds_that_hold() -> None:
 texts = st.sampled_from(["", "a", "b=1", "x" * 256, "y" * 257, "%61", "a+b", '"q\\162"', "\xe9"])
 
 
+@example(by=["client", "global"], values={}, peer=None, fall_back=False)
+@example(by=["header:x-key", "client"], values={"header": "a"}, peer=None, fall_back=False)
 @unhurried
 @given(
     by=st.lists(

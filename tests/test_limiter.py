@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from ratelimit import Limit, MemoryStore, RateLimiter, Rule, RuleSet
 from ratelimit.asgi.answer import respond
+from ratelimit.decisions import Check, assumed, passes
 from ratelimit.limiter.admission import Admission
 from ratelimit.responses.headers import Refusal
 from ratelimit.testing import ManualClock
@@ -666,6 +667,44 @@ async def test_what_is_prepared_for_everyone_comes_to_what_is_asked_one_by_one(
     assert prepared.counts
 
 
+async def test_rules_that_count_by_a_parameter_of_one_name_read_it_of_their_own_paths() -> None:
+    limiter = limiting(
+        Rule("a", "3/minute", by="path:item", path="/{item}/y"),
+        Rule("b", "3/minute", by="path:item", path="/x/{item}"),
+    )
+    admission = await limiter.admit(http_scope("/x/y"))
+    keys = [check.key for _, checks, _ in admission.charges for check in checks]
+    assert keys == ["path:item=x", "path:item=y"]
+
+
+async def test_of_a_shadow_nobody_is_told_whatever_it_comes_to() -> None:
+    limiter = limiting(Rule("a", "1/minute", mode="shadow"), Rule("b", "9/minute"))
+    for verdict in ("shadow-allowed", "shadow-denied"):
+        admission = await limiter.admit(http_scope())
+        assert admission.refusal is None
+        assert [policy for policy, _ in admission.told] == ["b"]
+        assert dict(admission.headers())[b"ratelimit-policy"] == b'"b";q=9;w=60'
+        assert limiter.counts["a", verdict] == 1
+
+
+def test_a_request_passes_if_every_check_with_a_say_does() -> None:
+    limit = Limit("1/minute")
+    for last, said in ((Check(limit, "k"), False), (Check(limit, "k", shadow=True), True)):
+        checks = [Check(limit, "other"), last]
+        (allowed,), (denied,) = (assumed(checks[:1], allowed=each) for each in (True, False))
+        assert passes(checks, [allowed, denied]) is said
+        assert passes(checks, [allowed, allowed])
+
+
+async def test_while_a_rule_is_turned_off_the_others_keep_a_plan_of_their_own() -> None:
+    limiter = limiting(Rule("a", "1/minute"), Rule("b", "3/minute"))
+    assert await admitted(limiter, 2) == 1
+    limiter._switches.off = frozenset({"a"})
+    assert await admitted(limiter, 4) == 2
+    assert limiter.counts == {("a", "allowed"): 1, ("a", "denied"): 1,
+                              ("b", "allowed"): 4, ("b", "denied"): 2}  # fmt: skip
+
+
 async def test_two_limiters_around_one_request_are_told_of_together() -> None:
     """The inner one's decisions come behind those of the outer one, which were told already."""
     outer, inner = limiting(Rule("a", "3/minute")), limiting(Rule("b", "2/minute"))
@@ -704,7 +743,7 @@ def test_sets_of_rules_that_match_together_are_kept_in_a_bounded_number() -> Non
         assert [rule.name for rule, _ in found] == [f"r{i}" for i in numbers]
         assert plan is not None
         assert [rule for _, _, _, rule, _ in plan.asked] == [f"r{i}" for i in numbers]
-    assert 0 < len(rules._plans) <= 1_000
+    assert 0 < len(rules.index.plans) <= 1_000
 
 
 def test_a_limiter_that_is_used_in_another_event_loop_runs_its_background_there() -> None:

@@ -277,8 +277,7 @@ def _query(name: str) -> Read:
         for pair in reversed(text.split("&")):
             key, _, value = pair.partition("=")
             if key == name or (escaped and unquote_plus(key) == name):
-                if pair:
-                    return unquote_plus(value) if escaped else value
+                return unquote_plus(value) if escaped else value
         return None
 
     return read
@@ -301,6 +300,8 @@ def _user(scope: Scope) -> str | None:
 
 def _text(value: object) -> str | None:
     """A value as text; None where that would only name the object, another at each request."""
+    if type(value) is str or type(value) is int:  # most often by far
+        return str(value)
     if value is None or callable(value):
         return None
     text = str(value)

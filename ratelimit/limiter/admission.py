@@ -14,8 +14,8 @@ from ratelimit.responses.headers import (
     fields,
     new_told,
 )
+from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import Plan
 from ratelimit.stores import Store
 
 __all__ = ["Admission", "Route"]
@@ -47,7 +47,7 @@ class Admission:
     # On the class what most requests leave as it is: one is made for each.
     _told: Sequence[Told] = ()
     _passed: tuple[Plan, Sequence[Decision]] | None = None
-    """What `_told` would be, where static rules alone have decided, and allowed, until now."""
+    """What `_told` would be, where one plan has decided, and allowed, until now."""
     refusal: Refusal | None = None
     """The answer to give instead of the application's; None while the request may go on."""
     degraded: tuple[Decision, ...] = ()
@@ -79,7 +79,7 @@ class Admission:
     def passed(
         self, limiter: Any, plan: Plan, checks: Sequence[Check], decisions: Sequence[Decision]
     ) -> None:
-        """Takes what static rules have allowed."""
+        """Takes what a plan without shadows has allowed."""
         self.charges += ((limiter, checks, decisions),)
         if self._told or self._passed:
             told = map(new_told, zip(plan.policies, decisions, strict=True))
@@ -93,6 +93,10 @@ class Admission:
             plan, decisions = self._passed
             return draft_of_allowed(plan.policies, decisions, plan.written)
         return fields(self.told, self.dialects)
+
+    def template(self) -> str | None:
+        """The template of the route that the request will meet, where somebody knows a router."""
+        return None if self.route is None else self.route.template
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
