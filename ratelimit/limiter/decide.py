@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.decisions import Action, Check, Decision, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
@@ -96,7 +96,6 @@ class Decider:
         if not matching:
             return
         checks: list[Check] = []
-        policies: Sequence[str] = ()
         try:
             # Mistakes are seen at once, and nobody pays for the look for ever.
             seen = self.seen = self.seen + 1
@@ -104,7 +103,9 @@ class Decider:
                 self._look(scope, client)
             keys: Sequence[str] | None = None
             if plan is not None and self._skip is None:
-                keys = self._keys(plan, scope, client, matching, route)
+                keys = plan.keys(scope, client, matching, route)
+                for number in () if keys is None else plan.watched:
+                    self._say_missing(*matching[number], scope)
             if plan is None or keys is None:
                 request = Request(
                     scope, client, self.now.proxies, registered, route,
@@ -113,11 +114,12 @@ class Decider:
                 plan, keys = await self._question(admission, matching, request)
                 if not keys:
                     return
-            checks = plan.checks(keys)
-            policies = plan.policies
+            for limit, place, cost, rule, action in plan.asked:  # a comprehension is a call more
+                checks.append(new_check((limit, keys[place], cost, rule, action, 0, 0)))
             decisions = await self._ask(checks)
             lost = self._conclude(admission, plan, checks, decisions)
         except Exception as problem:  # noqa: BLE001  # the law of this module
+            policies = plan.policies if plan is not None and checks else ()
             await self._fallback.answer(
                 self.now.rules, admission, matching, problem, checks, policies
             )
@@ -125,38 +127,16 @@ class Decider:
             if lost:
                 await self._without_store(admission, matching, lost)
 
-    def _keys(
-        self,
-        plan: Plan,
-        scope: Mapping[str, Any],
-        client: Address | None,
-        matching: Matching,
-        route: Callable[[], str | None],
-    ) -> list[str] | None:
-        """The keys of static rules; None where one is missing, or cannot be read.
-
-        What becomes of the request then is for the rules to say, one by one.
-        """
-        try:
-            keys = plan.keys(scope, client, matching, route)
-        except Exception:  # noqa: BLE001  # it is asked for again, and told then
-            return None
-        if keys is not None:
-            for place in plan.watched:
-                rule, path_params = matching[place]
-                if "user" not in scope or rule.by[0] != "user" or len(rule.by) > 1:
-                    self._say_missing(rule, path_params, scope)
-        return keys
-
     def _say_missing(
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
     ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
         if rule.by[0] == "user" and "user" not in scope:
             self._reports.once("user-missing", rule.name)
-        for part in rule.by:
-            if part.startswith("path:") and part[5:] not in path_params:
-                self._reports.once("path-missing", f"{rule.name} by {part}")
+        if rule.by != ("user",):
+            for part in rule.by:
+                if part.startswith("path:") and part[5:] not in path_params:
+                    self._reports.once("path-missing", f"{rule.name} by {part}")
 
     async def _without_store(
         self,
@@ -236,15 +216,19 @@ class Decider:
         decisions: Sequence[Decision],
     ) -> list[tuple[Check, str, Exception]]:
         """What the decisions come to; returns the checks that the store has not decided."""
-        if plan.all_at_once(decisions):  # what follows comes to the same, at twice the cost
-            counts = self._counts
-            for name in plan.allowed:
-                counts[name] += 1
-            if self._reports.failing:
-                self._reports.answered()
-            admission.passed(self._owner, plan, checks, decisions)
-            return []
-        return self._conclude_each(admission, plan, checks, decisions)
+        if plan.shadows or len(decisions) != len(checks):
+            return self._conclude_each(admission, plan, checks, decisions)
+        for decision in decisions:
+            if not decision[1] or decision[5] or decision[8]:
+                return self._conclude_each(admission, plan, checks, decisions)
+        # All is allowed at once: what _conclude_each comes to then, at half its cost.
+        counts = self._counts
+        for name in plan.allowed:
+            counts[name] += 1
+        if self._reports.failing:
+            self._reports.answered()
+        admission.passed(self._owner, plan, checks, decisions)
+        return []
 
     def _conclude_each(
         self,

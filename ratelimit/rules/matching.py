@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
@@ -62,33 +62,20 @@ class Plan:
         matching: Matching,
         route: Callable[[], str | None],
     ) -> list[str] | None:
-        """The keys of static rules; None where one is missing, which the rules have a say in.
+        """The keys of static rules; None where one is missing, or cannot be read.
 
-        Raises what an object of the application's raises, such as its user.
+        What becomes of the request then is for its rules to say, one by one.
         """
         keys = []
-        for key_of, place in self.readers:
-            key = key_of(scope, client, matching[place][1], route)
-            if key is None:
-                return None
-            keys.append(key)
+        try:
+            for key_of, place in self.readers:
+                key = key_of(scope, client, matching[place][1], route)
+                if key is None:
+                    return None
+                keys.append(key)
+        except Exception:  # noqa: BLE001  # an object of the application's; it is asked again, and told
+            return None
         return keys
-
-    def checks(self, keys: Sequence[str]) -> list[Check]:
-        """The checks of a request that has these keys."""
-        checks = []
-        for limit, place, cost, rule, action in self.asked:  # a comprehension is a call more
-            checks.append(new_check((limit, keys[place], cost, rule, action, 0, 0)))
-        return checks
-
-    def all_at_once(self, decisions: Sequence[Decision]) -> bool:
-        """Whether stores have decided every check, each with a say, and let it through at once."""
-        if self.shadows or len(decisions) != len(self.asked):
-            return False
-        for _, allowed, _, _, _, delay_us, _, _, degraded in decisions:
-            if not allowed or delay_us or degraded:
-                return False
-        return True
 
 
 Found = tuple[Matching, Plan | None]
