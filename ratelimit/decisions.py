@@ -21,6 +21,7 @@ __all__ = [
     "assumed",
     "decision_of",
     "identity_digest",
+    "passes",
     "read_reply",
 ]
 
@@ -195,6 +196,15 @@ def read_reply(
         )
         start = end
     return tuple(decisions)
+
+
+def passes(checks: Iterable[Check], decisions: Iterable[Decision]) -> bool:
+    """Whether a request passes: every check that has a say was allowed."""
+    return all(
+        decision[1]
+        for check, decision in zip(checks, decisions, strict=True)
+        if check[4] != _SHADOW
+    )
 
 
 class Assumed(Decision):

@@ -8,6 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,7 +19,14 @@ from starlette.requests import HTTPConnection, Request
 from ratelimit import RateLimiter
 from ratelimit.decisions import identity_digest
 from ratelimit.identity.addresses import read_address
-from ratelimit.identity.keys import LONGEST_VALUE, UNIDENTIFIED, Identify, identity, identity_of
+from ratelimit.identity.keys import (
+    LONGEST_VALUE,
+    UNIDENTIFIED,
+    Identify,
+    compiled,
+    identity,
+    identity_of,
+)
 from ratelimit.identity.proxies import Proxies
 from ratelimit.rules.ruleset import RuleSet
 
@@ -427,3 +435,60 @@ def test_the_addresses_of_the_guide_are_counted_as_it_says() -> None:
 
 def test_the_guide_names_the_bounds_that_hold() -> None:
     assert f"{LONGEST_VALUE} characters" in GUIDE.read_text("utf-8")
+
+
+texts = st.sampled_from(["", "a", "b=1", "x" * 256, "y" * 257, "%61", "a+b", '"q\\162"', "\xe9"])
+
+
+@example(by=["client", "global"], values={}, peer=None, fall_back=False)
+@example(by=["header:x-key", "client"], values={"header": "a"}, peer=None, fall_back=False)
+@unhurried
+@given(
+    by=st.lists(
+        st.sampled_from(
+            ["client", "global", "header:x-key", "cookie:k", "query:k", "path:k", "user", "route"]
+        ),
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ),
+    values=st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("header", "cookie", "query", "path", "user", "route"), texts),
+    ),
+    peer=st.sampled_from([("192.0.2.1", 1), ("2001:db8::1", 1), None]),
+    fall_back=st.booleans(),
+)
+async def test_a_rules_own_reader_gives_what_its_parts_are_read_as_one_by_one(
+    by: list[str], values: dict[str, str], peer: object, fall_back: bool
+) -> None:
+    """The compiled reader and the asynchronous one are of the same pieces, and never differ."""
+    headers = [(b"x-key", values["header"].encode("latin-1"))] if "header" in values else []
+    if "cookie" in values:
+        headers.append((b"cookie", f"k={values['cookie']}".encode("latin-1")))
+    request = scope(peer, headers=headers)
+    if "query" in values:
+        request["query_string"] = f"k=0&k={values['query']}".encode("latin-1")
+    if "user" in values:
+        request["user"] = values["user"]
+    path_params = {"k": values["path"]} if "path" in values else {}
+    route = values.get("route")
+    key_of = compiled(tuple(by), fall_back=fall_back)
+    assert key_of is not None
+    key = key_of(request, Proxies().client(request), path_params, lambda: route)
+    expected = await found(
+        tuple(by), request, route=route, path_params=path_params, fall_back=fall_back
+    )
+    assert key == (None if expected is None else expected[0])
+
+
+@unhurried
+@given(st.text("kK=&;+%61 \xe9\0", max_size=20))
+def test_a_query_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    key_of = compiled(("query:k",), fall_back=False)
+    assert key_of is not None
+    request = scope(query_string=text.encode("latin-1"))
+    value = dict(parse_qsl(text, keep_blank_values=True)).get("k")
+    assert key_of(request, None, {}, lambda: None) == (
+        value if value is None else f"query:k={value}"
+    )

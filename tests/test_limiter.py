@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from ratelimit import Limit, MemoryStore, RateLimiter, Rule, RuleSet
 from ratelimit.asgi.answer import respond
+from ratelimit.decisions import Check, assumed, passes
 from ratelimit.limiter.admission import Admission
 from ratelimit.responses.headers import Refusal
 from ratelimit.testing import ManualClock
@@ -615,9 +616,9 @@ async def test_a_routes_methods_are_read_in_any_case() -> None:
     assert statuses == [True, False, False, True]
 
 
-# --- rules that ask the same of everyone ---------------------------------------------------------
+# --- rules of which all but the key is known before a request ------------------------------------
 
-PLAIN = {
+STATIC = {
     "one": (Rule("a", "3/minute", algorithm="fixed_window"),),
     "several": (
         Rule("a", "5/minute; 6/hour"),
@@ -626,20 +627,35 @@ PLAIN = {
     ),
     "delayed": (Rule("a", "60/minute", algorithm="leaking_bucket", burst=4),),
     "never": (Rule("a", "3/minute"), Rule("b", "2/minute", cost=0)),
+    "by what a request carries": (
+        Rule("a", "5/minute", by=("header:x-api-key", "client")),
+        Rule("b", "4/minute; 9/hour", by="query:account"),
+        Rule("c", "6/minute", by="path:item", path="/{item}"),
+    ),
+    "by what is missing": (
+        Rule("a", "5/minute", by="user"),
+        Rule("b", "4/minute", by="cookie:session", on_missing="skip"),
+    ),
+    "that is missing and has to be there": (
+        Rule("a", "5/minute"),
+        Rule("b", "4/minute", by=("global", "header:x-none"), on_missing="refuse"),
+    ),
+    "shadows": (Rule("a", "2/minute", mode="shadow"), Rule("b", "4/minute")),
 }
 
 
 @pytest.mark.parametrize("headers", [("draft",), ("draft", "legacy"), ("draft-03",)])
-@pytest.mark.parametrize("rules", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("rules", STATIC.values(), ids=STATIC)
 async def test_what_is_prepared_for_everyone_comes_to_what_is_asked_one_by_one(
     rules: tuple[Rule, ...], headers: tuple[str, ...]
 ) -> None:
     """A `skip` that skips nothing makes a limiter ask each rule anew."""
     prepared = limiting(*rules, headers=headers)
     asking = limiting(*rules, headers=headers, skip=lambda _: False)
-    assert prepared.rules.find("GET", "/")[1] is not None
+    assert prepared.rules.find("GET", "/7")[1] is not None
+    request = http_scope("/7", query_string=b"account=a", headers=[("x-api-key", "k")])
     for _ in range(8):
-        one, other = [await each.admit(http_scope()) for each in (prepared, asking)]
+        one, other = [await each.admit(dict(request)) for each in (prepared, asking)]
         assert one.headers() == other.headers()
         assert [*one.told] == [*other.told]
         assert one.headers() == other.headers()  # by another way, once all has been told
@@ -648,7 +664,45 @@ async def test_what_is_prepared_for_everyone_comes_to_what_is_asked_one_by_one(
         assert one.refusal == other.refusal
         assert [each[1:] for each in one.charges] == [each[1:] for each in other.charges]
     assert prepared.counts == asking.counts
-    assert prepared.counts["a", "allowed"] > 0
+    assert prepared.counts
+
+
+async def test_rules_that_count_by_a_parameter_of_one_name_read_it_of_their_own_paths() -> None:
+    limiter = limiting(
+        Rule("a", "3/minute", by="path:item", path="/{item}/y"),
+        Rule("b", "3/minute", by="path:item", path="/x/{item}"),
+    )
+    admission = await limiter.admit(http_scope("/x/y"))
+    keys = [check.key for _, checks, _ in admission.charges for check in checks]
+    assert keys == ["path:item=x", "path:item=y"]
+
+
+async def test_of_a_shadow_nobody_is_told_whatever_it_comes_to() -> None:
+    limiter = limiting(Rule("a", "1/minute", mode="shadow"), Rule("b", "9/minute"))
+    for verdict in ("shadow-allowed", "shadow-denied"):
+        admission = await limiter.admit(http_scope())
+        assert admission.refusal is None
+        assert [policy for policy, _ in admission.told] == ["b"]
+        assert dict(admission.headers())[b"ratelimit-policy"] == b'"b";q=9;w=60'
+        assert limiter.counts["a", verdict] == 1
+
+
+def test_a_request_passes_if_every_check_with_a_say_does() -> None:
+    limit = Limit("1/minute")
+    for last, said in ((Check(limit, "k"), False), (Check(limit, "k", shadow=True), True)):
+        checks = [Check(limit, "other"), last]
+        (allowed,), (denied,) = (assumed(checks[:1], allowed=each) for each in (True, False))
+        assert passes(checks, [allowed, denied]) is said
+        assert passes(checks, [allowed, allowed])
+
+
+async def test_while_a_rule_is_turned_off_the_others_keep_a_plan_of_their_own() -> None:
+    limiter = limiting(Rule("a", "1/minute"), Rule("b", "3/minute"))
+    assert await admitted(limiter, 2) == 1
+    limiter._switches.off = frozenset({"a"})
+    assert await admitted(limiter, 4) == 2
+    assert limiter.counts == {("a", "allowed"): 1, ("a", "denied"): 1,
+                              ("b", "allowed"): 4, ("b", "denied"): 2}  # fmt: skip
 
 
 async def test_two_limiters_around_one_request_are_told_of_together() -> None:
@@ -685,11 +739,11 @@ def test_sets_of_rules_that_match_together_are_kept_in_a_bounded_number() -> Non
     )
     for chosen in range(2**11):
         numbers = [i for i in range(11) if chosen >> i & 1]
-        found, plain = rules.find("GET", "/".join(["/x", *map(str, numbers), "y"]))
+        found, plan = rules.find("GET", "/".join(["/x", *map(str, numbers), "y"]))
         assert [rule.name for rule, _ in found] == [f"r{i}" for i in numbers]
-        assert plain is not None
-        assert [rule for _, _, rule in plain.asked] == [f"r{i}" for i in numbers]
-    assert 0 < len(rules._plains) <= 1_000
+        assert plan is not None
+        assert [rule for _, _, _, rule, _ in plan.asked] == [f"r{i}" for i in numbers]
+    assert 0 < len(rules.index.plans) <= 1_000
 
 
 def test_a_limiter_that_is_used_in_another_event_loop_runs_its_background_there() -> None:

@@ -435,7 +435,9 @@ def test_methods_without_end_are_not_remembered() -> None:
     for number in range(100):
         assert names(rule_set, f"M{number}", "/") == ["a"]
         assert names(rule_set, "GET", f"/{number}") == ["a"]
-    assert len(rule_set._known) == 1
+        assert names(rule_set, "GET", f"/{number}\n") == ["a"]
+    assert len(rule_set.index.known) == 1
+    assert len(rule_set.index.candidates) == 1
 
 
 async def test_as_many_limits_as_a_set_may_have_are_decided() -> None:

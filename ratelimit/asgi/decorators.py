@@ -262,8 +262,15 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
 
 def _tell(response: Response, admission: Admission) -> None:
     """Sets the fields, rather than adding them: a response may be one that is returned again."""
-    for name, value in admission.headers():
-        response.headers[name.decode()] = value.decode()
+    raw = response.raw_headers
+    for field in admission.headers():
+        name, value = field
+        for known, _ in raw:
+            if known == name:
+                response.headers[name.decode()] = value.decode()
+                break
+        else:
+            raw.append(field)
 
 
 async def _admit(
@@ -288,12 +295,12 @@ async def _admit(
     for limiter, matching in groups.values():
         if admission is None:
             admission = scope[ROUTE_KEY] = Admission(limiter, scope.get("app"))
-        limiter.check_registered((rule for rule, _ in matching), known=identities)
+        limiter.check_registered([rule for rule, _ in matching], known=identities)
         await limiter.decide(
             admission,
             scope,
             matching,
-            template=scope_of(scope.get("endpoint")),
+            route=functools.partial(_scope_of_endpoint, scope),
             identities=identities,
         )
         if admission.refusal is not None:
@@ -307,6 +314,10 @@ async def _admit(
     if delay_us:
         await anyio.sleep(delay_us / 1_000_000)
     return admission
+
+
+def _scope_of_endpoint(scope: Scope) -> str:
+    return scope_of(scope.get("endpoint"))
 
 
 def _error(scope: Scope, admission: Admission, refusal: Refusal) -> Refused:

@@ -6,18 +6,33 @@ client's address, and what is read from a request is bounded before it is kept.
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from inspect import isawaitable
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from starlette.requests import HTTPConnection
 
 from ratelimit.decisions import identity_digest
 from ratelimit.identity.addresses import Address, read_address
 
-__all__ = ["LONGEST_VALUE", "UNIDENTIFIED", "Identify", "identity", "identity_of"]
+__all__ = [
+    "LONGEST_VALUE",
+    "UNIDENTIFIED",
+    "Identify",
+    "KeyOf",
+    "compiled",
+    "identity",
+    "identity_of",
+]
 
 Scope = Mapping[str, Any]
+Route = Callable[[], "str | None"]
+"""Tells the template of the route that a request meets; asked only where a rule counts by it."""
+Read = Callable[[Scope, Mapping[str, object], Route], "str | None"]
+"""Reads one part of an identity from a scope, its path's parameters and its route."""
+KeyOf = Callable[[Scope, "Address | None", Mapping[str, object], Route], "str | None"]
+"""Reads the text a request is counted under; None where a part is missing and has to be there."""
 Identify = Callable[[HTTPConnection], "str | Awaitable[str | None] | None"]
 """An identity that the application registers: text, or None where there is none."""
 
@@ -67,6 +82,73 @@ async def identity(
     return _joined(texts), values[0]
 
 
+def compiled(by: tuple[str, ...], *, fall_back: bool) -> KeyOf | None:
+    """The synchronous reader of what `identity` gives as a request's text.
+
+    None where a part is the application's to tell. What the reader raises comes of an object of
+    the application's, such as its user.
+    """
+    if by == ("client",):
+        return _client_or_all if fall_back else _client_alone
+    parts: list[tuple[str, Read | None]] = []
+    for part in by:
+        read = None if part == "client" else _reader(part)
+        if read is None and part != "client":
+            return None
+        parts.append((part, read))
+    if len(parts) > 1:
+        return _compiled_of_several(parts, fall_back)
+    part, one = parts[0]
+    return None if one is None else _compiled_of_one(part, one, fall_back)
+
+
+def _client_or_all(_: Scope, client: Address | None, __: object, ___: object) -> str | None:
+    return UNIDENTIFIED if client is None else client[2]
+
+
+def _client_alone(_: Scope, client: Address | None, __: object, ___: object) -> str | None:
+    return None if client is None else client[2]
+
+
+def _compiled_of_one(part: str, read: Read, fall_back: bool) -> KeyOf:
+    start = f"{part}="
+
+    def key_of(
+        scope: Scope, client: Address | None, path_params: Mapping[str, object], route: Route
+    ) -> str | None:
+        value = read(scope, path_params, route)
+        if value is None:
+            if not fall_back:
+                return None
+            return _spelled("client", UNIDENTIFIED if client is None else client.key)[0]
+        return start + value if len(value) <= LONGEST_VALUE else _spelled(part, value)[0]
+
+    return key_of
+
+
+def _compiled_of_several(parts: list[tuple[str, Read | None]], fall_back: bool) -> KeyOf:
+    needs_client = not fall_back and "client" in [part for part, _ in parts]
+
+    def key_of(
+        scope: Scope, client: Address | None, path_params: Mapping[str, object], route: Route
+    ) -> str | None:
+        if needs_client and client is None:
+            return None
+        address = UNIDENTIFIED if client is None else client.key
+        texts = []
+        for part, read in parts:
+            value = address if read is None else read(scope, path_params, route)
+            if value is not None:
+                texts.append(_spelled(part, value)[0])
+            elif fall_back:
+                texts.append(_spelled("client", address)[0])
+            else:
+                return None
+        return _joined(texts)
+
+    return key_of
+
+
 def identity_of(
     by: tuple[str, ...], values: Sequence[str], ipv6_prefix: int = 64
 ) -> tuple[str, str]:
@@ -103,20 +185,14 @@ def _as_counted(part: str, value: str, ipv6_prefix: int) -> str:
 async def _value(
     part: str,
     scope: Scope,
-    route: Callable[[], str | None],
+    route: Route,
     path_params: Mapping[str, object],
     registered: Mapping[str, Identify],
 ) -> str | None:
     """What a request has for a part other than the client."""
-    kind, _, name = part.partition(":")
-    if kind == "global":
-        return ""
-    if kind == "route":
-        return route()
-    if kind == "path":
-        return _text(path_params.get(name))
-    if kind in _READERS:
-        return _READERS[kind](scope, name)
+    read = _reader(part)
+    if read is not None:
+        return read(scope, path_params, route)
     answer = registered[part](HTTPConnection(dict(scope)))
     value = await answer if isawaitable(answer) else answer
     if value is not None and not isinstance(value, str):
@@ -124,15 +200,38 @@ async def _value(
     return value
 
 
+@lru_cache(maxsize=1_024)
+def _reader(part: str) -> Read | None:
+    """The reader of a part other than the client; None where the application registers one."""
+    kind, _, name = part.partition(":")
+    if kind == "global":
+        return lambda _, __, ___: ""
+    if kind == "route":
+        return lambda _, __, route: route()
+    if kind == "path":
+        return lambda _, path_params, __: _text(path_params.get(name))
+    if kind == "user":
+        return lambda scope, _, __: _user(scope)
+    if kind in _READERS:
+        return _READERS[kind](name)
+    return None
+
+
 _QUOTED: Final = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
 
 
-def _header(scope: Scope, name: str) -> str | None:
-    """The first line of a name, which is the one that Starlette shows to the application."""
+def _header(name: str) -> Read:
+    """Reads the first line of a name, which is the one that Starlette shows to the application."""
     wanted = name.lower().encode("latin-1")
-    return next(
-        (value.decode("latin-1") for key, value in scope.get("headers", ()) if key == wanted), None
-    )
+
+    def read(scope: Scope, _: object, __: object) -> str | None:
+        for key, value in scope.get("headers", ()):
+            if key == wanted:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    return read
 
 
 _COOKIES: Final = [(b"cookie", b"first="), (b"cookie", b"second=")]
@@ -140,31 +239,51 @@ _ALL_COOKIES: Final = "second" in HTTPConnection({"type": "http", "headers": _CO
 """Whether this Starlette shows an application every line of cookies; before 0.49 it was one."""
 
 
-def _cookie(scope: Scope, name: str) -> str | None:
-    """The last cookie of a name, as Starlette reads it, but in linear time.
+def _cookie(name: str) -> Read:
+    """Reads the last cookie of a name, as Starlette reads it, but in linear time.
 
     The standard library's unquoting takes seconds for 60 kB of backslashes (CVE-2024-7592).
     """
-    lines = [value for key, value in scope.get("headers", ()) if key == b"cookie"]
-    if not _ALL_COOKIES:
-        del lines[1:]
-    for chunk in reversed(b";".join(lines).decode("latin-1").split(";")):
-        key, equals, value = chunk.partition("=")
-        if equals and key.strip() == name:
-            value = value.strip()
-            if len(value) < 2 or value[0] != '"' or value[-1] != '"':
-                return value
-            return _QUOTED.sub(lambda it: chr(int(it[1], 8)) if it[1] else it[2], value[1:-1])
-    return None
+
+    def read(scope: Scope, _: object, __: object) -> str | None:
+        lines = [value for key, value in scope.get("headers", ()) if key == b"cookie"]
+        if not lines:
+            return None
+        if not _ALL_COOKIES:
+            del lines[1:]
+        for chunk in reversed(b";".join(lines).decode("latin-1").split(";")):
+            key, equals, value = chunk.partition("=")
+            if equals and key.strip() == name:
+                value = value.strip()
+                if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+                    return value
+                return _QUOTED.sub(lambda it: chr(int(it[1], 8)) if it[1] else it[2], value[1:-1])
+        return None
+
+    return read
 
 
-def _query(scope: Scope, name: str) -> str | None:
-    """The last value of a name, which is the one that Starlette shows to the application."""
-    text = scope.get("query_string", b"").decode("latin-1")
-    return dict(parse_qsl(text, keep_blank_values=True)).get(name)
+def _query(name: str) -> Read:
+    """Reads the last value of a name, which is the one that Starlette shows to the application.
+
+    As `urllib.parse.parse_qsl` reads it, from the right and without what comes before.
+    """
+
+    def read(scope: Scope, _: object, __: object) -> str | None:
+        text = scope.get("query_string", b"").decode("latin-1")
+        if not text:
+            return None
+        escaped = "%" in text or "+" in text
+        for pair in reversed(text.split("&")):
+            key, _, value = pair.partition("=")
+            if key == name or (escaped and unquote_plus(key) == name):
+                return unquote_plus(value) if escaped else value
+        return None
+
+    return read
 
 
-def _user(scope: Scope, _: str) -> str | None:
+def _user(scope: Scope) -> str | None:
     """What Starlette's AuthenticationMiddleware, or one like it, says of the user."""
     user = scope.get("user")
     if user is None or not getattr(user, "is_authenticated", True):
@@ -181,15 +300,16 @@ def _user(scope: Scope, _: str) -> str | None:
 
 def _text(value: object) -> str | None:
     """A value as text; None where that would only name the object, another at each request."""
+    if type(value) is str or type(value) is int:  # most often by far
+        return str(value)
     if value is None or callable(value):
         return None
     text = str(value)
     return None if text == object.__repr__(value) else text
 
 
-_READERS: Final[dict[str, Callable[[Scope, str], str | None]]] = {
+_READERS: Final[dict[str, Callable[[str], Read]]] = {
     "header": _header,
     "cookie": _cookie,
     "query": _query,
-    "user": _user,
 }

@@ -14,8 +14,8 @@ from ratelimit.responses.headers import (
     fields,
     new_told,
 )
+from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import Plain
 from ratelimit.stores import Store
 
 __all__ = ["Admission", "Route"]
@@ -46,8 +46,8 @@ class Admission:
 
     # On the class what most requests leave as it is: one is made for each.
     _told: Sequence[Told] = ()
-    _passed: tuple[Plain, Sequence[Decision]] | None = None
-    """What `_told` would be, where plain rules alone have decided, and allowed, until now."""
+    _passed: tuple[Plan, Sequence[Decision]] | None = None
+    """What `_told` would be, where one plan has decided, and allowed, until now."""
     refusal: Refusal | None = None
     """The answer to give instead of the application's; None while the request may go on."""
     degraded: tuple[Decision, ...] = ()
@@ -68,8 +68,8 @@ class Admission:
     def told(self) -> Sequence[Told]:
         """Every enforced check that a store decided, with its policy's name."""
         if self._passed is not None:
-            plain, decisions = self._passed
-            self.told = [*map(new_told, zip(plain.policies, decisions, strict=True))]
+            plan, decisions = self._passed
+            self.told = [*map(new_told, zip(plan.policies, decisions, strict=True))]
         return self._told
 
     @told.setter
@@ -77,22 +77,26 @@ class Admission:
         self._told, self._passed = told, None
 
     def passed(
-        self, limiter: Any, plain: Plain, checks: Sequence[Check], decisions: Sequence[Decision]
+        self, limiter: Any, plan: Plan, checks: Sequence[Check], decisions: Sequence[Decision]
     ) -> None:
-        """Takes what plain rules have allowed."""
+        """Takes what a plan without shadows has allowed."""
         self.charges += ((limiter, checks, decisions),)
         if self._told or self._passed:
-            told = map(new_told, zip(plain.policies, decisions, strict=True))
+            told = map(new_told, zip(plan.policies, decisions, strict=True))
             self.told = [*self.told, *told]
         else:
-            self._passed = plain, decisions
+            self._passed = plan, decisions
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
         if self._passed is not None and self.dialects == USUAL:
-            plain, decisions = self._passed
-            return draft_of_allowed(plain.policies, decisions, plain.written)
+            plan, decisions = self._passed
+            return draft_of_allowed(plan.policies, decisions, plan.written)
         return fields(self.told, self.dialects)
+
+    def template(self) -> str | None:
+        """The template of the route that the request will meet, where somebody knows a router."""
+        return None if self.route is None else self.route.template
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

@@ -83,8 +83,6 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     """
     client = request.client
     if client is not None:
-        if rule.plain and isinstance(rule.cost, int):
-            return Question(rule.limits, rule.policies, client.key, rule.cost, _CHARGE)
         if client in rule.denied_clients:
             raise TurnedAway(rule.name, forbid())
         if client in rule.allowed_clients:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ratelimit.decisions import Action, Check, assumed
+from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Told, refuse, unavailable
@@ -88,12 +88,10 @@ class Fallback:
         told = [
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
-        refused = False
         for (check, _), decision in zip(local, decisions, strict=True):
             self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
-            refused = refused or not decision.allowed
             admission.delay_us = max(admission.delay_us, decision.delay_us)
-        if refused:
+        if not passes([check for check, _ in local], decisions):
             admission.told = told
             admission.delay_us = 0
             admission.refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)

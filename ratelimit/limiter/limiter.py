@@ -9,73 +9,43 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
-from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, Self
 
 from starlette.requests import HTTPConnection
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
-from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
+from ratelimit.identity.proxies import forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
-from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
+from ratelimit.limiter.checks import Registered
+from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
-from ratelimit.responses.headers import Refusal, Told, forbid, new_told, refuse
+from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import advise
+from ratelimit.rules.matching import Matching
 from ratelimit.rules.options import Ask
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import Plain, RuleSet
-from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
 
 __all__ = ["Admission", "RateLimiter"]
 
 _LOG: Final = logging.getLogger("ratelimit")
-_CHARGE: Final = int(Action.CHARGE)
-_SHADOW: Final = int(Action.SHADOW)
 
-_NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
 
-Matching = Sequence[tuple[Rule, Mapping[str, object]]]
+MOST_CHECKED: Final = 10_000
+
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
-
-
-class _InForce(NamedTuple):
-    """The rules that hold now, and what was made of them; swapped as a whole."""
-
-    rules: RuleSet
-    proxies: Proxies
-    share: Fraction
-    """This region's part of every quota, which ``rules`` are cut to already."""
-    routes: dict[int, tuple[Rule, Rule]]
-    """The rules of routes that were met, by identity since their functions may have no hash, and
-    what they are here."""
-
-    def of_route(self, rule: Rule) -> Rule:
-        """A route's own rule at this region's share."""
-        if self.share == 1 and self.rules.ipv6_prefix == 64:
-            return rule
-        found = self.routes.get(id(rule))
-        if found is None:
-            try:
-                own = rule.in_force(self.share, self.rules.ipv6_prefix)
-            except ValueError as error:
-                _LOG.warning(
-                    "share-too-small: rule %r is in force with its whole quota here: at a share "
-                    "of %s, %s", rule.name, self.share, error,
-                )  # fmt: skip
-                own = rule
-            found = self.routes[id(rule)] = rule, own
-        return found[1]
 
 
 class RateLimiter:
@@ -113,7 +83,6 @@ class RateLimiter:
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
         self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
-        self._skip = skip
         self.response = response
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
@@ -128,8 +97,6 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        # The store in process cannot fail.
-        self._ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._switches = Switches(store)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
@@ -140,8 +107,12 @@ class RateLimiter:
         want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set)
         self._fallback = Fallback(self._failover, self._reports, self.counts)
+        # The store in process cannot fail.
+        ask = store.decide if type(store) is MemoryStore else self._failover.decide
+        self._decider = Decider(
+            self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look
+        )
         self.breaker.on_change.append(self._reports.breaker_changed)
-        self._seen = 0
         self._started: object = None
         """The event loop in which the background runs."""
 
@@ -201,6 +172,7 @@ class RateLimiter:
         before = self.rules
         self._take(rules)
         self._reports.rules = self.rules
+        self._decider.now = self._now
         if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
             _LOG.warning(
                 "store-unchanged: the new rules name another store or deadline; the one that is "
@@ -208,6 +180,8 @@ class RateLimiter:
             )
 
     def _take(self, rules: RuleSet) -> None:
+        self._checked: dict[int, Rule] = {}
+        """Rules whose functions are known to be registered; by identity, as `InForce` has it."""
         share, rules = rules.share, rules.in_force()
         self.check_registered(rules.rules)
         for advice in advise(rules):
@@ -217,14 +191,7 @@ class RateLimiter:
         """The rules that hold now."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
-        self._now = _InForce(
-            rules,
-            Proxies(
-                rules.trusted_proxies, rules.trusted_hops, rules.forwarded_header, rules.ipv6_prefix
-            ),
-            share,
-            {},
-        )
+        self._now = InForce.of(rules, share)
         self.allowlist = Networks(rules.allowed_clients)
         """Clients that nothing limits; may be changed at any time, until other rules are taken."""
         self.denylist = Networks(rules.denied_clients)
@@ -237,6 +204,8 @@ class RateLimiter:
         """
         identities, tiers, costs = self._registered
         for rule in rules:
+            if self._checked.get(id(rule)) is rule:
+                continue
             unknown = rule.registered_names - identities.keys() - set(known)
             if unknown:
                 raise ValueError(
@@ -311,7 +280,7 @@ class RateLimiter:
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""
         self._started = None
-        self._seen = 0
+        self._decider.seen = 0
         await self._switches.aclose()
         await self.denials.aclose()
         if self._watcher is not None:
@@ -344,16 +313,18 @@ class RateLimiter:
                 return admission
             method = scope["method"] if scope["type"] == "http" else "GET"
             path = route_path(scope) if scope.get("root_path") else scope["path"]
-            matching: Matching
-            matching, plain = now.rules.find(method, path)
+            matching, plan = now.rules.find(method, path)
             if method == "OPTIONS":
-                matching, plain = self._without_preflight(matching, scope), None
+                matching = self._without_preflight(matching, scope)
+                plan = now.rules.index.plan(matching)
             if not matching or (route is not None and route.is_exempt):
                 return admission
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, (), problem)
             return admission
-        await self._decide(admission, scope, client, matching, plain, self._registered, None)
+        await self._decider.decide(
+            admission, scope, client, matching, plan, self._registered, admission.template
+        )
         return admission
 
     async def decide(
@@ -362,12 +333,13 @@ class RateLimiter:
         scope: Mapping[str, Any],
         matching: Matching,
         *,
-        template: str | None = None,
+        route: Callable[[], str | None] | None = None,
         identities: Mapping[str, Identify] | None = None,
     ) -> None:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
-        ``identities`` are known for this request alone, beside the registered ones.
+        ``route`` names the route, where a rule counts by it; ``identities`` are known for this
+        request alone, beside the registered ones.
         """
         if not (self.enabled and RateLimiter.everywhere):
             return
@@ -385,11 +357,13 @@ class RateLimiter:
                 for rule, path_params in matching
                 if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
             ]
-            plain = self._now.rules.plain(matching)
+            plan = self._now.rules.index.plan(matching)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             await self._fallback.answer(self.rules, admission, matching, problem)
             return
-        await self._decide(admission, scope, client, matching, plain, registered, template)
+        await self._decider.decide(
+            admission, scope, client, matching, plan, registered, route or admission.template
+        )
 
     def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
         """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
@@ -411,194 +385,6 @@ class RateLimiter:
             return True
         return client in self.allowlist
 
-    async def _decide(  # noqa: PLR0912  # one step after the other, on every request's way
-        self,
-        admission: Admission,
-        scope: Mapping[str, Any],
-        client: Address | None,
-        matching: Matching,
-        plain: Plain | None,
-        registered: Registered,
-        template: str | None,
-    ) -> None:
-        """Decides rules; ``plain`` is what they ask of every client, if that is all they ask."""
-        if self._switches.off:
-            matching, plain = self._still_on(matching), None
-        if admission.decided:
-            matching, plain = admission.still_to_decide(self.store, matching), None
-        admission.decided += ((self.store, matching),)
-        if not matching:
-            return
-        checks: list[Check] = []
-        policies: Sequence[str] = ()
-        try:
-            # Mistakes are seen at once, and nobody pays for the look for ever.
-            seen = self._seen = self._seen + 1
-            if client is None or seen < 1_000 or not seen % 64:
-                self._look(scope, client)
-            if plain is not None and client is not None and self._skip is None:
-                key, policies = client.key, plain.policies
-                for limit, cost, rule in plain.asked:  # a comprehension is a call more
-                    checks.append(new_check((limit, key, cost, rule, _CHARGE, 0, 0)))
-            else:
-                plain = None
-                route = partial(_template, template, admission)
-                checks, policies = await self._question(
-                    admission, scope, client, matching, registered, route
-                )
-                if not checks:
-                    return
-            decisions = await self._ask(checks)
-            if plain is not None and len(decisions) == len(checks):
-                for decision in decisions:
-                    if not decision[1] or decision[5] or decision[8]:
-                        break
-                else:  # what _conclude does where all is allowed at once, at half its cost
-                    counts = self.counts
-                    for name in plain.allowed:
-                        counts[name] += 1
-                    if self._reports.failing:
-                        self._reports.answered()
-                    admission.passed(self, plain, checks, decisions)
-                    return
-            lost = self._conclude(admission, checks, policies, decisions)
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, matching, problem, checks, policies)
-        else:
-            await self._without_store(admission, matching, lost)
-
-    async def _without_store(
-        self,
-        admission: Admission,
-        matching: Matching,
-        lost: Sequence[tuple[Check, str, Exception]],
-    ) -> None:
-        """Answers for the checks that the store has not decided; one fault after the other."""
-        while lost and admission.refusal is None:
-            problem = lost[0][2]
-            same = [each for each in lost if each[2] is problem]
-            lost = [each for each in lost if each[2] is not problem]
-            await self._fallback.answer(
-                self.rules,
-                admission,
-                matching,
-                problem,
-                [check for check, _, _ in same],
-                [policy for _, policy, _ in same],
-            )
-
-    async def _question(
-        self,
-        admission: Admission,
-        scope: Mapping[str, Any],
-        client: Address | None,
-        matching: Matching,
-        registered: Registered,
-        route: Callable[[], str | None],
-    ) -> tuple[list[Check], list[str]]:
-        """What a request asks by these rules, and under which policies; nothing if it is over."""
-        checks: list[Check] = []
-        policies: list[str] = []
-        nothing: tuple[list[Check], list[str]] = [], []
-        try:
-            request = Request(
-                scope,
-                client,
-                self._now.proxies,
-                registered,
-                route,
-                self._reports.function_failed,
-            )
-            if self._skip is not None and await self._skips(self._skip, request):
-                return nothing
-            for rule, path_params in matching:
-                try:
-                    word = rule.on_store_failure or self.rules.on_store_failure
-                    asked = await question(rule, path_params, request, strict=word == "deny")
-                    if asked is None:
-                        continue
-                    limits, names, key, cost, action = asked
-                    own = [
-                        new_check((limit, key, cost, rule.name, action, 0, 0)) for limit in limits
-                    ]
-                except TurnedAway:
-                    raise
-                except Exception as problem:  # noqa: BLE001  # the law of this module
-                    # A client may be able to make it fail, which must not open the other rules.
-                    await self._fallback.answer(
-                        self.rules, admission, [(rule, path_params)], problem
-                    )
-                    if admission.refusal is not None:
-                        return nothing
-                    continue
-                if rule.by[0] == "user" and "user" not in scope:
-                    self._reports.once("user-missing", rule.name)
-                for part in rule.by:
-                    if part.startswith("path:") and part[5:] not in path_params:
-                        self._reports.once("path-missing", f"{rule.name} by {part}")
-                checks += own
-                policies += names
-        except TurnedAway as turned:
-            self.counts[turned.rule, "turned-away"] += 1
-            admission.told = ()
-            admission.refusal = turned.refusal
-            return nothing
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, matching, problem)
-            return nothing
-        return checks, policies
-
-    async def _skips(self, skip: Ask[bool], request: Request) -> bool:
-        """Whether the application wants no rule to apply; where it cannot say, they do."""
-        try:
-            return bool(await request.told(skip))
-        except Exception as problem:  # noqa: BLE001  # a client may have made it fail
-            self._reports.function_failed("the limiter", "the request is not skipped", problem)
-            return False
-
-    def _still_on(self, matching: Matching) -> Matching:
-        """The rules that the kill switch has not turned off."""
-        off = self._switches.off
-        return [] if "*" in off else [each for each in matching if each[0].name not in off]
-
-    def _conclude(
-        self,
-        admission: Admission,
-        checks: Sequence[Check],
-        policies: Sequence[str],
-        decisions: Sequence[Decision],
-    ) -> list[tuple[Check, str, Exception]]:
-        """What the decisions come to; returns the checks that the store has not decided."""
-        counts = self.counts
-        told: list[Told] = []
-        lost: list[tuple[Check, str, Exception]] = []
-        passed = True
-        for check, policy, decision in zip(checks, policies, decisions, strict=True):
-            _, key, _, rule, action, _, _ = check  # in one step, since names are slow to look up
-            _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
-            if degraded:
-                lost.append((check, policy, getattr(decision, "problem", None) or _NOT_DECIDED))
-            elif action == _SHADOW:
-                counts[rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
-            else:
-                told.append(new_told((policy, decision)))
-                if allowed:
-                    counts[rule, "allowed"] += 1
-                    admission.delay_us = max(admission.delay_us, delay_us)
-                else:
-                    passed = False
-                    self.denials.add(rule, key)
-                    counts[rule, "never" if retry_us is None else "denied"] += 1
-        if self._reports.failing and not lost:
-            self._reports.answered()
-        if passed:
-            admission.told = [*admission.told, *told] if admission.told else told
-            admission.charges += ((self, checks, decisions),)
-            return lost
-        admission.told = told
-        admission.refusal = refuse(told, admission.dialects, self.rules.retry_jitter_us)
-        return []
-
     def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
         """Runs in the background of this event loop; says, once each, what is suspicious."""
         try:
@@ -611,12 +397,6 @@ class RateLimiter:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):
             self._reports.once("forwarded-untrusted", scope.get("client"))
-
-
-def _template(known: str | None, admission: Admission) -> str | None:
-    if known or admission.route is None:
-        return known
-    return admission.route.template
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -13,6 +13,7 @@ from types import EllipsisType, MappingProxyType
 from typing import Any
 
 from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Algorithm, Limit, Rounding
 from ratelimit.rules import options
@@ -88,8 +89,8 @@ class Rule:
     skip: Ask[bool] | None
     policies: tuple[str, ...] = field(repr=False, compare=False)
     """The names under which ``limits`` are shown to clients, in the same order."""
-    plain: bool = field(repr=False, compare=False)
-    """Whether limits, cost and mode are the same for all, and the identity is the client."""
+    key_of: KeyOf | None = field(repr=False, compare=False)
+    """Reads the text a request is counted under; None where the application has a say in it."""
     allowed_clients: Networks = field(repr=False, compare=False)
     denied_clients: Networks = field(repr=False, compare=False)
     compiled: Path | None = field(repr=False, compare=False)
@@ -127,7 +128,7 @@ class Rule:
         """``on_route`` is for a route's own rule: ``by`` may name parameters of any path."""
         put = object.__setattr__
         put(self, "name", options.name(name))
-        compiled = None if path is None else Path(options.text("path", path))
+        matcher = None if path is None else Path(options.text("path", path))
         tiers: dict[str, tuple[Limit, ...]] = {}
         limits: tuple[Limit, ...] = ()
         dynamic: Any = None
@@ -153,7 +154,7 @@ class Rule:
         put(self, "tiers", MappingProxyType(tiers))
         put(self, "tier", options.tier(tier, tiers))
         put(self, "dynamic", dynamic)
-        parameters = None if on_route else () if compiled is None else compiled.parameters
+        parameters = None if on_route else () if matcher is None else matcher.parameters
         put(self, "by", options.by(by, parameters, path))
         put(self, "path", path)
         put(self, "methods", None if methods is None else options.methods(methods))
@@ -177,15 +178,16 @@ class Rule:
             raise TypeError(f"skip is a function over the connection, not {type(skip).__name__}")
         put(self, "skip", skip)
         put(self, "policies", policy_names(name, limits))
-        put(self, "compiled", compiled)
+        put(self, "compiled", matcher)
         put(self, "_counting", counting)
         put(self, "_part", Fraction(1))
-        put(self, "plain", self._is_plain())
+        put(self, "key_of", compiled(self.by, fall_back=on_missing == "client"))
 
-    def _is_plain(self) -> bool:
+    @property
+    def is_static(self) -> bool:
+        """Whether limits, cost, mode and the way to read an identity are the same for all."""
         return (
-            self.by == ("client",)
-            and self.mode == "enforce"
+            self.key_of is not None
             and self.enforce_share == 1
             and isinstance(self.cost, int)
             and not (self.tiers or self.dynamic or self.overrides or self.skip)

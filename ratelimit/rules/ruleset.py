@@ -5,29 +5,27 @@ Pure and frozen, but for what it prepares and keeps.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from os import PathLike
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import Networks
-from ratelimit.limits import Limit
 from ratelimit.rules import options
+from ratelimit.rules.matching import Found, Index, Matching
 from ratelimit.rules.options import OnStoreFailure, shown
 from ratelimit.rules.rule import Rule
 
-__all__ = ["Plain", "Rule", "RuleSet", "TooManyLimits"]
+__all__ = ["Rule", "RuleSet", "TooManyLimits"]
 
 Header = Literal["draft", "legacy", "draft-03"]
 
 MOST_WORKERS: Final = 10_000
 MOST_AT_ONCE: Final = 500
 """Limits of one request; the in-process store has the same bound."""
-MOST_PLAINS: Final = 1_000
-"""Sets of plain rules that match together, prepared and kept."""
 LONGEST_JITTER_US: Final = 60_000_000
 HEADERS: Final = ("draft", "legacy", "draft-03")
 STORE_SCHEMES: Final = (
@@ -37,25 +35,6 @@ STORE_SCHEMES: Final = (
 
 class TooManyLimits(ValueError):
     """More limits would apply to one request than a store decides at once."""
-
-
-Matching = list[tuple[Rule, dict[str, object]]]
-
-
-class Plain(NamedTuple):
-    """What every client's request asks under the same plain rules; the same but for its key."""
-
-    asked: tuple[tuple[Limit, int, str], ...]
-    """Limit, cost and rule of each check."""
-    policies: tuple[str, ...]
-    allowed: tuple[tuple[str, str], ...]
-    """Under what a limiter counts each that is allowed."""
-    written: dict[int, Any]
-    """What is told of their policies, kept by who writes it."""
-
-
-Found = tuple[Matching, Plain | None]
-"""The rules of a request; and what they ask of everyone, where all of them are plain."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +76,10 @@ class RuleSet:
     allowed_clients: Networks = field(init=False, repr=False, compare=False)
     """``allowlist`` for looking up, and for a limiter to copy; made where the rules are read."""
     denied_clients: Networks = field(init=False, repr=False, compare=False)
-    _always: list[int] = field(init=False, repr=False, compare=False)
-    _exact: dict[str, list[int]] = field(init=False, repr=False, compare=False)
-    _below: dict[str, list[int]] = field(init=False, repr=False, compare=False)
-    _deepest: int = field(init=False, repr=False, compare=False)
-    _longest_head: int = field(init=False, repr=False, compare=False)
-    _known: dict[tuple[str, str | None], Found] = field(init=False, repr=False, compare=False)
-    _plains: dict[tuple[int, ...], tuple[list[Rule], Plain | None]] = field(
-        init=False, repr=False, compare=False
-    )
+    index: Index = field(init=False, repr=False, compare=False)
+    """The rules as requests find them."""
+    find: Callable[[str, str], Found] = field(init=False, repr=False, compare=False)
+    """`Index.find`: what `matching` gives for a method and a path, and the plan of these rules."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -151,32 +125,9 @@ class RuleSet:
         _whole("retry_jitter_us", self.retry_jitter_us, 0, LONGEST_JITTER_US)
         if self.preflights not in ("free", "count"):
             raise ValueError(f"preflights is {shown(self.preflights)}; it is 'free' or 'count'")
-        self._index()
+        put(self, "index", Index(self.rules))
+        put(self, "find", self.index.find)
         _few_at_once(self.rules)
-
-    def _index(self) -> None:
-        """Sorts the rules that are not off by what a request's path must be, or start with."""
-        always: list[int] = []
-        exact: dict[str, list[int]] = {}
-        below: dict[str, list[int]] = {}
-        for number, rule in enumerate(self.rules):
-            if rule.mode == "off":
-                continue
-            path = rule.compiled
-            if path is None:
-                always.append(number)
-            elif path.literal:
-                exact.setdefault(path.start, []).append(number)
-            else:
-                below.setdefault(path.start, []).append(number)
-        put = object.__setattr__
-        put(self, "_always", always)
-        put(self, "_exact", exact)
-        put(self, "_below", below)
-        put(self, "_deepest", max((head.count("/") for head in below), default=0))
-        put(self, "_longest_head", max(map(len, below), default=0))
-        put(self, "_known", {})
-        put(self, "_plains", {})
 
     def in_force(self) -> "RuleSet":
         """The same with every quota cut to this region's share, which is then 1.
@@ -203,73 +154,10 @@ class RuleSet:
         """
         return self.find(method, path)[0]
 
-    def find(self, method: str, path: str) -> Found:
-        """The same, and what they ask of everyone, where all of them are plain."""
-        below = self._heads(path) if self._below else []
-        if below or path[-1:] == "\n":  # the router's "$" matches before one
-            return self._find(method, path, below)
-        # Without parameters the answer is one of a few.
-        known = method, path if path in self._exact else None
-        found = self._known.get(known)
-        if found is None:
-            found = self._find(method, path, below)
-            if method in options.METHODS:  # others may be without end
-                self._known[known] = found
-        return found
-
-    def _heads(self, path: str) -> list[int]:
-        """The rules whose literal start, up to a slash, a path begins with."""
-        below: list[int] = []
-        end = 0
-        for _ in range(self._deepest):
-            end = path.find("/", end, self._longest_head) + 1
-            if end == 0:
-                break
-            below += self._below.get(path[:end], ())
-        return below
-
-    def _find(self, method: str, path: str, below: list[int]) -> Found:
-        numbers = self._always + below + self._exact.get(path, [])
-        if path.endswith("\n"):
-            numbers += self._exact.get(path[:-1], [])
-        found = []
-        for number in sorted(numbers):
-            rule = self.rules[number]
-            parameters = rule.match(method, path)
-            if parameters is not None:
-                found.append((rule, parameters))
-        return found, self.plain(found)
-
-    def plain(self, matching: Sequence[tuple[Rule, Any]]) -> Plain | None:
-        """What rules, of this set or of a route, ask of everyone, where all of them are plain.
-
-        Kept, since requests choose among few sets of rules; by identity, since rules hash slowly.
-        """
-        name = tuple([id(rule) for rule, _ in matching])
-        kept = self._plains.get(name)
-        if kept is None:
-            if len(self._plains) >= MOST_PLAINS:
-                self._plains.clear()
-            rules = [rule for rule, _ in matching]
-            kept = self._plains[name] = rules, _plain(rules)
-        return kept[1]
-
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
         return frozenset().union(*(rule.registered_names for rule in self.rules))
-
-
-def _plain(rules: Sequence[Rule]) -> Plain | None:
-    if not all(rule.plain for rule in rules):
-        return None
-    asked = [(rule, limit) for rule in rules for limit in rule.limits]
-    return Plain(
-        tuple((limit, rule.cost, rule.name) for rule, limit in asked if isinstance(rule.cost, int)),
-        tuple(policy for rule in rules for policy in rule.policies),
-        tuple((rule.name, "allowed") for rule, _ in asked),
-        {},
-    )
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:

@@ -15,7 +15,7 @@ from sys import getsizeof
 from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.background import Background
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.decisions import Action, Check, Decision, passes
 from ratelimit.limits import Limit
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 from ratelimit.stores.breaker import Breaker
@@ -117,12 +117,7 @@ class Failover:
                       at_us=at_us, level=level)
             )  # fmt: skip
         decisions = await self._local.decide(own)
-        passed = all(
-            decision.allowed
-            for check, decision in zip(checks, decisions, strict=True)
-            if check.action != Action.SHADOW
-        )
-        if passed and self._guarded:
+        if self._guarded and passes(checks, decisions):
             for check, decision in zip(checks, decisions, strict=True):
                 if check.action == Action.CHARGE and check.cost and decision.allowed:
                     self._owe(check)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from redis.crc import key_slot
 
-from ratelimit.decisions import Action, Check, Decision, assumed, read_reply
+from ratelimit.decisions import Check, Decision, assumed, passes, read_reply
 from ratelimit.stores.breaker import Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain, no_reply
 from ratelimit.stores.redis.connect import Target
@@ -146,12 +146,7 @@ class Cluster:
             decisions.update(zip(group, decided, strict=True))
         if len(failures) == len(groups):
             raise failures[0]
-        refused = any(
-            not decision.allowed
-            for i, decision in decisions.items()
-            if checks[i].action != Action.SHADOW
-        )
-        if refused:
+        if not passes(checks, [decisions[i] for i in range(len(checks))]):
             await self._give_back(checks, groups, decisions)
         return tuple(decisions[i] for i in range(len(checks)))
 
@@ -164,8 +159,7 @@ class Cluster:
         """Returns what the slots that passed have charged, and tells their state without it."""
         returning: dict[int, list[int]] = {}
         for slot, group in groups.items():
-            enforced = [i for i in group if checks[i].action != Action.SHADOW]
-            if all(decisions[i].allowed for i in enforced):
+            if passes([checks[i] for i in group], [decisions[i] for i in group]):
                 charged = [
                     i
                     for i in group
