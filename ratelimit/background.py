@@ -1,4 +1,4 @@
-"""What runs in the background of an event loop, and ends with its owner."""
+"""Background tasks of an event loop, which end with their owner."""
 
 import asyncio
 from asyncio import get_running_loop

@@ -1,4 +1,4 @@
-"""What is asked of a store, and what it answers: `Check` in, `Decision` out.
+"""Questions to a store, and its answers: `Check` in, `Decision` out.
 
 Both are tuples, because one of each is made per limit and request, and a tuple costs a fifth of
 a frozen dataclass. Python never judges here: every number is read from the Lua's reply as it is.
@@ -33,12 +33,12 @@ FIELDS: Final = 6
 
 
 class Action(IntEnum):
-    """What a check does to its counter; the numbers are those of lua/decide.lua."""
+    """The effect of a check on its counter; the numbers are those of lua/decide.lua."""
 
     CHARGE = 0
     """Take the cost if it fits."""
     SHADOW = 1
-    """The same, without a say in the outcome of the request."""
+    """Take the cost if it fits, without a say in the outcome of the request."""
     FORCE = 2
     """Take the cost without asking, into debt if need be."""
     GIVE_BACK = 3
@@ -123,7 +123,7 @@ class Check(_Check):
 
 
 class Decision(NamedTuple):
-    """What one check came to. Times in whole microseconds, and in seconds beside them.
+    """The outcome of one check. Times in whole microseconds, and in seconds beside them.
 
     With 10 per minute, a fixed window and 6 units used in a window that ends in 20 s, a check
     of cost 1 gives: ``allowed`` True, ``remaining`` 3, ``retry_after`` 0.0, ``reset_after`` 20.0,
@@ -142,7 +142,7 @@ class Decision(NamedTuple):
     delay_us: int
     """Until an accepted leaking-bucket request's turn; 0 everywhere else."""
     at_us: int = 0
-    """When it was decided, by the store's clock (epoch); what a give-back carries."""
+    """The time of the decision by the store's clock (epoch), which a give-back carries."""
     level: int = 0
     """A bucket's level after the charge, in the limit's own units; 0 elsewhere.
 

@@ -338,7 +338,7 @@ SETS_REFUSED: list[tuple[dict[str, Any], str]] = [
         "rules 'a' and 'A:60' would both be shown to clients as 'A:60'",
     ),
     ({"rules": ["a"]}, "a RuleSet holds Rule objects, not str"),
-    ({"store": "redis//localhost"}, "the store is no URI"),
+    ({"store": "redis//localhost"}, "the store is not a URI"),
     ({"store": "http://x"}, "the store's scheme is 'http'; there are memory://"),
     ({"deadline_us": 999}, "the deadline is 0.000999 s; it is 1 ms to 60 s"),
     ({"deadline_us": 60_000_001}, "it is 1 ms to 60 s"),

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from hashlib import blake2b
 from types import EllipsisType
 from typing import Any, Final, ParamSpec, TypedDict, TypeVar, Unpack
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -22,6 +21,7 @@ from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
 from ratelimit.asgi.endpoints import is_async, refuse_misplaced, scope_of, with_injected
 from ratelimit.asgi.routing import EXEMPT, innermost
 from ratelimit.identity.keys import Identify
+from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Rounding
@@ -40,9 +40,6 @@ _LOG: Final = logging.getLogger("ratelimit")
 
 _MET_KEY: Final = "ratelimit.met"
 """The dependencies that a request has met so far, each with its number on its route."""
-
-_WHO: Final = ("identity", "username", "id")
-"""The attributes by which an object is told from others of its kind, the first that it has."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -78,8 +75,9 @@ class RateLimit:
     names what they share. ``limit`` and the options are those of `limit`, and ``by`` may be, or
     hold, one dependency of the application's: ``by=current_user`` counts by what
     ``Depends(current_user)`` gives, which FastAPI resolves once per request. That is text, a whole
-    number or a UUID, or an object that has one as its ``identity``, ``username`` or ``id``. None,
-    an empty text and a user who is not authenticated are a missing identity (``on_missing``).
+    number or a UUID, or an object or a mapping that has one as its ``identity``, ``id``, ``pk``,
+    ``sub``, ``uuid`` or ``username``, the first that is there. None, an empty text and a user who
+    is not authenticated are a missing identity (``on_missing``).
 
     Raises RateLimitExceeded when called, and what `limit` raises when built.
     """
@@ -381,19 +379,10 @@ def _signature(dependency: Dependency | None) -> inspect.Signature:
 
 
 def _who(value: object) -> str | None:
-    """Whom a dependency's result stands for; None for nobody."""
-    if value in (None, "") or not getattr(value, "is_authenticated", True):
-        return None
-    candidates = [value]
-    for attribute in _WHO:
-        try:
-            candidates.append(getattr(value, attribute, None))
-        except NotImplementedError:  # starlette.authentication.BaseUser leaves some open
-            continue
-    for each in candidates:
-        if isinstance(each, str | int | UUID) and not isinstance(each, bool) and each != "":
-            return str(each)
-    raise TypeError(
-        f"a dependency named in by gave {type(value).__name__}; it gives text, a whole number or a "
-        f"UUID, or an object that has one as its {', '.join(_WHO[:-1])} or {_WHO[-1]}"
-    )
+    """The identity in a dependency's result, read as a user is; None for nobody."""
+    found = user_id(value)
+    if found is None and not is_nobody(value):
+        raise TypeError(
+            f"a dependency named in by gave {type(value).__name__}; it gives {READABLE}"
+        )
+    return found

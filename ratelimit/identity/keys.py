@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from ratelimit.decisions import identity_digest
 from ratelimit.identity.addresses import Address, read_address
+from ratelimit.identity.users import user_id
 
 __all__ = [
     "LONGEST_VALUE",
@@ -284,18 +285,8 @@ def _query(name: str) -> Read:
 
 
 def _user(scope: Scope) -> str | None:
-    """What Starlette's AuthenticationMiddleware, or one like it, says of the user."""
-    user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", True):
-        return None
-    for attribute in ("identity", "username", "display_name", "id"):
-        try:
-            value = getattr(user, attribute, None)
-        except NotImplementedError:  # starlette.authentication.BaseUser leaves some open
-            continue
-        if text := _text(value):
-            return text
-    return user if isinstance(user, str) and user else None
+    """The user of Starlette's AuthenticationMiddleware, or of one like it."""
+    return user_id(scope.get("user"))
 
 
 def _text(value: object) -> str | None:

@@ -20,10 +20,10 @@ AGAIN_AFTER: Final = 60.0
 """Seconds after which an exception of one place is logged again."""
 
 ONCE: Final = {
-    "client-unknown": "a request came whose peer is no IP address (%.60r); all such requests share "
-    "one bucket per rule. Behind a unix socket or a test client, limit by something else, such as "
-    "a header or a registered identity, or say `on_missing: skip` or `refuse`, or how many proxies "
-    "stand in front (`trusted_hops`)",
+    "client-unknown": "a request came whose peer is not an IP address (%.60r); all such requests "
+    "share one bucket per rule. Behind a unix socket or a test client, limit by something else, "
+    "such as a header or a registered identity, or say `on_missing: skip` or `refuse`, or how many "
+    "proxies stand in front (`trusted_hops`)",
     "forwarded-untrusted": "a request from %.60r says whom it was forwarded for, and is not "
     "believed, so everybody behind that address is one client. If it is a proxy of yours, write "
     "its network under `trusted_proxies`, or how many stand in front under `trusted_hops`; if it "

@@ -11,13 +11,10 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from starlette.requests import HTTPConnection
 
-from ratelimit import words
 from ratelimit.identity.addresses import Network, read_address, unwrapped
 from ratelimit.identity.keys import LONGEST_VALUE
 from ratelimit.limits import Algorithm, Limit, Rounding
-from ratelimit.words import near
-
-shown: Final = words.shown  # for rule.py and ruleset.py, until they take it from there
+from ratelimit.words import near, shown
 
 Mode = Literal["enforce", "shadow", "off"]
 OnStoreFailure = Literal["allow", "deny", "local"]

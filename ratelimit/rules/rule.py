@@ -24,9 +24,9 @@ from ratelimit.rules.options import (
     OnMissing,
     OnStoreFailure,
     SomeLimits,
-    shown,
 )
 from ratelimit.rules.paths import Path
+from ratelimit.words import shown
 
 __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
 

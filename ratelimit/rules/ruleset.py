@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fractions import Fraction
 from os import PathLike
 from typing import Any, Final, Literal
@@ -16,8 +15,9 @@ from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import Networks
 from ratelimit.rules import options
 from ratelimit.rules.matching import Found, Index, Matching
-from ratelimit.rules.options import OnStoreFailure, shown
+from ratelimit.rules.options import OnStoreFailure
 from ratelimit.rules.rule import Rule
+from ratelimit.words import near, shown, whole
 
 __all__ = ["Rule", "RuleSet", "TooManyLimits"]
 
@@ -42,8 +42,8 @@ class RuleSet:
     """The rules in the order of the file, and what holds for all of them; equal by value.
 
     Raises ValueError or TypeError, in one sentence: two rules of one name (in any case), a store
-    that is no URI, a deadline outside 1 ms to 60 s, proxies that would be everyone, or two ways to
-    tell the client's address.
+    that is not a URI, a deadline outside 1 ms to 60 s, proxies that would be everyone, or two ways
+    to tell the client's address.
     """
 
     rules: tuple[Rule, ...]
@@ -100,7 +100,7 @@ class RuleSet:
                 f"the deadline is {self.deadline_us / 1_000_000:g} s; it is 1 ms to 60 s"
             )
         options.on_store_failure(self.on_store_failure)
-        _whole("workers", self.workers, 1, MOST_WORKERS)
+        whole("workers", self.workers, 1, MOST_WORKERS)
         put(self, "share", options.part("share", self.share))
         for network in self.trusted_proxies:
             if network.prefixlen == 0:
@@ -108,7 +108,7 @@ class RuleSet:
                     f"{network} trusts everyone, so that any client could choose its address; "
                     "trusted_proxies are the networks of the proxies alone"
                 )
-        _whole("trusted_hops", self.trusted_hops, 0, 32)
+        whole("trusted_hops", self.trusted_hops, 0, 32)
         if self.trusted_hops and self.trusted_proxies:
             raise ValueError("both trusted_hops and trusted_proxies are given; give one of them")
         if self.forwarded_header not in ("x-forwarded-for", "forwarded"):
@@ -116,13 +116,13 @@ class RuleSet:
                 f"forwarded_header is {shown(self.forwarded_header)}; it is 'x-forwarded-for' or "
                 "'forwarded'"
             )
-        _whole("ipv6_prefix", self.ipv6_prefix, 16, 128)
+        whole("ipv6_prefix", self.ipv6_prefix, 16, 128)
         for header in self.headers:
             if header not in HEADERS and not callable(header):
                 raise ValueError(
                     f"headers holds {shown(header)}; its items are {', '.join(map(repr, HEADERS))}"
                 )
-        _whole("retry_jitter_us", self.retry_jitter_us, 0, LONGEST_JITTER_US)
+        whole("retry_jitter_us", self.retry_jitter_us, 0, LONGEST_JITTER_US)
         if self.preflights not in ("free", "count"):
             raise ValueError(f"preflights is {shown(self.preflights)}; it is 'free' or 'count'")
         put(self, "index", Index(self.rules))
@@ -160,11 +160,6 @@ class RuleSet:
         return frozenset().union(*(rule.registered_names for rule in self.rules))
 
 
-def _whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {value}; it is {least} to {most}")
 
 
 def _few_at_once(rules: Iterable[Rule]) -> None:
@@ -206,10 +201,9 @@ def _store(uri: object) -> None:
     """Refuses what cannot be a store's URI; shows no more of it than its scheme."""
     scheme, colon, rest = options.text("store", uri).partition("://")
     if not colon:
-        raise ValueError("the store is no URI; write one such as redis://localhost:6379/0")
+        raise ValueError("the store is not a URI; write one such as redis://localhost:6379/0")
     if scheme not in STORE_SCHEMES:
-        near = get_close_matches(scheme.lower(), STORE_SCHEMES, 1, 0.6)
-        hint = f"; did you mean {near[0]}://" if near else ""
+        hint = near(scheme.lower(), STORE_SCHEMES, 0.6, "{}://".format)
         raise ValueError(
             f"the store's scheme is {shown(scheme)}{hint}; there are "
             + ", ".join(f"{each}://" for each in STORE_SCHEMES)

@@ -44,7 +44,7 @@ class Breaker:
     ) -> None:
         self.state: State = "closed"
         self.since = time.time()
-        """When it came into this state, seconds since the epoch."""
+        """The time at which it came into this state, seconds since the epoch."""
         self.last_error = ""
         """The sentence that the server last failed with; empty if it never did."""
         self.recent: deque[bool] = deque(maxlen=FAILURES_OF)

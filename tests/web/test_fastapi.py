@@ -497,7 +497,7 @@ ONE = UUID(int=1)
         (1, 2),
         (ONE, UUID(int=2)),
         (Account(id=1, name="same"), Account(id=2, name="same")),
-        (Account(username="ann", id=1), Account(username="bob", id=1)),
+        (Account(username="same", id=1), Account(username="same", id=2)),
         (Account(identity=ONE, id=1), Account(identity=UUID(int=2), id=1)),
         (Account(username=None, id=1), Account(username=None, id=2)),
         (SimpleUser("ann"), SimpleUser("bob")),

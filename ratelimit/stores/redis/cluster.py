@@ -39,7 +39,7 @@ WATCH_EVERY: Final = 0.005  # seconds between two looks whose time is up, withou
 
 
 class SlotMap:
-    """Which node has a slot: ranges as CLUSTER SLOTS tells them, and slots that moved since.
+    """The node of each slot: ranges as CLUSTER SLOTS tells them, and slots that moved since.
 
     Ranges, since a table of all 16,384 slots takes 10 ms to build, which requests would wait for.
     """

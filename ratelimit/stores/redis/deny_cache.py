@@ -1,4 +1,4 @@
-"""What was denied a moment ago is denied again without a round trip: a flood is cheapest for us.
+"""Denials repeated without a round trip for a moment, so that a flood is cheapest for us.
 
 The law of this module: what is repeated is what the store would say. A denial is repeated only
 while no cost at all could pass the limits that refuse it, so that nobody's request can have moved
@@ -31,13 +31,13 @@ _SHADOW: Final = int(Action.SHADOW)
 _PARTS: Final = 5
 
 _new: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
-"""The same in a third of the time."""
+"""``Decision(...)`` in a third of the time."""
 
 Asked = tuple[Any, ...]
 """A request: of each check its limit's digest, identity and rule (its counter), cost and action."""
 
 Entry = tuple[int, int, int, tuple[tuple[Any, ...], ...]]
-"""When a denial was told, until when it holds, which changes it knows of, and what was told."""
+"""A denial: its time, its end, the changes it knows of, and its decisions."""
 
 
 class DenyCache:
@@ -62,9 +62,9 @@ class DenyCache:
         self._checks = 0
         """Checks of all entries."""
         self._seen = 0
-        """What `now` said last."""
+        """The last answer of `now`."""
         self._end = 0
-        """When the last entry is over, and when the last of those that an allowed check is in."""
+        """The end of the last entry, and that of the last one with an allowed check in it."""
         self._end_of_mixed = 0
         self.changes = 0
         """Changes of counters that this process has made or may have made."""
@@ -227,7 +227,7 @@ def _short(key: str) -> bytes:
 
 
 def _steady_us(check: Check, decision: Decision) -> int:
-    """How long a check of a refused request is told the same, but for what counts down.
+    """Microseconds for which a refused check gets this decision again, but for what counts down.
 
     0 where that is not known, and where it refuses but a smaller cost could pass meanwhile.
     """
@@ -239,7 +239,7 @@ def _steady_us(check: Check, decision: Decision) -> int:
 
 
 def _later(limit: Any, told: tuple[Any, ...], passed_us: int, now_us: int | None) -> Decision:
-    """What is told after some time; ``now_us`` is the store's own, where it is known."""
+    """The decision after some time; ``now_us`` is the store's own, where it is known."""
     allowed, remaining, retry_us, reset_us, delay_us, at_us, level, degraded = told
     then_us = at_us + passed_us if now_us is None else now_us
     tick_us = limit.tick_us

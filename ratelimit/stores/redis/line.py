@@ -67,13 +67,13 @@ class Batch:
         self.replies: list[Any] = []
         self.sent_at = 0.0
         self.due = 0.0
-        """When the first of its members has waited for the server as long as it may."""
+        """The time at which the first of its members has waited as long as it may."""
         self.owed = 0.0
         """The most of the server's time that one of its members had waited before."""
         self.counted = False
         """Whether the breaker has heard of it."""
         self.loads = 0
-        """How often the script had been loaded over this connection when it was sent."""
+        """Number of times that the script had been loaded over this connection when it was sent."""
 
     @property
     def waiting(self) -> int:
@@ -96,7 +96,7 @@ class Batch:
 
 
 class Owner(Protocol):
-    """Whoever uses a line, and hears of what happens to it."""
+    """The user of a line, who hears of what happens to it."""
 
     def answered(self, line: "Line", batch: Batch) -> None:
         """All replies to a batch have come."""
@@ -133,9 +133,9 @@ class Line(asyncio.Protocol):
         self.heard = 0
         """Replies that have come."""
         self.heard_at = 0.0
-        """When the last batch was answered."""
+        """The time at which the last batch was answered."""
         self.loads = 0
-        """How often the script was loaded over this connection."""
+        """Number of times that the script was loaded over this connection."""
         self.refuses = False
         """Whether the transport holds bytes that the socket would not take."""
         self.retired = False
@@ -260,7 +260,7 @@ class Line(asyncio.Protocol):
 
     @property
     def due(self) -> float:
-        """When the first of those in flight has waited for the server as long as it may."""
+        """The time at which the first of those in flight has waited as long as it may."""
         return min([batch.due for batch in self.batches])
 
 

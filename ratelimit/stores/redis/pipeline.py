@@ -109,7 +109,7 @@ class Link:
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
-        """When the next tick is due."""
+        """The time at which the next tick is due."""
         self._ticked = 0.0
         self._closed = ""
         self.round_trip: float | None = None

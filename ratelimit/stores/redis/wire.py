@@ -172,7 +172,7 @@ class Packer:
         return text.encode("utf-8", "surrogatepass")
 
     def _spell(self, name: tuple[object, ...], checks: Sequence[Check]) -> tuple[list[str], str]:
-        """What stands around the identities where a request's keys are arguments; its numbers."""
+        """The text around the identities where a request's keys are arguments, and its numbers."""
         around = [""]
         numbers = [len(checks)]
         for limit, _, cost, rule, action, at_us, level in checks:
