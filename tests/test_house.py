@@ -132,8 +132,6 @@ def test_the_tree_holds_no_leftovers_of_editors_and_patches() -> None:
 IS_NO: Final = re.compile(r"(?<!\bthere )\b(?:is|are) no\b(?! (?:one|longer|later)\b)")
 """Whoever reads "'unlimitted' is no limit" may take it for an unlimited one."""
 
-MESSAGES_NOT_YET_DONE: Final[set[str]] = set()
-
 
 def texts(path: Path) -> Iterator[str]:
     """The literals of a module, without its docstrings and the like."""
@@ -150,7 +148,7 @@ def test_a_message_says_that_a_value_is_not_something() -> None:
         for path in [*SOURCES, PACKAGE / "__init__.py"]
         if any(IS_NO.search(text) for text in texts(path))
     }
-    assert saying == MESSAGES_NOT_YET_DONE
+    assert saying == set()
     assert IS_NO.search("'x' is no limit")
     assert not IS_NO.search("there is no rule 'x'")
 
@@ -160,20 +158,6 @@ RIDDLE: Final = re.compile(
     r"|The same(?:[.,:;]| (?:and|as|but|for|from|in|of|on|to|where|with|without)\b)"
 )
 """Openings of a sentence without a subject; a docstring begins with a noun phrase or a verb."""
-
-DOCSTRINGS_NOT_YET_DONE: Final = {
-    "ratelimit/asgi/decorators.py",
-    "ratelimit/identity/keys.py",
-    "ratelimit/identity/proxies.py",
-    "ratelimit/limiter/admission.py",
-    "ratelimit/limiter/checks.py",
-    "ratelimit/limiter/fallback.py",
-    "ratelimit/limiter/limiter.py",
-    "ratelimit/limiter/reports.py",
-    "ratelimit/responses/headers.py",
-    "ratelimit/rules/rule.py",
-    "ratelimit/rules/ruleset.py",
-}
 
 
 def docstrings(path: Path) -> Iterator[str]:
@@ -190,9 +174,7 @@ def test_a_docstring_begins_with_a_noun_phrase_or_a_verb() -> None:
         for path in [*SOURCES, PACKAGE / "__init__.py"]
         if (found := [text for text in docstrings(path) if RIDDLE.match(text.lstrip())])
     }
-    left = {name: found for name, found in riddles.items() if name not in DOCSTRINGS_NOT_YET_DONE}
-    assert left == {}
-    assert riddles.keys() == DOCSTRINGS_NOT_YET_DONE, "done: take it out of that set"
+    assert riddles == {}
     assert RIDDLE.match("What a limit is.")
     assert RIDDLE.match("The same in a third of the time.")
     assert not RIDDLE.match("Whether it is open.")

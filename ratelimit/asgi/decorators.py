@@ -43,7 +43,7 @@ _MET_KEY: Final = "ratelimit.met"
 
 
 class LimitOptions(TypedDict, total=False):
-    """What `limit` and `RateLimit` take beside the limit and ``by``."""
+    """The options that `limit` and `RateLimit` take beside the limit and ``by``."""
 
     algorithm: Algorithm | str | None
     burst: int | None
@@ -55,17 +55,17 @@ class LimitOptions(TypedDict, total=False):
     methods: Iterable[str] | None
     """The methods that are limited; GET stands for HEAD as well."""
     tier: str | Ask[str | None] | None
-    """Who chooses, where the limit is a mapping of tiers."""
+    """The chooser, where the limit is a mapping of tiers."""
     skip: Ask[bool] | None
     """A function that says of a request that it is not limited here."""
     mode: Mode
     on_store_failure: OnStoreFailure | None
     on_missing: OnMissing
-    """What becomes of a request that lacks a part of ``by``."""
+    """The outcome for a request that lacks a part of ``by``."""
     scope: str | None
     """Routes that share a scope share their counters."""
     limiter: RateLimiter | None
-    """What decides; else the middleware around the application, else one of the library's."""
+    """The limiter that decides; else that of the middleware around, else one of the library's."""
 
 
 class RateLimit:
@@ -186,7 +186,7 @@ def exempt(endpoint: Callable[P, R]) -> Callable[P, R]:
 
 
 _LIMITED: Final[WeakKeyDictionary[Any, tuple[Any, list[RateLimit]]]] = WeakKeyDictionary()
-"""What `_wrap` made, with what it wraps; an attribute would be copied by functools.wraps."""
+"""The functions that `_wrap` made, and their inner ones: functools.wraps copies attributes."""
 
 
 def limits_of(endpoint: Any) -> list[RateLimit]:
@@ -319,7 +319,7 @@ def _scope_of_endpoint(scope: Scope) -> str:
 
 
 def _error(scope: Scope, admission: Admission, refusal: Refusal) -> Refused:
-    """What to raise for a refusal; makes sure that somebody will answer it."""
+    """The exception for a refusal; makes sure that somebody will answer it."""
     handlers = scope.get("starlette.exception_handlers")
     if handlers is not None:
         register_refused(*handlers)
@@ -345,7 +345,7 @@ def _rule_name(scope: str) -> str:
 
 
 def _parts(by: object) -> tuple[Any, Dependency | None]:
-    """What a rule is told of ``by``, and the dependency among its parts."""
+    """The ``by`` that a rule is given, and the dependency among its parts."""
     if isinstance(by, str) or not (callable(by) or isinstance(by, Sequence)):
         return by, None
     parts = (by,) if callable(by) else by
@@ -365,7 +365,7 @@ def _part(dependency: Dependency) -> str:
 
 
 def _signature(dependency: Dependency | None) -> inspect.Signature:
-    """What FastAPI is to pass: the connection, the response, and what the dependency gives."""
+    """The parameters that FastAPI is to pass: connection, response, and the dependency's value."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("connection", keyword, annotation=HTTPConnection),

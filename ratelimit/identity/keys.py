@@ -1,4 +1,4 @@
-"""Who is asking: an address, a header, a user, or several of these together.
+"""The identity of a request: an address, a header, a user, or several of these together.
 
 The law of this module: nobody chooses a bucket that is not his. What is missing is replaced by the
 client's address, and what is read from a request is bounded before it is kept.
@@ -153,7 +153,7 @@ def _compiled_of_several(parts: list[tuple[str, Read | None]], fall_back: bool) 
 def identity_of(
     by: tuple[str, ...], values: Sequence[str], ipv6_prefix: int = 64
 ) -> tuple[str, str]:
-    """The same for a request that has these values, one for each part of ``by``.
+    """The identity of a request that has these values, one for each part of ``by``.
 
     An address stands for what clients are counted by; that of ``global`` is of no account.
     """
@@ -190,7 +190,7 @@ async def _value(
     path_params: Mapping[str, object],
     registered: Mapping[str, Identify],
 ) -> str | None:
-    """What a request has for a part other than the client."""
+    """The value that a request has for a part other than the client."""
     read = _reader(part)
     if read is not None:
         return read(scope, path_params, route)

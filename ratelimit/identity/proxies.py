@@ -24,7 +24,7 @@ _LONGEST_FORWARDED: Final = 4096
 
 
 class Proxies:
-    """Whose word is taken for where a request comes from.
+    """The proxies whose word is taken for where a request comes from.
 
     Trusted are the peers in ``networks``; or, with ``hops``, whoever sends the request, and as
     many proxies before it as make ``hops`` together. ``header`` is the one field that is read, all
@@ -127,7 +127,7 @@ _PAIR: Final = re.compile(
 
 
 def _forwarded_nodes(text: str) -> Iterator[str]:
-    """What the elements of Forwarded (RFC 7239) are ``for``, from the right; empty for nothing.
+    """The ``for`` of each element of Forwarded (RFC 7239), from the right; empty for nothing.
 
     Read from the left, a quote that a client leaves open would swallow what the proxy appends. So
     each element is found from its end: within quotes, a quote has a backslash before it, and thus

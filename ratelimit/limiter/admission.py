@@ -1,4 +1,4 @@
-"""What the limiters around one request have decided about it so far."""
+"""The decisions of all limiters around one request so far."""
 
 import logging
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Route(Protocol):
 
 
 class Admission:
-    """What the limiters around one request have decided about it so far.
+    """The decisions of all limiters around one request so far.
 
     The outermost middleware makes it and leaves it in the scope; limits further in add to it, so
     that no rule is decided twice and the client is told of all of them at once.
@@ -47,15 +47,15 @@ class Admission:
     # On the class what most requests leave as it is: one is made for each.
     _told: Sequence[Told] = ()
     _passed: tuple[Plan, Sequence[Decision]] | None = None
-    """What `_told` would be, where one plan has decided, and allowed, until now."""
+    """The value of `_told`, where one plan has decided, and allowed, until now."""
     refusal: Refusal | None = None
     """The answer to give instead of the application's; None while the request may go on."""
     degraded: tuple[Decision, ...] = ()
-    """What was assumed of checks that the store could not decide."""
+    """Decisions assumed for checks that the store could not decide."""
     delay_us = 0
-    """How long the request has to wait for its turn before it goes on."""
+    """Microseconds that the request has to wait for its turn before it goes on."""
     charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
-    """What was taken, and by which limiter; returned if something further in refuses."""
+    """The charges made, and by which limiter; returned if something further in refuses."""
     decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
     """The rules that were decided, and by which store."""
 

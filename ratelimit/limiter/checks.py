@@ -1,4 +1,4 @@
-"""What one rule asks of the store about one request: under which key, how much, by which limits."""
+"""One rule and one request to the checks: under which key, how much, by which limits."""
 
 # Else the annotations of a function within a function are made anew for each request.
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Registered(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a rule may look at."""
+    """Everything that a rule may look at."""
 
     scope: Mapping[str, Any]
     client: Address | None
@@ -46,7 +46,7 @@ class Request(NamedTuple):
     """Told of a function that failed: whose it is, what comes of it, and why."""
 
     async def told(self, ask: Callable[[HTTPConnection], Any]) -> Any:
-        """What the application says of it, sync or async."""
+        """The application's answer about it, sync or async."""
         answer = ask(HTTPConnection(dict(self.scope)))
         return await answer if isawaitable(answer) else answer
 
@@ -73,7 +73,7 @@ class TurnedAway(Exception):
 async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
     rule: Rule, path_params: Mapping[str, object], request: Request, *, strict: bool
 ) -> Question | None:
-    """What a rule asks about a request that it matches; None where it does not apply after all.
+    """The checks of a rule for a request that it matches; None where it does not apply after all.
 
     A client may be able to make a function of the application's fail, and must not gain by it:
     the request then counts by its address, at the first tier, at a cost of 1, and is not skipped.
@@ -138,7 +138,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
 async def _or(
     answer: Awaitable[T], otherwise: T, rule: Rule, request: Request, words: str, *, strict: bool
 ) -> T:
-    """What the application answers; where that fails, ``otherwise``, which is reported."""
+    """The application's answer; where that fails, ``otherwise``, which is reported."""
     try:
         return await answer
     except Exception as problem:
@@ -149,7 +149,7 @@ async def _or(
 
 
 async def _cost(given: Any, request: Request) -> int:
-    """What a function gives as the cost of a request."""
+    """The cost that a function gives for a request."""
     cost = await request.told(request.registered.costs[given] if isinstance(given, str) else given)
     if type(cost) is not int:
         raise TypeError(f"the cost is a whole number, not {type(cost).__name__}")

@@ -34,15 +34,15 @@ class Owner(Protocol):
 
     @property
     def store(self) -> Store:
-        """Where its counters live."""
+        """The store of its counters."""
 
     @property
     def counts(self) -> Counter[tuple[str, str]]:
-        """How often each of its rules came to what."""
+        """The times that each of its rules came to each outcome."""
 
     @property
     def denials(self) -> Denials:
-        """Who was denied most."""
+        """Those denied most."""
 
 
 class Decider:
@@ -215,7 +215,7 @@ class Decider:
         checks: Sequence[Check],
         decisions: Sequence[Decision],
     ) -> list[tuple[Check, str, Exception]]:
-        """What the decisions come to; returns the checks that the store has not decided."""
+        """The outcome of the decisions; returns the checks that the store has not decided."""
         if plan.shadows or len(decisions) != len(checks):
             return self._conclude_each(admission, plan, checks, decisions)
         for decision in decisions:
@@ -237,7 +237,7 @@ class Decider:
         checks: Sequence[Check],
         decisions: Sequence[Decision],
     ) -> list[tuple[Check, str, Exception]]:
-        """What decisions come to where something was refused, has to wait, or has no say."""
+        """The outcome of decisions where something was refused, has to wait, or has no say."""
         counts = self._counts
         told: list[Told] = []
         lost: list[tuple[Check, str, Exception]] = []

@@ -1,4 +1,4 @@
-"""What becomes of a request that could not be decided: whatever its rules say of that.
+"""The answer to a request that could not be decided, as its rules say.
 
 A fault of the limiter never becomes a fault of the application: it ends as an allowed request, a
 503 or a local decision, and in the log.

@@ -26,7 +26,7 @@ class InForce(NamedTuple):
 
     @classmethod
     def of(cls, rules: RuleSet, share: Fraction) -> Self:
-        """What ``rules`` come to that were cut to a region's share already."""
+        """All that follows from ``rules`` that were cut to a region's share already."""
         proxies = Proxies(
             rules.trusted_proxies, rules.trusted_hops, rules.forwarded_header, rules.ipv6_prefix
         )

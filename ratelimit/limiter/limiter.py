@@ -92,7 +92,7 @@ class RateLimiter:
         if isinstance(store, str):
             store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
         self.store = store
-        """Where the counters live."""
+        """The store of the counters."""
         policies = {rule.on_store_failure for rule in rule_set.rules}
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
@@ -100,9 +100,9 @@ class RateLimiter:
         self._switches = Switches(store)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
-        """Who was denied most, by this process."""
+        """Those denied most by this process."""
         self.counts: Counter[tuple[str, str]] = Counter()
-        """How often each rule came to what: ``("login", "denied")``; also "allowed", "never",
+        """Times that a rule came to an outcome: ``("login", "denied")``; also "allowed", "never",
         "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
         want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set)
@@ -238,7 +238,7 @@ class RateLimiter:
         return self._failover.breaker
 
     def health(self) -> dict[str, object]:
-        """What a health endpoint may tell: plain values, none of them secret.
+        """The state that a health endpoint may tell: plain values, none of them secret.
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many share a quota while the store is away;

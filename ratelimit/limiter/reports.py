@@ -1,4 +1,4 @@
-"""What an operator reads of faults: each change once, and what answers meanwhile."""
+"""The log lines of faults: each change once, and what answers meanwhile."""
 
 import logging
 import math
@@ -59,7 +59,7 @@ class Reports:
         self.failing: set[str] = set()
         """The kinds of failure that were told since the store last answered for a while."""
         self.failed_at = 0.0
-        """When it last failed, monotonic seconds."""
+        """The time of its last failure, monotonic seconds."""
         self._told: dict[object, float] = {}
 
     def fault(self, problem: Exception) -> None:
@@ -157,7 +157,7 @@ class Reports:
             self.on_breaker_change(state)
 
     def meanwhile(self) -> str:
-        """What answers while the store does not, in words."""
+        """The policies that answer while the store does not, in words."""
         default = self.rules.on_store_failure
         said = WORDS[default]
         for word, meaning in WORDS.items():

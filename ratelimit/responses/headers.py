@@ -1,4 +1,4 @@
-"""What the client is told: decisions to header fields, and the refusal that they come to.
+"""Decisions to header fields, and the refusal that they come to.
 
 A dialect writes the fields. The default one is draft-ietf-httpapi-ratelimit-headers-11 (a work in
 progress), by hand: two lists of strings with integer parameters (RFC 9651).
@@ -60,7 +60,7 @@ class Told(NamedTuple):
 
 
 new_told: Final[Callable[[tuple[str, Decision]], Told]] = partial(tuple.__new__, Told)
-"""The same in a third of the time."""
+"""`Told(...)` in a third of the time."""
 
 Dialect = Callable[[Sequence[Told], Told], list[Field]]
 """Writes the fields of a response: from all that was told, at least one, and the binding one."""
@@ -153,7 +153,7 @@ def _draft(written: "_Policies", decision: Decision) -> list[Field]:
 def draft_of_allowed(
     policies: Sequence[str], decisions: Sequence[Decision], kept: dict[int, Any]
 ) -> list[Field]:
-    """What `draft` writes where all is allowed, at half its cost.
+    """The fields of `draft` where all is allowed, at half the cost.
 
     ``kept`` is what it has written of these very policies and limits, by the binding one's place.
     """
@@ -201,7 +201,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "dra
 
 
 class _Policies(NamedTuple):
-    """What is the same in every response under the same policies."""
+    """The parts that all responses under the same policies share."""
 
     draft: bytes
     draft_03: bytes
@@ -290,7 +290,7 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
 
 
 def _later(told: Sequence[Told], by_us: int) -> list[Told]:
-    """What would be told if every refusal that ends took so much longer."""
+    """The decisions as told if every refusal that ends took so much longer."""
     return [
         Told(
             policy,

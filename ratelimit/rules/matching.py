@@ -1,4 +1,4 @@
-"""Which rules a request matches, found by what its path starts with, and the plan of such a set.
+"""The rules that a request matches, found by the start of its path, and the plan of such a set.
 
 Pure, but for what it prepares and keeps.
 """
@@ -43,17 +43,17 @@ class Plan:
     asked: tuple[tuple[Limit, int, int, str, int], ...]
     """Limit, place of the key, cost, rule and action of each check."""
     policies: tuple[str, ...]
-    """What each check's limit is called before clients."""
+    """The name of each check's limit before clients."""
     allowed: tuple[tuple[str, str], ...]
     """Under what a limiter counts each check that is allowed."""
     shadows: bool
     """Whether a check has no say in the outcome."""
     readers: tuple[tuple[KeyOf, int], ...] = ()
-    """What reads each key, and the place of a rule that counts by it; of static rules alone."""
+    """The readers of each key, and the place of a rule that counts by it; of static rules alone."""
     watched: tuple[int, ...] = ()
     """The places of rules that may count by what the application has never set."""
     written: dict[int, Any] = field(default_factory=dict)
-    """What is told of the policies, kept by who writes it, by the place of the binding one."""
+    """The fields written of the policies, kept by who writes it, by the place of the binding one."""
 
     def keys(
         self,
@@ -106,9 +106,9 @@ class Index:
         self._deepest = max((head.count("/") for head in self._below), default=0)
         self._longest_head = max(map(len, self._below), default=0)
         self.known: dict[tuple[str, str | None], Found] = {}
-        """What was found for paths without parameters, by method and path."""
+        """The rules found for paths without parameters, by method and path."""
         self.candidates: dict[tuple[str, str | None, tuple[int, ...]], _Candidates] = {}
-        """What a path may match, by method, path (if it has rules of its own) and heads."""
+        """The rules that a path may match, by method, path (if it has rules of its own) and heads."""
         self.plans: dict[tuple[object, ...], tuple[object, Plan | None]] = {}
         """Plans by the rules they are of, or by what those ask; with what must not be freed."""
 

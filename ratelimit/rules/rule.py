@@ -1,4 +1,4 @@
-"""Which requests, by which identity, under which limits: `Rule`.
+"""`Rule`: requests, the identity they are counted by, and the limits.
 
 Pure and frozen: everything that can be known before a request is computed when a rule is built.
 """
@@ -33,7 +33,7 @@ __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_nam
 
 @dataclass(frozen=True, init=False, slots=True)
 class Rule:
-    """Which requests, by which identity, under which limits, in which mode; equal by value.
+    """Requests, the identity they are counted by, their limits and mode; equal by value.
 
     ``Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"], by="client")``.
 
@@ -60,11 +60,11 @@ class Rule:
     tiers: Mapping[str, tuple[Limit, ...]] = field(hash=False)
     """The limits of each tier, none for an unlimited one; empty where there are no tiers."""
     tier: str | Ask[str | None] | None
-    """Who says which tier: ``user:ATTRIBUTE``, ``header:NAME``, a registered name, a function."""
+    """The tier's source: ``user:ATTRIBUTE``, ``header:NAME``, a registered name or a function."""
     dynamic: Ask[SomeLimits] | None
-    """What gives the limits, request by request."""
+    """The function that gives the limits, request by request."""
     by: tuple[str, ...]
-    """What an identity is made of, in order; header names in lower case."""
+    """The parts of an identity, in order; header names in lower case."""
     path: str | None
     """In Starlette's route syntax; None for every path."""
     methods: frozenset[str] | None
@@ -77,7 +77,7 @@ class Rule:
     on_store_failure: OnStoreFailure | None
     """None for what the `RuleSet` says."""
     on_missing: OnMissing
-    """What becomes of a request that lacks a part of ``by``: it counts under the client's address,
+    """The outcome for a request that lacks a part of ``by``: it counts under the client's address,
     the rule does not apply, or it is refused (403)."""
     overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
     """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
@@ -222,7 +222,7 @@ class Rule:
         return rule
 
     def read_limits(self, value: object) -> tuple[Limit, ...]:
-        """What ``dynamic`` gave, as limits; none for no limit.
+        """The limits that ``dynamic`` gave; none for no limit.
 
         Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
         """
@@ -262,7 +262,7 @@ def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ..
 
 @lru_cache(maxsize=4096)
 def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
-    """What each limit of a rule is called before clients: ``login``, or ``login:60`` and so on.
+    """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
     ``login:60:1``, ``login:60:2``.

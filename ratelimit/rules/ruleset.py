@@ -49,19 +49,19 @@ class RuleSet:
     rules: tuple[Rule, ...]
     store: str = field(default="memory://", repr=False)  # a URI may hold a password
     deadline_us: int = 50_000
-    """How long a decision may take, in microseconds."""
+    """The time that a decision may take, in microseconds."""
     on_store_failure: OnStoreFailure = "allow"
     workers: int = 1
-    """How many workers share a quota that is counted locally, until heartbeats were seen."""
+    """Workers that share a quota which is counted locally, until heartbeats were seen."""
     share: Fraction = Fraction(1)
     """The part of every quota that is this region's, above 0 and at most 1."""
     trusted_proxies: tuple[Network, ...] = ()
     trusted_hops: int = 0
-    """How many proxies stand in front, instead of their networks; at most 32."""
+    """The number of proxies that stand in front, instead of their networks; at most 32."""
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     """The field in which the proxies write where a request came from."""
     ipv6_prefix: int = 64
-    """How many bits of an IPv6 address are one client, 16 to 128."""
+    """The number of bits of an IPv6 address that are one client, 16 to 128."""
     allowlist: tuple[Network, ...] = ()
     denylist: tuple[Network, ...] = ()
     """Beats the allowlist."""
@@ -130,7 +130,7 @@ class RuleSet:
         _few_at_once(self.rules)
 
     def in_force(self) -> "RuleSet":
-        """The same with every quota cut to this region's share, which is then 1.
+        """This set with every quota cut to this region's share, which is then 1.
 
         Raises ValueError where a rule's cost could no longer pass.
         """
@@ -158,8 +158,6 @@ class RuleSet:
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
         return frozenset().union(*(rule.registered_names for rule in self.rules))
-
-
 
 
 def _few_at_once(rules: Iterable[Rule]) -> None:
