@@ -53,7 +53,7 @@ class Plan:
     watched: tuple[int, ...] = ()
     """The places of rules that may count by what the application has never set."""
     written: dict[int, Any] = field(default_factory=dict)
-    """The fields written of the policies, kept by who writes it, by the place of the binding one."""
+    """The fields written of the policies, by their writer and the place of the binding one."""
 
     def keys(
         self,
@@ -108,7 +108,7 @@ class Index:
         self.known: dict[tuple[str, str | None], Found] = {}
         """The rules found for paths without parameters, by method and path."""
         self.candidates: dict[tuple[str, str | None, tuple[int, ...]], _Candidates] = {}
-        """The rules that a path may match, by method, path (if it has rules of its own) and heads."""
+        """The rules that a path may match, by method, path (if it has rules itself) and heads."""
         self.plans: dict[tuple[object, ...], tuple[object, Plan | None]] = {}
         """Plans by the rules they are of, or by what those ask; with what must not be freed."""
 
