@@ -534,3 +534,41 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
     }
     assert named, "the README names no make command"
     assert named <= targets
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+LONGEST_MODULE: Final = 350
+LONGEST_FUNCTION: Final = 60
+LONG: Final = {
+    "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
+    "ratelimit/cli/main.py": "a command is its options; to be parted by what they look at",
+    "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",
+    "ratelimit/limits.py": "the grammar of limits, and exact arithmetic",
+    "ratelimit/rules/file/contradictions.py": "one pair of options after the other",
+    "ratelimit/rules/file/reader.py": "finds the place of each mistake",
+    "ratelimit/rules/file/yaml.py": "places for every value, also behind aliases",
+    "ratelimit/rules/options.py": "one function for each option",
+    "ratelimit/stores/redis/cluster.py": "slots and redirections",
+    "ratelimit/stores/redis/pipeline.py": "sending, receiving and time are one law",
+    "ratelimit/stores/redis/store.py": "a method for each thing that workers share",
+    "ratelimit/testing/tables.py": "data",
+    "ratelimit/rules/rule.py:__init__": "an argument for each option",
+    "ratelimit/limiter/checks.py:question": "what only the application knows",
+    "ratelimit/stores/redis/uris.py:read_client": "each kind of client in its own way",
+}
+"""Modules and functions that are longer than others may be, each with its reason."""
+
+
+def test_what_is_long_has_a_reason() -> None:
+    found = set()
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        if len(source.splitlines()) > LONGEST_MODULE:
+            found.add(name_of(path))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
+                    found.add(f"{name_of(path)}:{node.name}")
+    assert found == LONG.keys()
