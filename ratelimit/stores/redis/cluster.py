@@ -192,7 +192,10 @@ class Cluster:
             return
         owner = self._slots.owner(request.slot)
         if owner is not None:
-            self._link(owner).send(request)
+            link = self._link(owner)
+            if link.breaker.state == "open":
+                self._refresh()  # another node may have its slots by now
+            link.send(request)
             return
         breaker = self._breaker_of(None)
         if breaker.is_open() and not request.past and breaker.turns_away():
@@ -406,7 +409,9 @@ class Cluster:
 
         Returns as well where the node has no slots any more: nobody waits for it then.
         """
-        if address is None or self._breaker_of(address).is_open():
+        # A map in which it has no slots any more is newer than what some nodes still tell.
+        known = self._slots.nodes()
+        if address is None or not known or address in known:
             self._slots = await self._ask_slots()
         if address is None or address not in self._slots.nodes():
             return
