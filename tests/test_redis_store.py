@@ -270,7 +270,7 @@ async def test_no_redis_at_all() -> None:
     """A web server at the address is told as such."""
     async with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         error = await refused(RedisStore(f"redis://127.0.0.1:{port}"))
-    assert error.kind in ("not-redis", "foreign-key")
+    assert error.kind == "not-redis"
 
 
 async def test_a_server_without_hello() -> None:
@@ -477,7 +477,9 @@ async def test_a_reply_that_no_script_gives_is_no_decision(reply: bytes) -> None
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         error = await refused(RedisStore(f"redis://127.0.0.1:{port}?protocol=2", deadline=1))
-    assert error.kind in ("not-redis", "foreign-key")
+    # Six whole numbers are what a script of ours gives, but these are not a counter's.
+    numbers = reply.startswith(b"*6\r\n:4\r\n:")
+    assert error.kind == ("foreign-key" if numbers else "not-redis")
 
 
 @pytest.mark.parametrize("reply", [b"$-1", b":5", b"+OK"])
