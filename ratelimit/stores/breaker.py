@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from ratelimit.background import Background
+from ratelimit.decisions import Action, Check
+from ratelimit.limits import Limit
 from ratelimit.stores.errors import StoreUnavailable
 
-__all__ = ["Breaker", "State"]
+__all__ = ["PROBE", "Breaker", "State"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -26,6 +28,11 @@ FAILURES_OF: Final = 20  # the last so many outcomes, of which half failed
 FIRST_PROBE: Final = 0.1  # seconds after it opened; then twice as long each time
 LAST_PROBE: Final = 0.8  # seconds at most, so that limits hold again within two
 STEADY_AFTER: Final = 5.0  # seconds closed, after which the next outage is probed quickly again
+
+PROBE: Final = Check(
+    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
+)
+"""A check that writes: a server that is full, or a demoted master, answers what only reads."""
 
 
 class Breaker:

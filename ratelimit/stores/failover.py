@@ -18,7 +18,7 @@ from ratelimit.background import Background
 from ratelimit.decisions import Action, Check, Decision, passes
 from ratelimit.limits import Limit
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
-from ratelimit.stores.breaker import Breaker
+from ratelimit.stores.breaker import PROBE, Breaker
 
 __all__ = ["Breaker", "Failover", "Heartbeats"]
 
@@ -30,11 +30,6 @@ BEATS: Final = 4  # of one's own, in which all others have had time for one of t
 MOST_OWED: Final = 10_000  # counters charged afterwards with what was admitted meanwhile
 MOST_OWED_BYTES: Final = 2**20  # of their identities, which may be long
 OWED_AT_ONCE: Final = 50
-
-# Writes: a server that is full, or a demoted master, answers what only reads.
-_PROBE: Final = Check(
-    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
-)
 
 # Failures of requests that provably were not sent.
 _NOT_SENT: Final = frozenset({"open", "refused", "name", "no-master"})
@@ -67,7 +62,7 @@ class Failover:
         breaker = getattr(store, "breaker", None)
         self._breaks = self._guarded and not isinstance(breaker, Breaker)
         self.breaker: Breaker = (
-            breaker if isinstance(breaker, Breaker) else Breaker(lambda: store.decide([_PROBE]))
+            breaker if isinstance(breaker, Breaker) else Breaker(lambda: store.decide([PROBE]))
         )
         self.breaker.returning.append(self._settle)
         self._past = getattr(store, "decide_past_breaker", store.decide)

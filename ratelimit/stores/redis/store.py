@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from ratelimit.decisions import Action, Check, Decision, read_reply
-from ratelimit.limits import Limit
-from ratelimit.stores.breaker import Breaker
+from ratelimit.decisions import Check, Decision, read_reply
+from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
 from ratelimit.stores.redis.connect import Target
 from ratelimit.stores.redis.deny_cache import DenyCache
@@ -26,11 +25,6 @@ MOST_BREAKERS: Final = 1_000  # nodes of a cluster, which come and go
 
 MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
-
-# Writes: a server that is full, or a demoted master, answers what only reads.
-_PROBE: Final = Check(
-    Limit("1/second", algorithm="fixed_window"), "probe", 1, "ratelimit.probe", action=Action.FORCE
-)
 
 
 class RedisStore:
@@ -146,7 +140,7 @@ class RedisStore:
         return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
 
     async def _probe_server(self) -> None:
-        await self._decide((_PROBE,), past=True)
+        await self._decide((PROBE,), past=True)
 
     def _breaker_of(self, address: Address | None) -> Breaker:
         """The breaker of a cluster's node; that of all who could tell the slots, for None."""
@@ -156,7 +150,7 @@ class RedisStore:
                 for known in [it for it, each in self._breakers.items() if not each.is_open()]:
                     del self._breakers[known]
             breaker = self._breakers[address] = Breaker(
-                lambda: self._way().probe(address, _PROBE), self.breaker
+                lambda: self._way().probe(address, PROBE), self.breaker
             )
         return breaker
 
