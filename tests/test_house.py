@@ -555,7 +555,6 @@ LONG: Final = {
     "ratelimit/testing/tables.py": "data",
     "ratelimit/rules/rule.py:__init__": "an argument for each option",
     "ratelimit/limiter/checks.py:question": "what only the application knows",
-    "ratelimit/stores/redis/uris.py:read_client": "each kind of client in its own way",
 }
 """Modules and functions that are longer than others may be, each with its reason."""
 
