@@ -527,7 +527,7 @@ async def test_a_redis_py_that_keeps_its_streams_elsewhere_is_told(server: Serve
 
     class Other(Connection):
         async def connect(self) -> None:
-            await super().connect()
+            await super().connect()  # type: ignore[no-untyped-call]
             self._writer: Any = Hidden(self._writer)
 
     pool = ConnectionPool(connection_class=Other, port=server.port)

@@ -70,10 +70,13 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
         # The pool's and the client's, and what makes a node's connections read-only.
         for name in ("max_connections", "response_callbacks", "redis_connect_func"):
             settings.pop(name, None)
+        # Before 8 they are known to the manager alone.
+        manager: Any = client.nodes_manager
+        nodes = getattr(client, "startup_nodes", manager.startup_nodes.values())
         return Plan(
             connection_class,
             own(connection_class, settings),
-            seeds=[(node.host, int(node.port)) for node in client.startup_nodes],
+            seeds=[(node.host, int(node.port)) for node in nodes],
             remap=client.nodes_manager.address_remap,
         )
     pool = getattr(client, "connection_pool", None)
@@ -137,6 +140,7 @@ def of_uri(uri: str, options: Mapping[str, Any]) -> Plan:
     told = read_uri(uri)
     if told.kind == "memory":
         raise ValueError("memory:// is a MemoryStore's, and this is a RedisStore")
+    options = {**options, "protocol": 3}  # the default since 8 alone
     if told.kind == "unix":
         return Plan(UnixDomainSocketConnection, {**options, **told.settings})
     connection_class: Any = SSLConnection if told.secure else Connection
