@@ -47,7 +47,7 @@ async def dialed(dialer: Dialer) -> int:
     await connection.send_command("CONFIG", "GET", "port")
     said = await connection.read_response()
     await connection.disconnect()
-    return int(said[b"port"])
+    return int((list(said.values()) if isinstance(said, dict) else said)[-1])
 
 
 def commands(grounds: Sentinels) -> int:
