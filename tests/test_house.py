@@ -548,12 +548,10 @@ LONG: Final = {
     "ratelimit/rules/file/contradictions.py": "one pair of options after the other",
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",
     "ratelimit/rules/file/yaml.py": "places for every value, also behind aliases",
-    "ratelimit/rules/options.py": "one function for each option",
     "ratelimit/stores/redis/cluster.py": "slots and redirections",
     "ratelimit/stores/redis/pipeline.py": "sending, receiving and time are one law",
     "ratelimit/stores/redis/store.py": "a method for each thing that workers share",
     "ratelimit/testing/tables.py": "data",
-    "ratelimit/rules/rule.py:__init__": "an argument for each option",
     "ratelimit/limiter/checks.py:question": "what only the application knows",
     "ratelimit/stores/redis/uris.py:read_client": "each kind of client in its own way",
 }

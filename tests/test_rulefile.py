@@ -13,11 +13,9 @@ import pytest
 import yaml
 
 from ratelimit.limits import Limit
-from ratelimit.rules.file import reader as rulefile
 from ratelimit.rules.file import yaml as yamlfile
 from ratelimit.rules.file.keys import FileKeys, Keys, MatchKeys, RuleKeys
 from ratelimit.rules.file.mistakes import Mistake, RuleFileError
-from ratelimit.rules.file.reader import load, loads
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
@@ -51,7 +49,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def refusal(text: str, name: str = "<rules>") -> RuleFileError | None:
     try:
-        loads(text, name)
+        RuleSet.loads(text, name)
     except RuleFileError as error:
         return error
     return None
@@ -61,14 +59,14 @@ def refusal(text: str, name: str = "<rules>") -> RuleFileError | None:
 @pytest.mark.parametrize("file", GOOD, ids=lambda file: file.stem)
 def test_a_good_file_is_a_rule_set(file: Path) -> None:
     assert isinstance(RuleSet.load(file), RuleSet)
-    assert load(str(file)) == loads(file.read_text(encoding="utf-8"), str(file))
+    assert RuleSet.load(str(file)) == RuleSet.loads(file.read_text(encoding="utf-8"), str(file))
 
 
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
 def test_a_bad_file_is_refused_with_exactly_these_mistakes(file: Path) -> None:
     with pytest.raises(RuleFileError) as refused:
-        load(file)
+        RuleSet.load(file)
     text = str(refused.value).replace(f"{file.parent}/", "") + "\n"
     assert text == file.with_suffix(".txt").read_text(encoding="utf-8")
     assert SECRET not in repr(refused.value)
@@ -82,7 +80,7 @@ def test_every_expected_text_has_its_file() -> None:
 
 
 def test_the_contracts_example_is_read_as_it_is_written() -> None:
-    assert load(FOLDER / "good" / "every_key.yaml") == RuleSet(
+    assert RuleSet.load(FOLDER / "good" / "every_key.yaml") == RuleSet(
         rules=(
             Rule("api", "100/minute", path="/api/{rest:path}", methods=["GET", "POST"]),
             Rule(
@@ -116,13 +114,13 @@ def test_the_contracts_example_is_read_as_it_is_written() -> None:
 
 
 def test_what_is_left_out_of_a_file_is_what_a_rule_set_has() -> None:
-    assert loads(SMALL) == RuleSet((Rule("api", "10/minute"),))
+    assert RuleSet.loads(SMALL) == RuleSet((Rule("api", "10/minute"),))
 
 
 @pytest.mark.usefixtures("parser")
 def test_scalars_are_the_text_that_is_written() -> None:
     """YAML 1.1 would read booleans, nulls, octal and sexagesimal numbers."""
-    rule_set = load(FOLDER / "good" / "yaml_1_1_traps.yaml")
+    rule_set = RuleSet.load(FOLDER / "good" / "yaml_1_1_traps.yaml")
     assert [rule.name for rule in rule_set.rules] == ["on", "y", "null"]
     on, y, null = rule_set.rules
     assert on.mode == "off"
@@ -135,7 +133,7 @@ def test_scalars_are_the_text_that_is_written() -> None:
 
 
 def test_variables_are_taken_from_the_environment() -> None:
-    rule_set = load(FOLDER / "good" / "environment.yaml")
+    rule_set = RuleSet.load(FOLDER / "good" / "environment.yaml")
     assert rule_set.store == f"redis://:{SECRET}@localhost:6379/0"
     assert rule_set.trusted_proxies == (ip_network("10.0.0.0/8"),)
     (rule,) = rule_set.rules
@@ -146,18 +144,18 @@ def test_variables_are_taken_from_the_environment() -> None:
 def test_a_variables_value_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RULES_NAME", "${RULES_QUOTA}")
     with pytest.raises(RuleFileError) as refused:
-        loads("version: 1\nrules:\n  - {name: '${RULES_NAME}', limit: 1/second}\n")
+        RuleSet.loads("version: 1\nrules:\n  - {name: '${RULES_NAME}', limit: 1/second}\n")
     assert [mistake.code for mistake in refused.value.mistakes] == ["bad-name"]
 
 
 def test_max_delay_is_a_duration_or_none() -> None:
-    rules = load(FOLDER / "good" / "no_cut.yaml").rules
+    rules = RuleSet.load(FOLDER / "good" / "no_cut.yaml").rules
     assert [rule.limits[0].max_delay for rule in rules] == [None, 0.5, None, None]
 
 
 def test_a_mistake_knows_its_place() -> None:
     with pytest.raises(RuleFileError) as refused:
-        loads(SMALL + "    mode: shadwo\n", "r.yaml")
+        RuleSet.loads(SMALL + "    mode: shadwo\n", "r.yaml")
     (mistake,) = refused.value.mistakes
     message = "'shadwo' is there; it is 'enforce', 'shadow' or 'off'"
     assert mistake == Mistake("r.yaml", 5, 11, "rules[0].mode", message, "bad-mode")
@@ -168,7 +166,7 @@ def test_a_mistake_knows_its_place() -> None:
 @pytest.mark.parametrize("file", ["nowhere.yaml", ".", "nul\0"])
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, file: str) -> None:
     with pytest.raises(RuleFileError) as refused:
-        load(f"{tmp_path}/{file}")
+        RuleSet.load(f"{tmp_path}/{file}")
     assert [mistake.code for mistake in refused.value.mistakes] == ["unreadable"]
 
 
@@ -176,7 +174,7 @@ def test_a_file_of_more_than_five_megabytes_is_refused_at_once(tmp_path: Path) -
     file = tmp_path / "rules.yaml"
     file.write_text(SMALL + "#" * 5_000_000)
     with pytest.raises(RuleFileError) as refused:
-        load(file)
+        RuleSet.load(file)
     assert [mistake.code for mistake in refused.value.mistakes] == ["too-large"]
 
 
@@ -205,7 +203,7 @@ def test_a_file_of_more_than_five_megabytes_is_refused_at_once(tmp_path: Path) -
 def test_no_text_makes_reading_hang(text: str) -> None:
     start = time.process_time()
     with pytest.raises(RuleFileError):
-        loads(text)
+        RuleSet.loads(text)
     assert time.process_time() - start < 5
 
 
@@ -348,9 +346,9 @@ def test_ten_thousand_overrides_in_a_thousand_rules_take_no_longer_each_than_in_
         )
 
     few, many = text_of(100), text_of(1_000)
-    assert sum(len(rule.overrides) for rule in loads(many).rules) == 10_000
-    each_of_few = min(seconds_of(lambda: loads(few)) for _ in range(3)) / 100
-    each_of_many = min(seconds_of(lambda: loads(many)) for _ in range(2)) / 1_000
+    assert sum(len(rule.overrides) for rule in RuleSet.loads(many).rules) == 10_000
+    each_of_few = min(seconds_of(lambda: RuleSet.loads(few)) for _ in range(3)) / 100
+    each_of_many = min(seconds_of(lambda: RuleSet.loads(many)) for _ in range(2)) / 1_000
     assert each_of_many < 4 * each_of_few
 
 
@@ -397,7 +395,7 @@ def test_every_key_takes_or_refuses_any_kind_of_value(form: str, key: str) -> No
 
 def test_tiers_and_lists_are_read_as_they_are_written() -> None:
     file = FOLDER / "good" / "tiers_and_lists.yaml"
-    rule_set = load(file)
+    rule_set = RuleSet.load(file)
     offices = (ip_network("192.0.2.0/24"), ip_network("2001:db8:1::/48"))
     assert rule_set == RuleSet(
         rules=(
@@ -458,7 +456,7 @@ def test_a_refusal_knows_the_files_that_were_named(tmp_path: Path) -> None:
 def test_text_finds_its_lists_beside_the_file_that_it_is_named_after() -> None:
     file = FOLDER / "good" / "tiers_and_lists.yaml"
     text = file.read_text(encoding="utf-8")
-    assert loads(text, str(file)) == load(file)
+    assert RuleSet.loads(text, str(file)) == RuleSet.load(file)
     error = refusal(text)
     assert error is not None
     assert {mistake.code for mistake in error.mistakes} == {"unreadable"}
@@ -468,7 +466,7 @@ def list_of(tmp_path: Path, key: str, content: bytes, rule: str = "") -> RuleSet
     (tmp_path / "list.txt").write_bytes(content)
     rules = tmp_path / "rules.yaml"
     rules.write_text(f"version: 1\nrules: [{{name: a, limit: 1/second, {key}: list.txt{rule}}}]\n")
-    return load(rules)
+    return RuleSet.load(rules)
 
 
 def codes_of(tmp_path: Path, key: str, content: bytes, rule: str = "") -> list[str]:
@@ -507,10 +505,10 @@ def test_all_lists_together_have_at_most_500000_lines(tmp_path: Path) -> None:
         for n in range(6)
     )
     rules.write_text(text.rpartition("  - ")[0])
-    assert len(load(rules).files) == 2
+    assert len(RuleSet.load(rules).files) == 2
     rules.write_text(text)
     with pytest.raises(RuleFileError) as refused:
-        load(rules)
+        RuleSet.load(rules)
     (mistake,) = refused.value.mistakes
     assert (mistake.code, mistake.place) == ("unreadable", "rules[5].denylist_file")
 
@@ -538,7 +536,7 @@ def test_a_list_names_a_name_from_the_environment_as_it_is_written(
         "version: 1\ndenylist_file: ${RULES_PASSWORD}\nrules: [{name: a, limit: 1/second}]\n"
     )
     with pytest.raises(RuleFileError) as refused:
-        load(rules)
+        RuleSet.load(rules)
     (mistake,) = refused.value.mistakes
     assert (mistake.file, mistake.line, mistake.column) == ("${RULES_PASSWORD}", 1, 1)
     assert SECRET not in str(refused.value)
@@ -546,7 +544,7 @@ def test_a_list_names_a_name_from_the_environment_as_it_is_written(
 
 @pytest.mark.parametrize("text", ["25%", "25 %", "0.25", '"0.250"'])
 def test_a_share_is_a_number_or_in_percent(text: str) -> None:
-    (rule,) = loads(SMALL + f"    enforce_share: {text}\n").rules
+    (rule,) = RuleSet.loads(SMALL + f"    enforce_share: {text}\n").rules
     assert rule.enforce_share == Fraction(1, 4)
 
 
@@ -555,10 +553,10 @@ def test_a_refusal_that_belongs_to_no_key_is_a_mistake_of_the_rule(
 ) -> None:
     """Whatever `Rule` refuses, a file is refused with it, and not with a traceback."""
 
-    def refuse(**arguments: object) -> Rule:
+    def refuse(reading: object) -> Rule:
         raise ValueError("no; never")
 
-    monkeypatch.setattr(rulefile, "Rule", refuse)
+    monkeypatch.setattr(Rule, "of", refuse)
     error = refusal(SMALL)
     assert str(error) == "<rules>:3:5: rules[0]: no; never [bad-rule]"
 

@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from ratelimit.limits import Algorithm
 from ratelimit.rules.file.keys import FileKeys, MatchKeys, RuleKeys
 from ratelimit.rules.file.mistakes import RuleFileError
-from ratelimit.rules.file.reader import load, loads
 from ratelimit.rules.file.schema import as_text, schema
-from ratelimit.rules.options import METHODS
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.values import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = sorted((ROOT / "tests" / "rules" / "good").glob("*.yaml"))
@@ -85,7 +85,7 @@ def in_yaml_1_2(text: str) -> Any:
 
 def refused(text: str) -> bool:
     try:
-        loads(text)
+        RuleSet.loads(text)
     except RuleFileError:
         return True
     return False
@@ -110,14 +110,14 @@ def test_the_schema_is_one_of_2020_12() -> None:
 
 @pytest.mark.parametrize("file", [*GOOD, ROOT / "examples" / "rules.yaml"], ids=lambda it: it.stem)
 def test_a_file_that_the_loader_accepts_is_valid(file: Path) -> None:
-    assert load(file).rules
+    assert RuleSet.load(file).rules
     assert mistakes_of(in_yaml_1_2(file.read_text(encoding="utf-8-sig"))) == []
 
 
 @pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
 def test_a_file_with_a_mistake_of_its_structure_is_invalid(file: Path) -> None:
     with pytest.raises(RuleFileError) as found:
-        load(file)
+        RuleSet.load(file)
     codes = {mistake.code for mistake in found.value.mistakes} - BEYOND
     try:
         document = in_yaml_1_2(file.read_text(encoding="utf-8"))
