@@ -1,4 +1,4 @@
-"""The breaker before the store, what each worker may let through meanwhile, and the way back."""
+"""What each worker may let through while the store is away, and the way back."""
 
 import asyncio
 import multiprocessing
@@ -21,10 +21,9 @@ from ratelimit import (
     StoreUnavailable,
 )
 from ratelimit.background import Background
-from ratelimit.limiter.reports import Reports
 from ratelimit.stores import breaker as module
 from ratelimit.stores import failover as failovers
-from ratelimit.stores.failover import Breaker, Failover
+from ratelimit.stores.failover import Failover
 from ratelimit.testing import ManualClock
 from tests.support.asgi import http_scope
 from tests.support.servers import Server
@@ -77,36 +76,6 @@ def running(background: Background) -> "asyncio.Task[None]":
 async def closed(failover: Failover) -> None:
     """Waits until a probe has found the store again, and all is settled."""
     await running(failover.breaker._probing)
-
-
-def test_five_failures_in_a_row_open_it() -> None:
-    """Fewer do not, and each success starts the row anew."""
-    breaker = Breaker()
-    for _ in range(3):
-        for _ in range(4):
-            breaker.failed(GONE)
-        assert not breaker.is_open()
-        for _ in range(20):
-            breaker.succeeded()
-    for _ in range(5):
-        breaker.failed(GONE)
-    assert (breaker.state, breaker.last_error) == ("open", "nothing listens")
-
-
-def test_half_of_twenty_failures_open_it() -> None:
-    """A store that fails every other time is away as well."""
-    breaker = Breaker()
-    told: list[str] = []
-    breaker.on_change.append(told.append)
-    for turn in range(9):
-        breaker.failed(GONE)
-        breaker.succeeded()
-        assert not breaker.is_open(), turn
-    breaker.failed(GONE)
-    breaker.succeeded()
-    breaker.failed(GONE)
-    assert breaker.is_open()
-    assert told == ["open"]
 
 
 async def test_while_it_is_open_the_store_is_not_asked(store: Switched) -> None:
@@ -373,24 +342,6 @@ def test_workers_that_are_forked_have_names_of_their_own() -> None:
     told = [names.get() for _ in range(3)]
     assert all(first == second for first, second in told)
     assert len({parent, *(first for first, _ in told)}) == 4
-
-
-def test_a_fault_is_told_once_per_kind_however_they_alternate(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A thousand failures of three kinds are three lines; when it is back, they are told anew."""
-    reports = Reports(RuleSet((Rule("r", "5/second"),)))
-    for number in range(1000):
-        kind = ("late", "refused", "loading")[number % 3]
-        reports.fault(StoreUnavailable("x", kind=kind))
-    for _ in range(100):
-        reports.fault(StoreUnavailable("y", "foreign-key", "key"))
-        reports.fault(StoreUnavailable("z", "open", "own"))
-    said = [it.getMessage().partition(":")[0] for it in caplog.records]
-    assert said == ["store-failed"] * 3 + ["check-failed"]
-    reports.breaker_changed("closed")
-    reports.fault(StoreUnavailable("x", kind="late"))
-    assert len(caplog.records) == 6
 
 
 async def test_closing_ends_what_runs_in_the_background(store: Switched) -> None:

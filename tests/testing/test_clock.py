@@ -105,6 +105,20 @@ async def test_a_reset_forgets_every_counter_in_process() -> None:
         assert await statuses(app, "/", "/") == [200, 429]
 
 
+def test_a_manual_clock_stands_still_until_it_is_moved() -> None:
+    """It gives whole microseconds, moves by seconds or microseconds, and refuses floats."""
+    clock = ManualClock()
+    assert clock() == clock() == START_US
+    clock.advance(1.5, us=3)
+    assert clock() == START_US + 1_500_003
+    clock.advance(-2)
+    assert clock() == START_US - 499_997
+    clock.set_us(7)
+    assert clock() == 7
+    with pytest.raises(TypeError, match=r"^a clock gives whole microseconds, not float$"):
+        clock.set_us(1.0)  # type: ignore[arg-type]
+
+
 async def remaining(store: MemoryStore) -> int:
     (decision,) = await store.decide([Check(Limit("2/minute", algorithm="sliding_log"), "me")])
     return decision.remaining

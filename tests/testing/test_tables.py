@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 
 from ratelimit.testing import (
-    START_US,
     TABLES,
     MakeStore,
     ManualClock,
@@ -37,20 +36,6 @@ async def test_a_table_with_a_wrong_number_fails(make_store: MakeStore) -> None:
             with pytest.raises(AssertionError, match=f"row {len(table.rows) - 1}"):
                 await check_table(store, clock, wrong)
             await store.aclose()
-
-
-def test_a_manual_clock_stands_still_until_it_is_moved() -> None:
-    """It gives whole microseconds, moves by seconds or microseconds, and refuses floats."""
-    clock = ManualClock()
-    assert clock() == clock() == START_US
-    clock.advance(1.5, us=3)
-    assert clock() == START_US + 1_500_003
-    clock.advance(-2)
-    assert clock() == START_US - 499_997
-    clock.set_us(7)
-    assert clock() == 7
-    with pytest.raises(TypeError, match=r"^a clock gives whole microseconds, not float$"):
-        clock.set_us(1.0)  # type: ignore[arg-type]
 
 
 def test_every_algorithm_has_tables_and_every_action_a_row() -> None:
