@@ -19,7 +19,7 @@ from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import MemoryStore
 from ratelimit.testing import START_US, ManualClock
 
-FOLDER = Path(__file__).resolve().parents[1] / "rules" / "good"
+FOLDER = Path(__file__).resolve().parents[1] / "rules" / "file" / "good"
 SOURCES = [(str(file), file.read_bytes()) for file in sorted(FOLDER.glob("*.yaml"))]
 LISTS = "".join(file.read_text(encoding="utf-8-sig") for file in FOLDER.glob("lists/*.txt"))
 SECRET = "s3cret!"
