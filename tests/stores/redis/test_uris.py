@@ -19,7 +19,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from ratelimit import RedisStore, open_store
 from ratelimit.stores import check_uri
 from ratelimit.stores.redis.uris import SCHEMES, StoreUri, read_uri
-from tests.servers import certificates
+from tests.support.servers import certificates
 
 SECRET: Final = "s3cret"
 NOT_READ: Final = "/ ? # @ and brackets are written %2F %3F %23 %40 %5B %5D"
