@@ -139,10 +139,11 @@ class Kind:
 
     def _refuse_unverified(self, context: Any) -> None:
         """Raises ValueError for TLS with any server, unless "none" says that it is meant."""
-        if self.settings.get("ssl_cert_reqs", "required") in ("none", None):
+        asked = self.settings.get("ssl_cert_reqs", "required")
+        if asked in ("none", None):
             return
-        mode = getattr(context, "cert_reqs", getattr(context, "verify_mode", None))
-        if mode == ssl.CERT_NONE and mode is not None:
+        modes = [getattr(context, name, None) for name in ("cert_reqs", "verify_mode")]
+        if ssl.CERT_NONE in (asked, *modes):
             raise ValueError(
                 "TLS with CERT_NONE would trust any server; give its authority in ssl_ca_certs, "
                 "or ssl_cert_reqs='none' where that is meant"

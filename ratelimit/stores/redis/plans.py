@@ -51,34 +51,17 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
     """The settings of a client of redis-py's, without its retries."""
     import redis
     from redis.asyncio import RedisCluster
-    from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+    from redis.asyncio.connection import Connection, SSLConnection
     from redis.asyncio.sentinel import (
         SentinelConnectionPool,
         SentinelManagedConnection,
         SentinelManagedSSLConnection,
     )
 
-    def own(connection_class: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        is_usual = issubclass(connection_class, AbstractConnection)
-        return {**settings, **_ours(settings, options, is_usual=is_usual)}
-
     if isinstance(client, redis.Redis | redis.RedisCluster | redis.Sentinel):
         raise _synchronous(client)
     if isinstance(client, RedisCluster):
-        settings = dict(client.nodes_manager.connection_kwargs)
-        connection_class = settings.pop("connection_class", Connection)
-        # The pool's and the client's, and what makes a node's connections read-only.
-        for name in ("max_connections", "response_callbacks", "redis_connect_func"):
-            settings.pop(name, None)
-        # Before 8 they are known to the manager alone.
-        manager: Any = client.nodes_manager
-        nodes = getattr(client, "startup_nodes", manager.startup_nodes.values())
-        return Plan(
-            connection_class,
-            own(connection_class, settings),
-            seeds=[(node.host, int(node.port)) for node in nodes],
-            remap=client.nodes_manager.address_remap,
-        )
+        return _of_cluster(client, options)
     pool = getattr(client, "connection_pool", None)
     if pool is None:
         raise TypeError(
@@ -88,7 +71,7 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
     if not inspect.iscoroutinefunction(getattr(connection_class, "connect", None)):
         raise _synchronous(client)
     if not isinstance(pool, SentinelConnectionPool):
-        return Plan(connection_class, own(connection_class, settings))
+        return Plan(connection_class, _own(connection_class, settings, options))
     if not pool.is_master:
         raise ValueError(
             "this client reads from replicas, which take no writes; give the one of master_for"
@@ -100,20 +83,42 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
     pools = [each.connection_pool for each in pool.sentinel_manager.sentinels]
     return Plan(
         connection_class,
-        own(connection_class, settings),
+        _own(connection_class, settings, options),
         service=pool.service_name,
         manager=pool.sentinel_manager,
         sentinels=[
-            (each.connection_class, own(each.connection_class, each.connection_kwargs))
+            (each.connection_class, _own(each.connection_class, each.connection_kwargs, options))
             for each in pools
         ],
     )
 
 
-def _ours(
-    settings: Mapping[str, Any], options: Mapping[str, Any], *, is_usual: bool
+def _of_cluster(client: Any, options: Mapping[str, Any]) -> Plan:
+    from redis.asyncio.connection import Connection
+
+    manager = client.nodes_manager
+    settings = dict(manager.connection_kwargs)
+    connection_class = settings.pop("connection_class", Connection)
+    # The pool's and the client's, and what makes a node's connections read-only.
+    for name in ("max_connections", "response_callbacks", "redis_connect_func"):
+        settings.pop(name, None)
+    # Before 8 they are known to the manager alone.
+    nodes = getattr(client, "startup_nodes", manager.startup_nodes.values())
+    return Plan(
+        connection_class,
+        _own(connection_class, settings, options),
+        seeds=[(node.host, int(node.port)) for node in nodes],
+        remap=manager.address_remap,
+    )
+
+
+def _own(
+    connection_class: Any, settings: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings that take the place of a client's; fewer for a class that is not redis-py's."""
+    """A client's settings, for connections without its retries."""
+    from redis.asyncio.connection import AbstractConnection
+
+    is_usual = issubclass(connection_class, AbstractConnection)
     ours = {
         name: value
         for name, value in options.items()
@@ -122,7 +127,7 @@ def _ours(
     asked = settings.get("ssl_cert_reqs")
     if asked in (ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED):  # which 5.2 knows as words alone
         ours["ssl_cert_reqs"] = ssl.VerifyMode(asked).name.removeprefix("CERT_").lower()
-    return ours
+    return {**settings, **ours}
 
 
 def _synchronous(client: Any) -> TypeError:
