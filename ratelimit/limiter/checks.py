@@ -15,7 +15,7 @@ from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_o
 from ratelimit.identity.proxies import Proxies
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, unidentified
-from ratelimit.rules.counting import MOST_COST
+from ratelimit.rules.counting import BLOCKED, MOST_COST
 from ratelimit.rules.rule import Rule, policy_names
 from ratelimit.rules.values import Ask
 
@@ -115,7 +115,11 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
             return None
         raise TurnedAway(rule.name, unidentified())
     key, first = found
-    limits = rule.overrides.get(first) if rule.overrides else None
+    limits = _override(rule, key, first) if rule.overrides else None
+    if limits is BLOCKED:
+        if _enforced(rule, key):
+            raise TurnedAway(rule.name, forbid())
+        return None
     if limits is None and rule.dynamic is not None:
         limits = rule.read_limits(await request.told(rule.dynamic))
     elif limits is None and rule.tiers:
@@ -130,10 +134,22 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
-    action = _CHARGE
-    if rule.mode == "shadow" or (rule.enforce_share != 1 and not rule.enforced_on(key)):
-        action = _SHADOW
-    return Question(limits, policies, key, cost, action)
+    return Question(limits, policies, key, cost, _CHARGE if _enforced(rule, key) else _SHADOW)
+
+
+def _override(rule: Rule, key: str, first: str) -> tuple[Limit, ...] | None:
+    """The limits of one identity: those of all its parts, else of the first."""
+    if len(rule.by) > 1:
+        found = rule.overrides.get("\0" + key)
+        if found is not None:
+            return found
+        if first[:1] == "\0":  # of the application's own, which is not to name all parts
+            return None
+    return rule.overrides.get(first)
+
+
+def _enforced(rule: Rule, key: str) -> bool:
+    return rule.mode == "enforce" and (rule.enforce_share == 1 or rule.enforced_on(key))
 
 
 async def _or(

@@ -7,11 +7,11 @@ from types import EllipsisType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.identity.addresses import read_address
-from ratelimit.identity.keys import LONGEST_VALUE
+from ratelimit.identity.keys import LONGEST_VALUE, identity_of
 from ratelimit.limits import Algorithm, Limit, Rounding
 from ratelimit.rules.reading import Reading, text
 from ratelimit.rules.values import ATTRIBUTE, REGISTERED, TOKEN
-from ratelimit.words import shown
+from ratelimit.words import near, shown
 
 T = TypeVar("T")
 
@@ -27,14 +27,14 @@ _IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$))
 """An IPv4 address, which is its own key: a shortcut, since there may be many."""
 _MOST_LIMITS: Final = 20
 
-COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay")
+COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay", "free")
 """The options that go with limits given as text."""
 
 
 class Counting:
     """The algorithm, and its options, that count the limits given as text."""
 
-    __slots__ = ("algorithm", "burst", "max_delay", "rounding")
+    __slots__ = ("algorithm", "burst", "free", "max_delay", "rounding")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Counting:
         burst: int | None = None,
         rounding: Rounding | None = None,
         max_delay: float | EllipsisType | None = ...,
+        free: int | None = None,
     ) -> None:
         self.algorithm = Algorithm.SLIDING_COUNTER if algorithm is None else algorithm
         self.burst = burst
@@ -52,6 +53,7 @@ class Counting:
         elif max_delay is None and not leaks:
             raise ValueError(f"a max_delay belongs to a leaking_bucket; {self.algorithm} has none")
         self.max_delay = max_delay
+        self.free = free
         if rounding is not None and self.algorithm != Algorithm.SLIDING_COUNTER:
             raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
 
@@ -60,12 +62,14 @@ class Counting:
         """As a ready-made limit is counted, but for its burst."""
         counting = cls(limit.algorithm)
         counting.rounding, counting.max_delay = limit.rounding, limit.max_delay
+        counting.free = limit.free
         return counting
 
     def limits(self, value: object, *, burst: bool = True) -> tuple[Limit, ...]:
         """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
 
-        ``burst`` False leaves out the burst that is given beside a text (an override has its own).
+        ``burst`` False leaves out the burst that is given beside a text (an override has its own),
+        and lets no more pass at once than the bucket holds.
         """
         if value is None or value == UNLIMITED:
             return ()
@@ -76,17 +80,32 @@ class Counting:
                 self.burst if burst else None,
                 self.rounding,
                 self.max_delay,
+                self.free,
+                burst,
             )
         return ready_limits(value)
 
 
 @lru_cache(maxsize=4096)  # a file repeats few texts in many overrides, and so do dynamic limits
 def _parsed(
-    text: str, algorithm: str, burst: int | None, rounding: Rounding, max_delay: float | None
+    text: str,
+    algorithm: str,
+    burst: int | None,
+    rounding: Rounding,
+    max_delay: float | None,
+    free: int | None,
+    exactly: bool,
 ) -> tuple[Limit, ...]:
     limits = Limit.parse_all(
-        text, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay
+        text,
+        algorithm=algorithm,
+        burst=burst,
+        rounding=rounding,
+        max_delay=max_delay,
+        free=free if exactly else None,
     )
+    if free is not None and not exactly:
+        limits = tuple(each.with_free(min(free, each.burst or 1)) for each in limits)
     return _few(limits)
 
 
@@ -179,6 +198,13 @@ def max_delay(value: float | None, reading: Reading) -> float | None:
     return _beside(value, reading, Counting(reading["algorithm"], None, None, value))
 
 
+def free(value: int, reading: Reading) -> int:
+    """Units, at least 1, that pass a leaking bucket at once."""
+    return _beside(
+        value, reading, Counting(reading["algorithm"], reading["burst"], None, ..., value)
+    )
+
+
 def _beside(value: T, reading: Reading, counting: Counting) -> T:
     """A value that goes with the texts of a rule's limits."""
     limit = reading["limit"]
@@ -251,6 +277,21 @@ def cost(value: object, limits: Iterable[Limit]) -> Any:
     return value
 
 
+class Blocked(tuple[Limit, ...]):
+    """The limits of an identity that is refused; unlike no limits, which are those of anybody."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+    def __reduce__(self) -> str:
+        return "BLOCKED"
+
+
+BLOCKED: Final = Blocked()
+
+
 class BadIdentity(ValueError):
     """An override's identity that cannot be meant."""
 
@@ -259,25 +300,9 @@ class GivenTwice(BadIdentity):
     """An override whose identity is that of an earlier one, ``first``."""
 
     def __init__(self, identity: str, key: str, first: str) -> None:
-        super().__init__(f"the override {shown(identity)} is given twice, as {key}; give one")
+        what = f" {shown(identity)} is given twice, as {key}" if is_address(key) else " is given twice"
+        super().__init__(f"the override{what}; give one")
         self.first = first
-
-
-def overrides(values: Mapping[str, Any], reading: Reading) -> dict[str, "Override"]:
-    """The limits of single identities, by the text that the first part of ``by`` gives."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
-    first_part = reading["by"][0]
-    if values and first_part == "global":
-        raise ValueError("overrides are given for 'global'; all requests share its one identity")
-    counting, units = counting_of(reading), reading.get("cost", 0)
-    own: dict[str, Override] = {}
-    for identity, limit in values.items():
-        key = reading.at((identity,), _override_key, identity, first_part, own)
-        if key is not None:
-            limits = reading.at((identity,), _override_limits, limit, counting, units)
-            own[key] = Override(identity, limits or ())
-    return own
 
 
 class Override(NamedTuple):
@@ -285,38 +310,93 @@ class Override(NamedTuple):
 
     identity: str
     limits: tuple[Limit, ...]
+    whole: bool
+    """Whether that is every part of ``by``, not the first alone."""
 
 
-def _override_key(value: object, part: str, own: Mapping[str, Override]) -> str:
+def overrides(values: Mapping[str, Any], reading: Reading) -> dict[str, Override]:
+    """The limits of single identities, by the texts that they are looked up by.
+
+    An identity is that of the first part of ``by``; or of all parts, ``a|b``, a ``|`` in one
+    written ``%7C``.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
+    by = reading["by"]
+    if values and by[0] == "global":
+        raise ValueError("overrides are given for 'global'; all requests share its one identity")
+    counting, units = counting_of(reading), reading.get("cost", 0)
+    own: dict[str, Override] = {}
+    for identity, limit in values.items():
+        found = reading.at((identity,), _override_key, identity, by, own)
+        if found is not None:
+            limits = reading.at((identity,), _override_limits, limit, counting, units)
+            own[found[0]] = Override(identity, () if limits is None else limits, found[1])
+    return own
+
+
+def _override_key(
+    value: object, by: tuple[str, ...], own: Mapping[str, Override]
+) -> tuple[str, bool]:
     identity = text("an override's identity", value)
     try:
-        key = address_key(identity) if part == "client" else identity
-        if not key:
-            raise ValueError("an override's identity is empty; it is that of the first part of by")
-        if len(key) > LONGEST_VALUE:
-            raise ValueError(
-                f"an override's identity has {len(key)} characters; it has at most {LONGEST_VALUE}"
-            )
+        key, whole = override_key(identity, by)
     except ValueError as error:
         raise BadIdentity(str(error)) from None
     if key in own:
         raise GivenTwice(identity, key, own[key].identity)
-    return key
+    return key, whole
+
+
+def override_key(identity: str, by: tuple[str, ...], ipv6_prefix: int = 64) -> tuple[str, bool]:
+    """The text that an override is looked up by, and whether it names every part of ``by``."""
+    parts = identity.split("|")
+    whole = len(parts) == len(by) > 1
+    parts = [part.replace("%7C", "|") for part in parts] if whole else [identity]
+    for kind, part in zip(by, parts, strict=False):
+        if not part:
+            raise ValueError("an override's identity is empty; it is that of the first part of by")
+        if len(part) > LONGEST_VALUE:
+            raise ValueError(
+                f"an override's identity has {len(part)} characters; it has at most {LONGEST_VALUE}"
+            )
+        if kind == "client":
+            key = address_key(part, ipv6_prefix)
+    if whole:
+        # What is joined holds a NUL, so that no first part that a client chooses is alike.
+        return "\0" + identity_of(by, parts, ipv6_prefix)[0], True
+    return key if by[0] == "client" else identity, False
 
 
 def _override_limits(limit: object, counting: Counting | None, units: Any) -> tuple[Limit, ...]:
-    if counting is None:  # the mistake is told at the option that has it
-        return ()
-    limits = counting.limits(limit, burst=False)
+    if counting is None or limit == "blocked":  # a mistake in counting is told at its option
+        return BLOCKED if limit == "blocked" else ()
+    try:
+        limits = counting.limits(limit, burst=False)
+    except ValueError as error:
+        if isinstance(limit, str) and re.match(r"\s*0+\s*(/|\s+per\s)", limit, re.IGNORECASE):
+            raise ValueError("a quota of 0 lets nobody through; write 'blocked' for that") from None
+        if isinstance(limit, str) and not limit.strip()[:1].isdigit():
+            # It may be the identity, in the place of its limit.
+            hint = near(limit[:20], ("unlimited", "blocked"), 0.7, repr)
+            raise ValueError(
+                f"it is not a limit{hint}; write '10/minute', 'unlimited' or 'blocked'"
+            ) from None
+        raise ValueError(str(error)) from None
     cost(units, limits)
     return limits
 
 
-def address_key(value: str) -> str:
+def is_address(identity: str) -> bool:
+    """Whether an identity is an address, or a network as addresses are counted by."""
+    return read_address(identity.partition("/")[0]) is not None
+
+
+def address_key(value: str, ipv6_prefix: int = 64) -> str:
     """The key that requests from an address are counted under; for IPv6, that of its network."""
     if _IPV4.fullmatch(value):
         return value
-    address = read_address(value)
+    address = read_address(value, ipv6_prefix)
     if address is None or "%" in value:
         raise ValueError(
             f"the override {shown(value)} is not an IP address; by client, overrides name addresses"

@@ -44,7 +44,7 @@ def _networks(about: str, key: str) -> Option:
     return Option(about, Form("networks"), values.networks, (), also=also)
 
 
-_COUNTED: Final = ("limit", "algorithm", "burst", "rounding", "max_delay")
+_COUNTED: Final = ("limit", *counting.COUNTED)
 
 
 class _Matching(TypedDict, total=False):
@@ -133,6 +133,16 @@ class RouteOptions(TypedDict, total=False):
             counting.max_delay,
             ...,
             needs=("limit", "algorithm"),
+        ),
+    ]
+    free: Annotated[
+        int | None,
+        Option(
+            "How many units pass a leaking bucket at once, while the others wait their turn; 1 if "
+            "left out.",
+            Form("whole", (), 1),
+            counting.free,
+            needs=("limit", "algorithm", "burst"),
         ),
     ]
     cost: Annotated[

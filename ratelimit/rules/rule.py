@@ -12,11 +12,11 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
-from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.addresses import Network
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
-from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
+from ratelimit.rules.counting import Counting, cost, counting_of, limits_of, override_key
 from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.paths import Path
 from ratelimit.rules.reading import Reading, refuse_unknown
@@ -78,8 +78,9 @@ class Rule:
     """The outcome for a request that lacks a part of ``by``: it counts under the client's address,
     the rule does not apply, or it is refused (403)."""
     overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
-    """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
-    An IPv6 address stands for its network of 64 bits, which is what clients are counted by."""
+    """Limits of single identities, by the text of the first part of ``by``, or, behind a NUL, by
+    that of all parts; none for unlimited, `BLOCKED` for refused. An IPv6 address stands for its
+    network of 64 bits, which is what clients are counted by."""
     allowlist: tuple[Network, ...]
     """Clients to whom this rule does not apply."""
     denylist: tuple[Network, ...]
@@ -165,14 +166,15 @@ class Rule:
 
         @cache  # a file repeats few limits in many overrides
         def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-            return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
+            whole = part == 1 or not limits
+            return limits if whole else tuple(limit.scaled(part) for limit in limits)
 
         overrides = {key: scaled(own) for key, own in self.overrides.items()}
-        if self.by[0] == "client" and ipv6_prefix != 64:
-            overrides = {}
-            for text, own in self._named.items():
-                address = read_address(text, ipv6_prefix)
-                overrides[text if address is None else address.key] = scaled(own)
+        if "client" in self.by and ipv6_prefix != 64:
+            overrides = {
+                override_key(text, self.by, ipv6_prefix)[0]: scaled(own)
+                for text, own in self._named.items()
+            }
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
         cost(self.cost, _all_limits(limits, tiers, overrides))

@@ -13,8 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import networks_in
-from ratelimit.rules.file.yaml import Mistakes, decoded, reason
-from ratelimit.words import shown
+from ratelimit.rules.file.yaml import Mistakes, decoded, identity_shown, reason
 
 __all__ = ["Lists", "Override"]
 
@@ -124,12 +123,12 @@ def _overrides(text: str, place: str, mistakes: Mistakes) -> dict[str, Override]
         column = content.index(identity) + 1
         if len(words) == 1:
             mistakes.add(
-                number, column, place, f"{shown(identity)} is there without a limit; write an "
-                "identity, a space and its limit, or 'unlimited'", "bad-override",
+                number, column, place, "an identity is there without a limit; write an "
+                "identity, a space and its limit, 'unlimited' or 'blocked'", "bad-override",
             )  # fmt: skip
         elif identity in found:
             mistakes.add(
-                number, column, place, f"{shown(identity)} was given on line "
+                number, column, place, f"{identity_shown(identity)} was given on line "
                 f"{found[identity].line} already; give it once", "same-override",
             )  # fmt: skip
         else:

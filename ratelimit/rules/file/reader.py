@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from ratelimit.rules.counting import BadIdentity, GivenTwice
+from ratelimit.rules.counting import BadIdentity, GivenTwice, is_address
 from ratelimit.rules.file.contradictions import contradictions
 from ratelimit.rules.file.keys import (
     MATCH_KEYS,
@@ -30,6 +30,8 @@ from ratelimit.rules.file.yaml import (
     Node,
     TooManyMistakes,
     below,
+    identity_shown,
+    named,
     read,
     text_of,
 )
@@ -238,8 +240,8 @@ class _Checker:
                 write=lambda key: repr(key) if key in known else f"{key!r} in 'match'",
             )  # fmt: skip
             self.add(
-                key_node, below(place, key_node.shown),
-                f"the key {shown(key_node.shown)} is unknown"
+                key_node, below(place, key_node.shown) if named(key_node.shown) else place,
+                f"the key {named(key_node.shown)}is unknown"
                 f"{hint or '; known are ' + ', '.join(known)}", "unknown-key", (),
             )  # fmt: skip
         elif kind == "refused":
@@ -384,13 +386,12 @@ class _Checker:
     def given_twice(self, given: _Given, identity: str, first: str) -> None:
         """Reports an override whose identity is that of another, in the list or before it."""
         if first in given.keys.get("overrides", ()):
-            overrides = given.node.at("", ("overrides",))[0]
-            key = overrides.keys[first]
+            key = given.node.at("", ("overrides",))[0].keys[first]
             where, name = f"line {key.line} of the rule file", key.shown
         else:
             where, name = f"line {given.listed[first].line}", first
-        known = "" if first == identity else f", as {shown(name)}"
-        message = f"{shown(identity)} is given on {where} already{known}; give it once"
+        known = f", as {shown(name)}" if first != identity and is_address(first) else ""
+        message = f"{identity_shown(identity)} is given on {where} already{known}; give it once"
         self.override(given, identity, message, "same-override")
 
     def override(

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from ratelimit.rules.counting import is_address
 from ratelimit.rules.file.mistakes import Mistake
 from ratelimit.words import shown
 
@@ -134,9 +135,25 @@ def below(place: str, key: str | int) -> str:
     """The place of a key or an index in the value at ``place``: ``rules[0].match.path``."""
     if isinstance(key, int):
         return f"{place}[{key}]"
+    if place.endswith(".overrides") and not is_address(key):
+        return place  # an identity may be a secret; the line tells which
     if not _PLAIN_KEY.fullmatch(key):
         return f"{place}[{shown(key)}]"
     return f"{place}.{key}" if place else key
+
+
+def named(key: str) -> str:
+    """A key as a sentence may show it, with a blank behind: not one that may be a secret.
+
+    An identity that stands in the wrong place, say.
+    """
+    plain = is_address(key) or not re.search("[0-9]", key) or "${" in key
+    return f"{shown(key)} " if plain and len(key) <= 40 else ""
+
+
+def identity_shown(identity: str) -> str:
+    """An identity as a sentence may show it."""
+    return shown(identity) if is_address(identity) else "the identity"
 
 
 def text_of(path: str, mistakes: Mistakes) -> str | None:
@@ -353,7 +370,7 @@ class _Reader:
                 first = keys[key.value].line
                 self.mistakes.add(
                     key.line, key.column, under,
-                    f"the key {shown(key.shown)} was given on line {first} already; give it once",
+                    f"the key {named(key.shown)}was given on line {first} already; give it once",
                     "duplicate-key",
                 )  # fmt: skip
             else:
