@@ -300,7 +300,9 @@ class GivenTwice(BadIdentity):
     """An override whose identity is that of an earlier one, ``first``."""
 
     def __init__(self, identity: str, key: str, first: str) -> None:
-        what = f" {shown(identity)} is given twice, as {key}" if is_address(key) else " is given twice"
+        what = (
+            f" {shown(identity)} is given twice, as {key}" if is_address(key) else " is given twice"
+        )
         super().__init__(f"the override{what}; give one")
         self.first = first
 

@@ -60,6 +60,38 @@ class _Matching(TypedDict, total=False):
             inside="match",
         ),
     ]
+    except_: Annotated[
+        str | Sequence[str],
+        Option(
+            "Paths that the rule is not for, in the same syntax; a request is left out only where "
+            "its path is one of them as it was sent and also without `//`, `/./` and `/../`.",
+            Form("paths", examples=("/health", "/static/{rest:path}")),
+            values.paths,
+            (),
+            code="bad-path",
+            inside="match",
+        ),
+    ]
+    host: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "The host that a request names, one or several, compared without port and case; "
+            "`X-Forwarded-Host` counts from trusted proxies alone; every host if left out.",
+            Form("hosts", examples=("app.example.com",)),
+            values.hosts,
+            inside="match",
+        ),
+    ]
+    replaces: Annotated[
+        Sequence[str],
+        Option(
+            "Rules that do not apply where this one is enforced and has counted the request, such "
+            "as a looser or tighter limit for one path under a rule for all.",
+            Form("names", examples=("everything",)),
+            values.names,
+            (),
+        ),
+    ]
     by: Annotated[
         str | Sequence[str],
         Option(

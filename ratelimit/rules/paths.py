@@ -11,6 +11,7 @@ would have found. The positions are the bits of one whole number, so that all of
 at once: Cameron et al., "Bitwise data parallelism in regular expression matching", PACT 2014.
 """
 
+import posixpath
 import re
 import sys
 from bisect import bisect_right
@@ -65,6 +66,15 @@ class _Pattern(NamedTuple):
     last: str
     parameters: list[tuple[str, int, int]]
     """Names, each with its first step and the one after its last."""
+
+
+def normalised(path: str) -> str:
+    """A path as a server of files reads it: without ``//``, ``/./``, ``/../`` and backslashes."""
+    if "//" not in path and "/." not in path and "\\" not in path:
+        return path
+    path = path.replace("\\", "/")
+    normal = posixpath.normpath("/" + path.lstrip("/"))
+    return f"{normal}/" if path.endswith(("/", "/.", "/..")) and normal != "/" else normal
 
 
 class Path:

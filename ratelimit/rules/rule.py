@@ -18,9 +18,17 @@ from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of, override_key
 from ratelimit.rules.options import RULE, RuleOptions
-from ratelimit.rules.paths import Path
+from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
-from ratelimit.rules.values import BUILT_IN_BY, Ask, Mode, OnMissing, OnStoreFailure, SomeLimits
+from ratelimit.rules.values import (
+    BUILT_IN_BY,
+    CLIENT_CHOSEN,
+    Ask,
+    Mode,
+    OnMissing,
+    OnStoreFailure,
+    SomeLimits,
+)
 
 __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
 
@@ -65,6 +73,12 @@ class Rule:
     """The parts of an identity, in order; header names in lower case."""
     path: str | None
     """In Starlette's route syntax; None for every path."""
+    except_: tuple[str, ...]
+    """Paths that it is not for."""
+    host: frozenset[str] | None
+    """The hosts, in lower case, of which a request names one; None for every host."""
+    replaces: tuple[str, ...]
+    """Names of rules that do not apply where this one has counted a request."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
@@ -94,6 +108,7 @@ class Rule:
     denied_clients: Networks = field(repr=False, compare=False)
     compiled: Path | None = field(repr=False, compare=False)
     """``path``, as requests are matched by it."""
+    _excepted: tuple[Path, ...] = field(repr=False, compare=False)
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
@@ -130,6 +145,8 @@ class Rule:
             "tiers": MappingProxyType(tiers),
             "dynamic": limit if callable(limit) else None,
             "path": reading.given["path"] if path else None,
+            "except_": tuple(text for text, _ in reading["except_"]),
+            "_excepted": tuple(each for _, each in reading["except_"]),
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
@@ -202,11 +219,32 @@ class Rule:
         ).digest()
         return int.from_bytes(digest) < self.enforce_share * 2**48
 
+    def excepts(self, path: str, normal: str) -> bool:
+        """Whether a request is left out: by its path as it is, and as `normalised` has it."""
+        return any(
+            each.match(path) is not None
+            and (normal == path or any(one.match(normal) is not None for one in self._excepted))
+            for each in self._excepted
+        )
+
+    def counts_as_chosen(self, identity: str) -> bool:
+        """Whether a client picks the identity by which this rule counts, and may pick another.
+
+        ``identity`` is the text of an override that names it; empty for one that none names.
+        """
+        chosen = [part for part in self.by if part.partition(":")[0] in CLIENT_CHOSEN]
+        if not identity:
+            return bool(chosen)
+        return bool(chosen) and identity[:1] != "\0" and chosen != [self.by[0]]
+
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
 
-        ``path`` is the decoded path below ``root_path``. Never raises.
+        ``path`` is the decoded path below ``root_path``; the host has its say elsewhere. Never
+        raises.
         """
+        if self._excepted and self.excepts(path, normalised(path)):
+            return None
         if self.methods is not None and method.upper() not in self.methods:
             return None
         return {} if self.compiled is None else self.compiled.match(path)

@@ -31,6 +31,8 @@ SomeLimits = str | Limit | Sequence[Limit] | None
 
 BUILT_IN_BY: Final = ("client", "global", "route", "user")
 NAMED_BY: Final = ("header", "cookie", "query", "path")
+CLIENT_CHOSEN: Final = ("header", "cookie", "query", "path")
+"""Parts of an identity whose value a client can pick as it likes."""
 METHODS: Final = frozenset(HTTPMethod) | {
     "QUERY", "PURGE", "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT",
     "SEARCH",
@@ -41,6 +43,12 @@ TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 REGISTERED: Final = re.compile("[a-z_][a-z0-9_]{0,63}", re.ASCII)
 ATTRIBUTE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _MOST_PARTS: Final = 10
+_MOST_LISTED: Final = 100
+_HOST: Final = re.compile(
+    r"[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_](?:[a-z0-9_-]{0,62})){0,126}|[0-9a-f:.]{2,45}",
+    re.ASCII,
+)
+_PORT: Final = re.compile(r"^[^:]+:[0-9]+$|\]:[0-9]+$")
 
 MOST_WORKERS: Final = 10_000
 LONGEST_JITTER_US: Final = 60_000_000
@@ -62,6 +70,53 @@ def name(value: object, _: Reading) -> str:
 def path(value: object, _: Reading) -> Path:
     """A path's pattern, compiled."""
     return Path(text("path", value))
+
+
+def paths(values: object, reading: Reading) -> tuple[tuple[str, Path], ...]:
+    """Patterns of paths, each with its text."""
+    texts = _listed("paths", values)
+    read = [reading.at((number,), path, each, reading) for number, each in enumerate(texts)]
+    return tuple(zip(map(str, texts), filter(None, read), strict=False))
+
+
+def hosts(values: object, reading: Reading) -> frozenset[str]:
+    """Names of hosts, in lower case, without a final dot."""
+    texts = _listed("host", values)
+    return frozenset(str(reading.at((number,), _host, each)) for number, each in enumerate(texts))
+
+
+def _host(value: object) -> str:
+    host = text("host", value).lower().removesuffix(".")
+    if _PORT.search(host):
+        raise ValueError(f"host is {shown(value)}; it is compared without port, so leave it out")
+    if not _HOST.fullmatch(host):
+        raise ValueError(
+            f"host is {shown(value)}; it is a name such as app.example.com, or an address, without "
+            "scheme, path and wildcards"
+        )
+    return host
+
+
+def names(values: object, reading: Reading) -> tuple[str, ...]:
+    """Names of rules, each once."""
+    texts = _listed(reading.key, values)
+    read = [str(reading.at((number,), name, each, reading)) for number, each in enumerate(texts)]
+    for each in read:
+        if read.count(each) > 1:
+            raise ValueError(f"{reading.key} names {shown(each)} twice; once is enough")
+    return tuple(read)
+
+
+def _listed(what: str, values: object) -> Sequence[object]:
+    """One text, or several, as several."""
+    texts = (values,) if isinstance(values, str) else values
+    if not isinstance(texts, Sequence | frozenset):
+        raise TypeError(f"{what} is text or several texts, not {type(values).__name__}")
+    if not texts:
+        raise ValueError(f"{what} is empty; leave it out")
+    if len(texts) > _MOST_LISTED:
+        raise ValueError(f"{what} has {len(texts)} items; it has at most {_MOST_LISTED}")
+    return tuple(texts)
 
 
 def methods(values: Iterable[str], reading: Reading) -> frozenset[str]:

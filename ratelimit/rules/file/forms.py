@@ -114,9 +114,12 @@ _TYPES: Final[Mapping[str, Any]] = {
     "by": Annotated[list[str], BeforeValidator(_listed)],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
+    "hosts": Annotated[list[str], BeforeValidator(_listed)],
     "methods": list[str],
+    "names": Annotated[list[str], BeforeValidator(_listed)],
     "networks": list[_Network],
     "overrides": dict[str, str],
+    "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "tiers": dict[str, str],
@@ -203,6 +206,11 @@ def _mapping(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _one_or_more(*patterns: str, **more: Any) -> dict[str, Any]:
+    one = text(*patterns, **more)
+    return {"anyOf": [one, _list(one, minItems=1, maxItems=100)]}
+
+
 _BY: Final = {"$ref": "#/$defs/by"}
 
 _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
@@ -212,6 +220,9 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "methods": lambda form: _list(
         {"anyOf": [{"enum": list(form.words)}, text(_any_case(form.words))]}, minItems=1
     ),
+    "hosts": lambda form: _one_or_more("[A-Za-z0-9_:.-]+", examples=form.examples),
+    "names": lambda form: _one_or_more(*_TEXTS["name"], examples=form.examples),
+    "paths": lambda form: _one_or_more(*_TEXTS["path"], examples=form.examples),
     "networks": lambda _: _list({"$ref": "#/$defs/network"}),
     "overrides": lambda _: _mapping(),
     "proxies": lambda _: _list({"$ref": "#/$defs/network"}),

@@ -26,7 +26,8 @@ def _keys(options: Mapping[str, Option], inside: str) -> Iterator[tuple[str, Key
     for key, option in options.items():
         if option.form is None or option.inside != inside:
             continue
-        yield key, Key(option.about, option.form, key == "name")
+        # A keyword of Python's has a line behind it there.
+        yield key.rstrip("_"), Key(option.about, option.form, key == "name")
         if option.also is not None:
             other, form, about = option.also
             yield other, Key(about, form)

@@ -8,6 +8,7 @@ replaced.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from keyword import iskeyword
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -213,9 +214,9 @@ class _Checker:
                 self.mistyped(model, node, place, each)
                 loc = each["loc"]
                 if loc == ("match",):
-                    bad |= MATCH_KEYS.keys()
+                    bad |= set(map(_keyword, MATCH_KEYS))
                 elif loc:
-                    bad.add(str(loc[loc[0] == "match"]))
+                    bad.add(_keyword(str(loc[loc[0] == "match"])))
                 _drop(plain, loc)
             if not isinstance(plain, dict):
                 return {}, bad
@@ -264,7 +265,8 @@ class _Checker:
             return None
         matched = keys.pop("match", None)
         if matched is not None:
-            keys |= {key: getattr(matched, key) for key in matched.model_fields_set}
+            of_match = {key: getattr(matched, key) for key in matched.model_fields_set}
+            keys |= {_keyword(key): value for key, value in of_match.items()}
         unclear = self.tiered(node, place)
         arguments = self.with_networks(keys, node, place)
         if "limits" in arguments:
@@ -367,7 +369,7 @@ class _Checker:
             if key == "limit" and "limits" in node.keys:
                 loc = ("limits", *loc[1:])
             if option.inside:
-                loc = (option.inside, *loc)
+                loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
             code = option.code or f"bad-{key.replace('_', '-')}"
             secret = self.variables(node, loc, (*option.needs, *option.shows))
@@ -457,6 +459,11 @@ class _Checker:
         if self.mistakes.unset.intersection(names):
             return  # which is a mistake already
         self.mistakes.add(node.line, node.column, place, _hidden(names) or message, code)
+
+
+def _keyword(key: str) -> str:
+    """The option of a key; some are words of Python's."""
+    return f"{key}_" if iskeyword(key) else key
 
 
 def _hidden(variables: tuple[str, ...]) -> str:
