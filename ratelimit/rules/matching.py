@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from ratelimit.decisions import Action
+from ratelimit.decisions import Action, Alike, Check, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
@@ -26,6 +26,14 @@ Matching = Sequence[tuple[Rule, Mapping[str, object]]]
 """The rules that a request matches, each with its path's parameters."""
 
 
+Route = Callable[[], "str | None"]
+"""Tells the template of the route that a request meets."""
+
+
+def _no_keys(_: object, __: object, ___: object, ____: object) -> None:
+    """Of rules that are asked one by one."""
+
+
 class Terms(NamedTuple):
     """All that one rule asks about a request, but the key."""
 
@@ -34,6 +42,12 @@ class Terms(NamedTuple):
     policies: tuple[str, ...]
     cost: int
     action: int
+
+
+Keys = Callable[
+    [Mapping[str, Any], "Address | None", Matching, Route], "Sequence[str] | None"
+]
+"""Reads the keys of a request's rules: from its scope, its client, the rules, and its route."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,34 +62,24 @@ class Plan:
     """Under what a limiter counts each check that is allowed."""
     shadows: bool
     """Whether a check has no say in the outcome."""
-    readers: tuple[tuple[KeyOf, int], ...] = ()
-    """The readers of each key, and the place of a rule that counts by it; of static rules alone."""
+    alike: Alike | None
+    """All of that, where the checks are of one key, at one cost, and all have a say."""
+    keys: Keys = _no_keys
+    """Reads the keys of static rules; None where one is missing, or cannot be read.
+
+    What becomes of the request then is for its rules to say, one by one.
+    """
     watched: tuple[int, ...] = ()
     """The places of rules that may count by what the application has never set."""
     written: dict[int, Any] = field(default_factory=dict)
     """The fields written of the policies, by their writer and the place of the binding one."""
 
-    def keys(
-        self,
-        scope: Mapping[str, Any],
-        client: Address | None,
-        matching: Matching,
-        route: Callable[[], str | None],
-    ) -> list[str] | None:
-        """The keys of static rules; None where one is missing, or cannot be read.
-
-        What becomes of the request then is for its rules to say, one by one.
-        """
-        keys = []
-        try:
-            for key_of, place in self.readers:
-                key = key_of(scope, client, matching[place][1], route)
-                if key is None:
-                    return None
-                keys.append(key)
-        except Exception:  # noqa: BLE001  # an object of the application's; it is asked again, and told
-            return None
-        return keys
+    def checks(self, keys: Sequence[str]) -> list[Check]:
+        """The checks that it comes to with these keys."""
+        return [
+            new_check((limit, keys[place], cost, rule, action, 0, 0))
+            for limit, place, cost, rule, action in self.asked
+        ]
 
 
 Found = tuple[Matching, Plan | None]
@@ -221,13 +225,46 @@ def _of_static(rules: Sequence[Rule]) -> Plan | None:
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
         terms.append(Terms(rule.name, rule.limits, rule.policies, cost, action))
         keys.append(key)
-    return _plan(terms, keys, tuple(readers), tuple(watched))
+    return _plan(terms, keys, _keys(readers), tuple(watched))
+
+
+def _keys(readers: Sequence[tuple[KeyOf, int]]) -> Keys:
+    """The reader of all keys, from that of each and the place of a rule that counts by it."""
+
+    def several(
+        scope: Mapping[str, Any], client: Address | None, matching: Matching, route: Route
+    ) -> Sequence[str] | None:
+        keys = []
+        try:
+            for key_of, place in readers:
+                key = key_of(scope, client, matching[place][1], route)
+                if key is None:
+                    return None
+                keys.append(key)
+        except Exception:  # noqa: BLE001  # an object of the application's; it is asked again, and told
+            return None
+        return keys
+
+    if len(readers) != 1:
+        return several
+    key_of, place = readers[0]
+
+    def one(
+        scope: Mapping[str, Any], client: Address | None, matching: Matching, route: Route
+    ) -> Sequence[str] | None:
+        try:
+            key = key_of(scope, client, matching[place][1], route)
+        except Exception:  # noqa: BLE001  # as above
+            return None
+        return None if key is None else (key,)
+
+    return one
 
 
 def _plan(
     terms: Sequence[Terms],
     keys: Sequence[int],
-    readers: tuple[tuple[KeyOf, int], ...] = (),
+    read: Keys = _no_keys,
     watched: tuple[int, ...] = (),
 ) -> Plan:
     asked: list[tuple[Limit, int, int, str, int]] = []
@@ -239,4 +276,9 @@ def _plan(
             asked.append((limit, key, cost, rule, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
-    return Plan(tuple(asked), tuple(policies), tuple(allowed), shadows, readers, watched)
+    alike = None
+    if len({check[1:3] for check in asked}) == 1 and not shadows:
+        _, _, cost, _, action = asked[0]
+        counters = [text for check in asked for text in (check[0].digest, check[3])]
+        alike = Alike(tuple([check[0] for check in asked]), tuple(counters), cost, action)
+    return Plan(tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched)
