@@ -20,6 +20,7 @@ __all__ = [
     "Check",
     "Decision",
     "assumed",
+    "decision_of",
     "decisions_of",
     "identity_digest",
     "passes",
@@ -182,27 +183,35 @@ class Alike(NamedTuple):
     action: int
 
 
-def decisions_of(limits: Sequence[Limit], reply: Sequence[int]) -> tuple[Decision, ...]:
-    """The decisions in the Lua's flat reply, six numbers for each of the limits."""
-    if len(limits) == 1:
-        return (_decision(limits[0], reply[:FIELDS]),)
-    numbers = iter(reply)
-    by_limit = zip(numbers, numbers, numbers, numbers, numbers, numbers, strict=False)
-    return tuple([*map(_decision, limits, by_limit)])
-
-
-def _decision(limit: Limit, numbers: Sequence[int]) -> Decision:
+def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:
+    """The decision in six numbers of the Lua's reply."""
     remaining, retry, reset, delay, at, level = numbers
     never = None if retry < 0 else retry
     return _new(Decision, (limit, retry == 0, remaining, never, reset, delay, at, level, False))
+
+
+def decisions_of(
+    limits: Iterable[Limit], reply: Sequence[int], start: int = 0
+) -> tuple[Decision, ...]:
+    """The decisions in the Lua's flat reply: from ``start`` on, six numbers per limit."""
+    decisions = []
+    for limit in limits:
+        end = start + FIELDS
+        # As decision_of has it, without the call.
+        remaining, retry, reset, delay, at, level = reply[start:end]
+        never = None if retry < 0 else retry
+        decisions.append(
+            _new(Decision, (limit, retry == 0, remaining, never, reset, delay, at, level, False))
+        )
+        start = end
+    return tuple(decisions)
 
 
 def read_reply(
     checks: Sequence[Check], reply: Sequence[int], start: int = 0
 ) -> tuple[Decision, ...]:
     """The decisions in a reply in which those of these checks begin at ``start``."""
-    end = start + FIELDS * len(checks)
-    return decisions_of([check[0] for check in checks], reply[start:end])
+    return decisions_of([check[0] for check in checks], reply, start)
 
 
 def passes(checks: Iterable[Check], decisions: Iterable[Decision]) -> bool:

@@ -57,23 +57,26 @@ class Admission:
     that no rule is decided twice and the client is told of all of them at once.
     """
 
-    # On the class what most requests leave as it is: one is made for each.
-    passed: tuple[Passed, ...] = ()
-    """What was charged, and by which limiter; returned if something further in refuses."""
-    refusal: Refusal | None = None
-    """The answer to give instead of the application's; None while the request may go on."""
-    degraded: tuple[Decision, ...] = ()
-    """Decisions assumed for checks that the store could not decide."""
-    delay_us = 0
-    """Microseconds that the request has to wait for its turn before it goes on."""
-    decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
-    """The rules that were decided, and by which store."""
-    _told: Sequence[Told] | None = None
+    __slots__ = (
+        "_told", "decided", "degraded", "delay_us", "dialects", "limiter", "passed", "refusal",
+        "route",
+    )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
         self.limiter = limiter
         self.route = route
         self.dialects: Sequence[str | Dialect] = limiter.rules.headers
+        self.decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
+        """The rules that were decided, and by which store."""
+        self.passed: tuple[Passed, ...] = ()
+        """What was charged, and by which limiter; returned if something further in refuses."""
+        self.refusal: Refusal | None = None
+        """The answer to give instead of the application's; None while the request may go on."""
+        self.degraded: tuple[Decision, ...] = ()
+        """Decisions assumed for checks that the store could not decide."""
+        self.delay_us = 0
+        """Microseconds that the request has to wait for its turn before it goes on."""
+        self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
         """Ends the request; what was told of it until now is told no more."""

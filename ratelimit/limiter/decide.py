@@ -257,16 +257,18 @@ class Decider:
         decisions: Sequence[Decision],
     ) -> list[tuple[int, Exception]]:
         """The outcome of the decisions; returns the places of checks that are not decided, and why."""
+        if len(decisions) != len(plan.asked):
+            raise ValueError(f"{len(decisions)} decisions came for {len(plan.asked)} checks")
         counts = self._counts
         lost: list[tuple[int, Exception]] = []
         refused = False
         place = 0
-        for name, decision in zip(plan.allowed, decisions, strict=True):
+        for decision in decisions:
             # By number, since names are slow to look up.
             if decision[8]:
                 lost.append((place, getattr(decision, "problem", None) or _NOT_DECIDED))
             elif decision[1]:
-                counts[name] += 1
+                counts[plan.allowed[place]] += 1
                 if decision[5] and plan.asked[place][4] != _SHADOW:
                     admission.delay_us = max(admission.delay_us, decision[5])
             else:

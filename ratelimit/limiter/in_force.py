@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from ratelimit.identity.proxies import Proxies
 from ratelimit.rules.matching import MOST_PLANS, Plan
@@ -16,7 +17,8 @@ __all__ = ["InForce"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 
-class InForce(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class InForce:
     """The rules that hold now, and what was made of them; swapped as a whole."""
 
     rules: RuleSet

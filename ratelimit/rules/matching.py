@@ -5,6 +5,8 @@ Pure, but for what it prepares and keeps.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from ratelimit.decisions import Action, Alike, Check, new_check
@@ -15,6 +17,9 @@ from ratelimit.rules.options import METHODS
 from ratelimit.rules.rule import Rule
 
 __all__ = ["Found", "Index", "Matching", "Plan", "Terms"]
+
+_NONE: Final[Mapping[str, object]] = MappingProxyType({})
+"""The parameters of a path without any."""
 
 MOST_PLANS: Final = 1_000
 """Plans that are prepared and kept, of sets of rules and of what such sets have come to."""
@@ -86,8 +91,9 @@ Found = tuple[Matching, Plan | None]
 """The rules of a request; and their plan, where all of them are static."""
 
 
-_Candidates = tuple[list[Rule], Plan | None]
-"""The rules that a path may match, in order; and their plan, where all are static."""
+_Candidates = tuple[list[Rule], Plan | None, Found | None]
+"""The rules that a path may match, in order; their plan, where all are static; and what is found,
+where it is the same for every path."""
 
 
 class Index:
@@ -107,10 +113,12 @@ class Index:
             else:
                 group = self._exact if path.literal else self._below
                 group[path.start] = (*group.get(path.start, ()), number)
-        self._deepest = max((head.count("/") for head in self._below), default=0)
+        stem = commonprefix([*self._below])
+        self._stem = stem[: stem.rfind("/") + 1]
+        """What all paths start with that have rules with parameters."""
+        deepest = max((head.count("/") for head in self._below), default=0)
+        self._deeper = deepest - self._stem.count("/")
         self._longest_head = max(map(len, self._below), default=0)
-        self.known: dict[tuple[str, str | None], Found] = {}
-        """The rules found for paths without parameters, by method and path."""
         self.candidates: dict[tuple[str, str | None, tuple[int, ...]], _Candidates] = {}
         """The rules that a path may match, by method, path (if it has rules itself) and heads."""
         self.plans: dict[tuple[object, ...], tuple[object, Plan | None]] = {}
@@ -123,50 +131,48 @@ class Index:
         does not matter.
         """
         below = self._heads(path) if self._below else ()
-        if below or path[-1:] == "\n":  # the router's "$" matches before one
-            return self._find(method, path, below)
-        # Without parameters the answer is one of a few.
-        known = method, path if path in self._exact else None
-        found = self.known.get(known)
-        if found is None:
-            found = self._find(method, path, below)
-            if method in METHODS:  # others may be without end
-                self.known[known] = found
-        return found
+        exact = path if path in self._exact else None
+        candidates = self.candidates.get((method, exact, below))
+        if candidates is None or path[-1:] == "\n":
+            candidates = self._candidates(method, path, below)
+            if method in METHODS and path[-1:] != "\n":  # others may be without end
+                self.candidates[method, exact, below] = candidates
+        rules, plan, same = candidates
+        if same is not None:
+            return same
+        found: list[tuple[Rule, Mapping[str, object]]] = []
+        for rule in rules:
+            parameters = _NONE if rule.compiled is None else rule.compiled.match(path)
+            if parameters is not None:
+                found.append((rule, parameters))
+        return found, plan if len(found) == len(rules) else self.plan(found)
 
     def _heads(self, path: str) -> tuple[int, ...]:
         """The rules whose literal start, up to a slash, a path begins with."""
-        below: tuple[int, ...] = ()
-        end = 0
-        for _ in range(self._deepest):
+        if not path.startswith(self._stem):
+            return ()
+        below = self._below.get(self._stem, ())
+        end = len(self._stem)
+        for _ in range(self._deeper):
             end = path.find("/", end, self._longest_head) + 1
             if end == 0:
                 break
             below += self._below.get(path[:end], ())
         return below
 
-    def _find(self, method: str, path: str, below: tuple[int, ...]) -> Found:
-        exact = path if path in self._exact else None
-        candidates = self.candidates.get((method, exact, below))
-        if candidates is None or path[-1:] == "\n":
-            numbers = self._always + below + self._exact.get(path, ())
-            if path[-1:] == "\n":
-                numbers += self._exact.get(path[:-1], ())
-            rules = [
-                rule
-                for rule in (self._rules[number] for number in sorted(numbers))
-                if rule.methods is None or method.upper() in rule.methods
-            ]
-            candidates = rules, _of_static(rules)
-            if method in METHODS and path[-1:] != "\n":  # others may be without end
-                self.candidates[method, exact, below] = candidates
-        rules, plan = candidates
-        found = []
-        for rule in rules:
-            parameters = {} if rule.compiled is None else rule.compiled.match(path)
-            if parameters is not None:
-                found.append((rule, parameters))
-        return found, plan if len(found) == len(rules) else self.plan(found)
+    def _candidates(self, method: str, path: str, below: tuple[int, ...]) -> _Candidates:
+        numbers = self._always + below + self._exact.get(path, ())
+        if path[-1:] == "\n":  # the router's "$" matches before one
+            numbers += self._exact.get(path[:-1], ())
+        rules = [
+            rule
+            for rule in (self._rules[number] for number in sorted(numbers))
+            if rule.methods is None or method.upper() in rule.methods
+        ]
+        plan = _of_static(rules)
+        if all(rule.compiled is None or rule.compiled.literal for rule in rules):
+            return rules, plan, ([(rule, _NONE) for rule in rules], plan)
+        return rules, plan, None
 
     def plan(self, matching: Matching) -> Plan | None:
         """The plan of rules, of this index or of a route, where all of them are static.

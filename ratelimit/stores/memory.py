@@ -20,6 +20,7 @@ from ratelimit.decisions import (
     Alike,
     Check,
     Decision,
+    decision_of,
     decisions_of,
     identity_digest,
 )
@@ -123,7 +124,7 @@ class MemoryStore:
             if begin:  # of a single check, to which the Lua adds nothing
                 arguments[0] = begin + arguments[0]  # type: ignore[operator]
             reply = self._lua.each(now_us, place, *arguments)
-        if len(reply) > FIELDS * len(limits):
+        if len(reply) % FIELDS:
             self._warn_full()
         return decisions_of(limits, reply)
 
@@ -145,7 +146,9 @@ class MemoryStore:
             with self._lock:
                 place, begin = self._kind(counters, limits)
                 reply = self._alike(now_us, place, begin + _spelled(key), cost, action)
-        if len(reply) > FIELDS * len(limits):
+        if len(reply) == FIELDS:
+            return (decision_of(limits[0], reply),)
+        if len(reply) % FIELDS:
             self._warn_full()
         return decisions_of(limits, reply)
 
