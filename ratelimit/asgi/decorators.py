@@ -100,6 +100,7 @@ class RateLimit:
         self._scope: str | None = of_rule.pop("scope", None)
         names, self.dependency = _parts(by)
         self._rules: dict[str, Rule] = {}
+        self._alone: dict[str, OnRoute] = {}
         self._build: Callable[[str], Rule] = lambda name: Rule(
             name, limit, by=names, on_route=True, **of_rule
         )
@@ -124,7 +125,10 @@ class RateLimit:
         identities: dict[str, Identify] = {}
         if self.dependency is not None:
             identities[_part(self.dependency)] = lambda _: _who(identity)
-        rules = OnRoute([(self.limiter, self._rule_on_route(scope))])
+        rule = self._rule_on_route(scope)
+        rules = self._alone.get(rule.name)
+        if rules is None:
+            rules = self._alone[rule.name] = OnRoute([(self.limiter, rule)])
         admission = await _admit(scope, rules, identities)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
@@ -221,9 +225,11 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        connection, response = kwargs.get(connection_name), kwargs.get(response_name)
-        for name in added:
-            kwargs.pop(name, None)
+        connection = response = None
+        if kwargs:
+            connection, response = kwargs.get(connection_name), kwargs.get(response_name)
+            for name in added:
+                kwargs.pop(name, None)
         if connection is None or not isinstance(connection, HTTPConnection):
             for connection in (*args, *kwargs.values()):
                 # Most often it is exactly that; to ask the abstract class costs ten times as much.
@@ -282,6 +288,8 @@ class OnRoute:
         self._rules = tuple(rules)
         self._last: tuple[RateLimiter | None, Sequence[tuple[RateLimiter, Sequence[Rule]]]]
         self._last = None, ()
+        self.asks_route = any("route" in rule.by for _, rule in self._rules)
+        """Whether a rule counts by the route."""
 
     def by_limiter(
         self, outer: RateLimiter | None
@@ -310,23 +318,19 @@ async def _admit(
     """
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
+    route = functools.partial(_scope_of_endpoint, scope) if rules.asks_route else None
     delay_us = 0
     for limiter, own in rules.by_limiter(outer.limiter if outer else None):
         if admission is None:
             admission = scope[ROUTE_KEY] = Admission(limiter, None)
         limiter.check_registered(own, known=identities)
-        await limiter.decide(
-            admission,
-            scope,
-            own,
-            route=functools.partial(_scope_of_endpoint, scope),
-            identities=identities,
-        )
+        await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
             return admission
-        delay_us = max(delay_us, admission.delay_us)
+        if admission.delay_us > delay_us:
+            delay_us = admission.delay_us
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
     admission.delay_us = 0

@@ -98,18 +98,19 @@ class Decider:
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        matching: Matching,
+        rules: Sequence[Rule],
         find: Find,
         registered: Registered,
         route: Callable[[], str | None],
     ) -> Admission:
-        """Decides the rules that ``find`` gives for a request, by their plan or one by one.
+        """Decides what ``find`` gives for a request, by its plan or one by one.
 
-        ``matching`` are those that answer where even that fails.
+        ``rules`` are those that answer where even that fails.
         """
         owner = self._owner
         if not (owner.enabled and owner.everywhere):
             return admission
+        matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
         try:
@@ -146,10 +147,14 @@ class Decider:
                 decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
+                if len(decisions) != len(plan.asked):
+                    raise ValueError(f"{len(decisions)} decisions for {len(plan.asked)} checks")
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
         except Exception as problem:  # noqa: BLE001  # the law of this module
+            if matching is None:
+                matching = [(rule, {}) for rule in rules]
             checks, policies = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(
                 self.now.rules, admission, matching, problem, checks, policies
@@ -257,8 +262,6 @@ class Decider:
         decisions: Sequence[Decision],
     ) -> list[tuple[int, Exception]]:
         """The outcome of the decisions; returns the places of checks that are not decided, and why."""
-        if len(decisions) != len(plan.asked):
-            raise ValueError(f"{len(decisions)} decisions came for {len(plan.asked)} checks")
         counts = self._counts
         lost: list[tuple[int, Exception]] = []
         refused = False

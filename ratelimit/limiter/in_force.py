@@ -28,7 +28,7 @@ class InForce:
     routes: dict[int, tuple[Rule, Rule]]
     """The rules of routes that were met, by identity since their functions may have no hash, and
     what they are here."""
-    on_routes: dict[tuple[object, ...], tuple[Sequence[Rule], list[Rule], Plan | None]]
+    on_routes: dict[tuple[str, int], tuple[Sequence[Rule], list[Rule], Plan | None]]
     """The rules of routes that apply to a method, by those of the route; with what they are here,
     and the plan of that."""
 
@@ -59,8 +59,7 @@ class InForce:
 
     def on_route(self, rules: Sequence[Rule], method: str) -> tuple[list[Rule], Plan | None]:
         """Those of a route's own rules that apply to a method, as they are here, and their plan."""
-        name = (method, *map(id, rules))
-        found = self.on_routes.get(name)
+        found = self.on_routes.get((method, id(rules)))
         if found is None:
             own = [
                 self.of_route(rule)
@@ -71,5 +70,5 @@ class InForce:
             if method in METHODS:  # others may be without end
                 if len(self.on_routes) >= MOST_PLANS:
                     self.on_routes.clear()
-                self.on_routes[name] = found
+                self.on_routes[method, id(rules)] = found
         return found[1:]

@@ -203,10 +203,10 @@ class RateLimiter:
 
         ``known`` are identities beside the registered ones.
         """
-        identities, tiers, costs = self._registered
         for rule in rules:
             if self._checked.get(id(rule)) is rule:
                 continue
+            identities, tiers, costs = self._registered
             unknown = rule.registered_names - identities.keys() - set(known)
             if unknown:
                 raise ValueError(
@@ -331,23 +331,24 @@ class RateLimiter:
     ) -> Awaitable[Admission]:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
+        The same sequence is to be given at each request, since what it comes to is kept by it.
         ``route`` names the route, where a rule counts by it; ``identities`` are known for this
         request alone, beside the registered ones.
         """
         registered = self._registered
         if identities:
             registered = registered._replace(identities={**registered.identities, **identities})
-        parameters = scope.get("path_params", {})
-
-        def find(scope: Mapping[str, Any]) -> Found:
-            method = scope["method"] if scope["type"] == "http" else "GET"
-            own, plan = self._now.on_route(rules, method)
-            return [(rule, parameters) for rule in own], plan
-
         return self._decider.decide(
-            admission, scope, [(rule, parameters) for rule in rules], find, registered,
+            admission, scope, rules, partial(self._find_of, rules), registered,
             route or admission.template,
         )  # fmt: skip
+
+    def _find_of(self, rules: Sequence[Rule], scope: Mapping[str, Any]) -> Found:
+        """Those of a route's own rules that apply to a request's method."""
+        method = scope["method"] if scope["type"] == "http" else "GET"
+        own, plan = self._now.on_route(rules, method)
+        parameters = scope.get("path_params", {})
+        return [(rule, parameters) for rule in own], plan
 
     def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
         """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""

@@ -131,11 +131,14 @@ class Index:
         does not matter.
         """
         below = self._heads(path) if self._below else ()
-        exact = path if path in self._exact else None
+        exact = None
+        if self._exact:
+            literal = path[:-1] if path[-1:] == "\n" else path  # the router's "$" matches before one
+            exact = literal if literal in self._exact else None
         candidates = self.candidates.get((method, exact, below))
-        if candidates is None or path[-1:] == "\n":
-            candidates = self._candidates(method, path, below)
-            if method in METHODS and path[-1:] != "\n":  # others may be without end
+        if candidates is None:
+            candidates = self._candidates(method, exact, below)
+            if method in METHODS:  # others may be without end
                 self.candidates[method, exact, below] = candidates
         rules, plan, same = candidates
         if same is not None:
@@ -160,10 +163,8 @@ class Index:
             below += self._below.get(path[:end], ())
         return below
 
-    def _candidates(self, method: str, path: str, below: tuple[int, ...]) -> _Candidates:
-        numbers = self._always + below + self._exact.get(path, ())
-        if path[-1:] == "\n":  # the router's "$" matches before one
-            numbers += self._exact.get(path[:-1], ())
+    def _candidates(self, method: str, exact: str | None, below: tuple[int, ...]) -> _Candidates:
+        numbers = self._always + below + (() if exact is None else self._exact[exact])
         rules = [
             rule
             for rule in (self._rules[number] for number in sorted(numbers))

@@ -296,8 +296,8 @@ return function(source, max_keys, seed)
   end
 
   return {
-    -- Makes a kind of request known as number `place`, seven arguments for each check: how its key
-    -- begins, and its limit's six numbers.
+    -- Makes a kind of request known as number `place`, seven arguments for each check: what its key
+    -- begins with (false where it is given as a whole), and its limit's six numbers.
     know = function(place, ...)
       local given, checks = {...}, {}
       for i = 1, #given, 7 do
@@ -323,7 +323,9 @@ return function(source, max_keys, seed)
       local count = #checks
       for i = 1, count do
         local check = checks[i]
-        check.key, check.cost, check.action = check.begin .. key, cost, action
+        local begin = check.begin
+        check.key = begin and begin .. key or key
+        check.cost, check.action = cost, action
       end
       return answer(now, checks, count)
     end,
@@ -332,7 +334,9 @@ return function(source, max_keys, seed)
       local checks, given = kinds[place], {...}
       for i = 1, #checks do
         local check, at = checks[i], 5 * i - 5
-        check.key, check.cost, check.action = check.begin .. given[at + 1], given[at + 2], given[at + 3]
+        local begin, key = check.begin, given[at + 1]
+        check.key = begin and begin .. key or key
+        check.cost, check.action = given[at + 2], given[at + 3]
         check.charged_us, check.charged_level = given[at + 4], given[at + 5]
       end
       return answer(now, checks, #checks)

@@ -164,11 +164,11 @@ class MemoryStore:
                 self._lua.forget_kinds()
                 self._kinds_hold = len(limits)
             self._next_place += 1
-            begins = [*map(_begin, limits, counters[1::2])]
+            begins: list[bytes | bool] = [*map(_begin, limits, counters[1::2])]
             # A key that was put together here is known to the Lua; one that it makes is garbage.
             first = b""
-            if len(begins) == 1:
-                first, begins[0] = begins[0], first
+            if len(limits) == 1:
+                first, begins = _begin(limits[0], counters[1]), [False]
             arguments: list[int | bytes] = []
             for limit, begin in zip(limits, begins, strict=True):
                 arguments += begin, *limit.numbers
