@@ -8,7 +8,8 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from starlette.requests import HTTPConnection
@@ -27,9 +28,9 @@ from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
-from ratelimit.responses.headers import Refusal, forbid
+from ratelimit.responses.headers import Refusal
 from ratelimit.rules.advice import advise
-from ratelimit.rules.matching import Matching
+from ratelimit.rules.matching import Found, Matching
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
@@ -202,10 +203,10 @@ class RateLimiter:
 
         ``known`` are identities beside the registered ones.
         """
-        identities, tiers, costs = self._registered
         for rule in rules:
             if self._checked.get(id(rule)) is rule:
                 continue
+            identities, tiers, costs = self._registered
             unknown = rule.registered_names - identities.keys() - set(known)
             if unknown:
                 raise ValueError(
@@ -293,7 +294,7 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Admission:
+    def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Awaitable[Admission]:
         """Decides every rule of this limiter that matches a request; never raises.
 
         ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``route``
@@ -302,68 +303,52 @@ class RateLimiter:
         admission = scope.get("ratelimit")
         if admission is None:
             admission = Admission(self, route)
-        if not (self.enabled and RateLimiter.everywhere):
-            return admission
-        now = self._now
-        try:
-            client = now.proxies.client(scope)
-            if not (self.denylist.empty and self.allowlist.empty) and self._listed(
-                admission, client
-            ):
-                return admission
-            method = scope["method"] if scope["type"] == "http" else "GET"
-            path = route_path(scope) if scope.get("root_path") else scope["path"]
-            matching, plan = now.rules.find(method, path)
-            if method == "OPTIONS":
-                matching = self._without_preflight(matching, scope)
-                plan = now.rules.index.plan(matching)
-            if not matching or (route is not None and route.is_exempt):
-                return admission
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, (), problem)
-            return admission
-        await self._decider.decide(
-            admission, scope, client, matching, plan, self._registered, admission.template
+        find = self._find if route is None else partial(self._find, route=route)
+        return self._decider.decide(
+            admission, scope, (), find, self._registered, admission.template
         )
-        return admission
 
-    async def decide(
+    def _find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
+        """The rules for a request by its path, but none where it meets an exempt route."""
+        method = scope["method"] if scope["type"] == "http" else "GET"
+        path = route_path(scope) if scope.get("root_path") else scope["path"]
+        found = self._now.rules.find(method, path)
+        if method == "OPTIONS":
+            matching = self._without_preflight(found[0], scope)
+            found = matching, self._now.rules.index.plan(matching)
+        if route is not None and found[0] and route.is_exempt:
+            return (), None
+        return found
+
+    def decide(
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        matching: Matching,
+        rules: Sequence[Rule],
         *,
         route: Callable[[], str | None] | None = None,
         identities: Mapping[str, Identify] | None = None,
-    ) -> None:
+    ) -> Awaitable[Admission]:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
+        The same sequence is to be given at each request, since what it comes to is kept by it.
         ``route`` names the route, where a rule counts by it; ``identities`` are known for this
         request alone, beside the registered ones.
         """
-        if not (self.enabled and RateLimiter.everywhere):
-            return
         registered = self._registered
         if identities:
             registered = registered._replace(identities={**registered.identities, **identities})
-        try:
-            client = self._now.proxies.client(scope)
-            if self._listed(admission, client):
-                return
-            method = scope["method"] if scope["type"] == "http" else "GET"
-            of_route = self._now.of_route
-            matching = [
-                (of_route(rule), path_params)
-                for rule, path_params in matching
-                if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
-            ]
-            plan = self._now.rules.index.plan(matching)
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, matching, problem)
-            return
-        await self._decider.decide(
-            admission, scope, client, matching, plan, registered, route or admission.template
-        )
+        return self._decider.decide(
+            admission, scope, rules, partial(self._find_of, rules), registered,
+            route or admission.template,
+        )  # fmt: skip
+
+    def _find_of(self, rules: Sequence[Rule], scope: Mapping[str, Any]) -> Found:
+        """Those of a route's own rules that apply to a request's method."""
+        method = scope["method"] if scope["type"] == "http" else "GET"
+        own, plan = self._now.on_route(rules, method)
+        parameters = scope.get("path_params", {})
+        return [(rule, parameters) for rule in own], plan
 
     def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
         """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
@@ -373,17 +358,6 @@ class RateLimiter:
         if not names >= {b"origin", b"access-control-request-method"}:
             return matching
         return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
-
-    def _listed(self, admission: Admission, client: Address | None) -> bool:
-        """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
-        if client is None:
-            return False
-        if client in self.denylist:
-            self.counts["denylist", "denied"] += 1
-            admission.told = ()
-            admission.refusal = forbid()
-            return True
-        return client in self.allowlist
 
     def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
         """Runs in the background of this event loop; says, once each, what is suspicious."""

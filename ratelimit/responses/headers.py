@@ -139,15 +139,17 @@ def draft(told: Sequence[Told], binding: Told) -> list[Field]:
 
 
 def _draft(written: "_Policies", decision: Decision) -> list[Field]:
-    limit, allowed, remaining, until_us, reset_us, *_ = decision
-    if allowed:
-        until_us = reset_us if limit.algorithm is _FIXED_WINDOW else None
+    # By number, since names are slow to look up.
+    remaining = decision[2]
     remaining = min(remaining, _LARGEST)
+    until_us = decision[3]
+    if decision[1]:
+        until_us = decision[4] if decision[0].algorithm is _FIXED_WINDOW else None
     if until_us:
         state = written.timed % (remaining, -(-until_us // 1_000_000))
     else:
         state = written.state % remaining
-    return [(b"ratelimit-policy", written.draft), (b"ratelimit", state)]
+    return [written.draft, (b"ratelimit", state)]
 
 
 def draft_of_allowed(
@@ -203,7 +205,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "dra
 class _Policies(NamedTuple):
     """The parts that all responses under the same policies share."""
 
-    draft: bytes
+    draft: Field
     draft_03: bytes
     state: bytes
     timed: bytes
@@ -236,7 +238,10 @@ def _write(told: Sequence[Told], binding: Told) -> _Policies:
     with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
     quota = min(binding.decision.limit.quota, _LARGEST)
     return _Policies(
-        ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+        (
+            b"ratelimit-policy",
+            ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+        ),
         ", ".join([str(quota), *with_windows]).encode(),
         f'"{binding.policy}";r=%d'.encode(),
         f'"{binding.policy}";r=%d;t=%d'.encode(),
