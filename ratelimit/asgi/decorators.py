@@ -269,9 +269,7 @@ class OnRoute:
         self.asks_route = any("route" in rule.by for _, rule in self._rules)
         """Whether a rule counts by the route."""
 
-    def by_limiter(
-        self, outer: RateLimiter | None
-    ) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
+    def by_limiter(self, outer: RateLimiter | None) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
         """Each limiter with its rules, in order; ``outer`` is the one of the middleware around."""
         last, groups = self._last
         if last is not outer or not groups:

@@ -60,6 +60,8 @@ class Question(NamedTuple):
     key: str
     cost: int
     action: int
+    replaces: tuple[str, ...]
+    """The rules that do not apply to the request, since this one does."""
 
 
 class TurnedAway(Exception):
@@ -115,7 +117,8 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
             return None
         raise TurnedAway(rule.name, unidentified())
     key, first = found
-    limits = _override(rule, key, first) if rule.overrides else None
+    override = _override(rule, key, first) if rule.overrides else None
+    limits = None if override is None else rule.overrides[override]
     if limits is BLOCKED:
         if _enforced(rule, key):
             raise TurnedAway(rule.name, forbid())
@@ -134,18 +137,22 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
-    return Question(limits, policies, key, cost, _CHARGE if _enforced(rule, key) else _SHADOW)
+    if not _enforced(rule, key):
+        return Question(limits, policies, key, cost, _SHADOW, ())
+    replaces = rule.replaces
+    if replaces and not rule.is_known(override):
+        replaces = ()  # whoever picks the value would escape the others by it
+    return Question(limits, policies, key, cost, _CHARGE, replaces)
 
 
-def _override(rule: Rule, key: str, first: str) -> tuple[Limit, ...] | None:
-    """The limits of one identity: those of all its parts, else of the first."""
+def _override(rule: Rule, key: str, first: str) -> str | None:
+    """The text by which an identity has limits of its own: by all its parts, else by the first."""
     if len(rule.by) > 1:
-        found = rule.overrides.get("\0" + key)
-        if found is not None:
-            return found
+        if "\0" + key in rule.overrides:
+            return "\0" + key
         if first[:1] == "\0":  # of the application's own, which is not to name all parts
             return None
-    return rule.overrides.get(first)
+    return first if first in rule.overrides else None
 
 
 def _enforced(rule: Rule, key: str) -> bool:

@@ -13,7 +13,7 @@ from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.networks import Networks
 from ratelimit.limiter.admission import Admission, told_of
-from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
+from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
@@ -209,15 +209,23 @@ class Decider:
         self, admission: Admission, matching: Matching, request: Request
     ) -> tuple[Plan, list[str]]:
         """The plan of what a request asks by these rules, and its keys; none if it is over."""
-        keys: list[str] = []
-        terms: list[Terms] = []
+        asked: list[Question | None] = [None] * len(matching)
+        order = self.now.rules.index.order
+        places: Sequence[int] = range(len(matching))
+        if order:  # those that replace others first
+            places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
+        replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
                 return _NOTHING, []
-            for rule, path_params in matching:
+            for place in places:
+                rule, path_params = matching[place]
+                if rule.name in replaced:
+                    continue
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
-                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    strict = word == "deny"
+                    found = asked[place] = await question(rule, path_params, request, strict=strict)
                 except TurnedAway:
                     raise
                 except Exception as problem:  # noqa: BLE001  # the law of this module
@@ -228,15 +236,19 @@ class Decider:
                     if admission.refusal is not None:
                         return _NOTHING, []
                     continue
-                if asked is not None:
+                if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    limits, names, key, cost, action = asked
-                    keys.append(key)
-                    terms.append(Terms(rule.name, limits, names, cost, action))
+                    replaced.update(found.replaces)
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
             return _NOTHING, []
+        keys = [each.key for each in asked if each is not None]
+        terms = [
+            Terms(rule.name, each.limits, each.policies, each.cost, each.action)
+            for (rule, _), each in zip(matching, asked, strict=True)
+            if each is not None
+        ]
         return self.now.rules.index.plan_of(terms), keys
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:

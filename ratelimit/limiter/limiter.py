@@ -19,6 +19,7 @@ from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
@@ -312,10 +313,12 @@ class RateLimiter:
         """The rules for a request by its path, but none where it meets an exempt route."""
         method = scope["method"] if scope["type"] == "http" else "GET"
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        found = self._now.rules.find(method, path)
+        now = self._now
+        host = host_of(scope, now.proxies) if now.rules.index.hosts else ""
+        found = now.rules.find(method, path, host)
         if method == "OPTIONS":
             matching = self._without_preflight(found[0], scope)
-            found = matching, self._now.rules.index.plan(matching)
+            found = matching, now.rules.index.plan(matching)
         if route is not None and found[0] and route.is_exempt:
             return (), None
         return found
@@ -371,6 +374,8 @@ class RateLimiter:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):
             self._reports.once("forwarded-untrusted", scope.get("client"))
+        if self._now.proxies.is_unread(scope):
+            self._reports.once("forwarded-unread", self._now.proxies.field)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -18,7 +18,6 @@ from ratelimit.rules.values import (
     METHODS,
     MOST_WORKERS,
     Ask,
-    ForwardedHeader,
     Header,
     Mode,
     OnMissing,
@@ -336,10 +335,11 @@ FILE: Final = Options(
     trusted_hops=_whole(
         "Instead of `trusted_proxies`: how many proxies stand in front, at most 32.", 0, 32, 0
     ),
-    forwarded_header=_choice(
-        "The field in which the proxies write where a request came from; `x-forwarded-for` if "
-        "left out.",
-        ForwardedHeader,
+    forwarded_header=Option(
+        "The field in which the proxies write where a request came from: `x-forwarded-for` (if "
+        "left out), `forwarded`, or one that holds a single address, such as `x-real-ip`.",
+        Form("field", examples=("x-real-ip", "cf-connecting-ip")),
+        values.forwarded_header,
         "x-forwarded-for",
     ),
     ipv6_prefix=_whole(

@@ -108,7 +108,8 @@ class Rule:
     denied_clients: Networks = field(repr=False, compare=False)
     compiled: Path | None = field(repr=False, compare=False)
     """``path``, as requests are matched by it."""
-    _excepted: tuple[Path, ...] = field(repr=False, compare=False)
+    excepted: tuple[Path, ...] = field(repr=False, compare=False)
+    """``except_``, as requests are matched by it."""
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
@@ -146,7 +147,7 @@ class Rule:
             "dynamic": limit if callable(limit) else None,
             "path": reading.given["path"] if path else None,
             "except_": tuple(text for text, _ in reading["except_"]),
-            "_excepted": tuple(each for _, each in reading["except_"]),
+            "excepted": tuple(each for _, each in reading["except_"]),
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
@@ -223,19 +224,31 @@ class Rule:
         """Whether a request is left out: by its path as it is, and as `normalised` has it."""
         return any(
             each.match(path) is not None
-            and (normal == path or any(one.match(normal) is not None for one in self._excepted))
-            for each in self._excepted
+            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            for each in self.excepted
         )
 
-    def counts_as_chosen(self, identity: str) -> bool:
-        """Whether a client picks the identity by which this rule counts, and may pick another.
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a client can pick the identity by which this rule counts."""
+        return any(map(self.is_chosen_part, self.by))
 
-        ``identity`` is the text of an override that names it; empty for one that none names.
-        """
-        chosen = [part for part in self.by if part.partition(":")[0] in CLIENT_CHOSEN]
-        if not identity:
-            return bool(chosen)
-        return bool(chosen) and identity[:1] != "\0" and chosen != [self.by[0]]
+    @staticmethod
+    def is_chosen_part(part: str) -> bool:
+        """Whether a client can pick a part of an identity, and another with each request."""
+        return part.partition(":")[0] in CLIENT_CHOSEN
+
+    @property
+    def names_all_it_counts(self) -> bool:
+        """Whether some identity that it counts is known: by what it is, or by an override."""
+        return not self.is_chosen or any(self.is_known(key) for key in self.overrides)
+
+    def is_known(self, override: str | None) -> bool:
+        """Whether an identity is none that clients can pick, by the text of its override, if any."""
+        if override is None:
+            return not self.is_chosen
+        rest = () if override[:1] == "\0" else self.by[1:]
+        return not any(map(self.is_chosen_part, rest))
 
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
@@ -243,7 +256,7 @@ class Rule:
         ``path`` is the decoded path below ``root_path``; the host has its say elsewhere. Never
         raises.
         """
-        if self._excepted and self.excepts(path, normalised(path)):
+        if self.excepted and self.excepts(path, normalised(path)):
             return None
         if self.methods is not None and method.upper() not in self.methods:
             return None

@@ -18,7 +18,6 @@ from ratelimit.words import near, shown, whole
 Mode = Literal["enforce", "shadow", "off"]
 OnStoreFailure = Literal["allow", "deny", "local"]
 OnMissing = Literal["client", "skip", "refuse"]
-ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 Header = Literal["draft", "legacy", "draft-03"]
 Preflights = Literal["free", "count"]
 
@@ -50,6 +49,9 @@ _HOST: Final = re.compile(
 )
 _PORT: Final = re.compile(r"^[^:]+:[0-9]+$|\]:[0-9]+$")
 
+LISTS_OF_HOPS: Final = ("x-forwarded-for", "forwarded")
+"""Fields that hold the address of each hop; any other holds one address alone."""
+_NO_ADDRESS: Final = frozenset({"host", "via", "x-forwarded-host", "x-forwarded-proto"})
 MOST_WORKERS: Final = 10_000
 LONGEST_JITTER_US: Final = 60_000_000
 STORE_SCHEMES: Final = (
@@ -269,6 +271,18 @@ def retry_jitter(value: object, _: Reading) -> int:
     if not 0 <= value <= LONGEST_JITTER_US:
         raise ValueError(f"the jitter is {value / 1_000_000:.12g} s; it is at most 60 s")
     return value
+
+
+def forwarded_header(value: object, _: Reading) -> str:
+    """A field's name, in lower case."""
+    name = text("forwarded_header", value).lower()
+    hint = near(name, LISTS_OF_HOPS, 0.85)
+    if not TOKEN.fullmatch(name) or name in _NO_ADDRESS or (hint and name not in LISTS_OF_HOPS):
+        raise ValueError(
+            f"forwarded_header is {shown(value)}{hint}; it is x-forwarded-for, forwarded or a "
+            "field that holds one address, such as x-real-ip"
+        )
+    return name
 
 
 def headers(values: Iterable[Any], _: Reading) -> tuple[Any, ...]:

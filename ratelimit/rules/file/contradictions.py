@@ -12,7 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from ratelimit.identity.addresses import Network, read_address
 from ratelimit.limits import BUCKETS, Algorithm, Limit
+from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import LISTS_OF_HOPS
 
 __all__ = ["Contradiction", "contradictions"]
 
@@ -61,6 +63,8 @@ def contradictions(
         yield from _of_networks(rule, keys, at, covers)
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
     yield from _between(rules)
+    for number, place, code, message in misplaced(rules):
+        yield Contradiction(code, ("rules", number, "replaces", place), message)
 
 
 def _of_file(
@@ -71,6 +75,12 @@ def _of_file(
             "both-trusted", ("trusted_hops",),
             "trusted_hops is given beside trusted_proxies; give the one by which you know your "
             "proxies", (("trusted_proxies",),),
+        )  # fmt: skip
+    elif "trusted_hops" in top and top.get("forwarded_header", LISTS_OF_HOPS[0]) not in LISTS_OF_HOPS:
+        yield Contradiction(
+            "hops-of-one-address", ("trusted_hops",),
+            f"{top['forwarded_header']} holds one address, so that no hops can be counted in it; "
+            "give trusted_proxies instead", (("forwarded_header",),),
         )  # fmt: skip
     elif "forwarded_header" in top and not {"trusted_hops", "trusted_proxies"} & {*top, *bad}:
         yield Contradiction(

@@ -167,6 +167,7 @@ _LIMITS: Final = rf"[\s;,|]*{_LIMIT}([;,|]({_LIMIT}|\s*))*"
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "delay": (_DURATION, "none"),
     "duration": (_DURATION,),
+    "field": (_TOKEN,),
     "name": ("[A-Za-z][A-Za-z0-9_.:-]{0,63}",),
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
     "store": (
