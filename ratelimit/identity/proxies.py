@@ -84,7 +84,6 @@ class Proxies:
                 break
         return address
 
-
     def is_unread(self, scope: Scope) -> bool:
         """Whether a trusted proxy's field of one address holds none, so that it counts itself."""
         return (

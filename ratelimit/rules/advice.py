@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ratelimit.limits import BUCKETS, Algorithm
+from ratelimit.rules.effect import idle
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["Advice", "advise"]
 
 _CHOSEN: Final = ("header", "cookie", "query")
-"""Parts of an identity that a client can send as it likes."""
+"""Parts of an identity that a client can send as it likes, whatever the path."""
 
 _DAY_US: Final = 86_400_000_000
 _LARGE_LOG: Final = 10_000
@@ -40,7 +41,11 @@ def advise(rule_set: RuleSet) -> list[Advice]:
     for rule in rules:
         if _bounds(rule):
             bounds.setdefault(rule.path, []).append(rule)
-    return [*_of_set(rule_set, rules), *(each for rule in rules for each in _of_rule(rule, bounds))]
+    return [
+        *_of_set(rule_set, rules),
+        *(each for rule in rules for each in _of_rule(rule, bounds)),
+        *(Advice(*each) for each in idle(rule_set)),
+    ]
 
 
 def _of_set(rule_set: RuleSet, rules: list[Rule]) -> Iterator[Advice]:
@@ -92,6 +97,15 @@ def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Ad
             "a request without scope['user'] is counted by its address; see that the middleware "
             "that authenticates stands outside this one, or set on_missing",
         )
+    if rule.host is not None and rule.mode == "enforce":
+        beside = [*bounds.get(None, ()), *bounds.get(rule.path, ())]
+        if not any(other.host is None and _covers(other, rule) for other in beside):
+            yield Advice(
+                "host-only",
+                rule.name,
+                "a client that names another host is not limited by it; put a rule without host, "
+                "with a higher limit, beside it",
+            )
     foreign = _FOREIGN.search(rule.path or "")
     if foreign:
         yield Advice(
@@ -134,6 +148,8 @@ def _bounds(rule: Rule) -> bool:
         and rule.enforce_share == 1
         and rule.cost != 0
         and rule.skip is None
+        and rule.host is None
+        and not rule.except_
         and (rule.on_missing != "skip" or rule.by == ("client",))
         and all(rule.tiers.values())
         and not any(part.partition(":")[0] in (*_CHOSEN, "path") for part in rule.by)

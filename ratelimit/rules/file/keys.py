@@ -66,7 +66,11 @@ RuleKeys: Final = _model(
 
 FILE_KEYS: Final[dict[str, Key]] = {
     "version": Key("The version of this format, which is 1.", None, needed=True),
-    "rules": Key("The rules; all that match a request apply to it.", None, needed=True),
+    "rules": Key(
+        "The rules; all that match a request apply to it. Without any, the rest serves limits on "
+        "routes.",
+        None,
+    ),
     **dict(_keys(FILE, "")),
 }
 FileKeys: Final = _model(
@@ -77,5 +81,5 @@ FileKeys: Final = _model(
     rules=list[Any],
 )
 
-NEEDED: Final[dict[str, Any]] = {"version": "1", "rules": [], "name": "a"}
+NEEDED: Final[dict[str, Any]] = {"version": "1", "name": "a"}
 """Values that stand in for required keys with a mistake, while the other keys are looked at."""

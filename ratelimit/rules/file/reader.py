@@ -155,7 +155,7 @@ class _Checker:
         arguments = self.with_networks(top, root, "")
         reading = FILE.read(arguments, self.noting(FILE, root, ""), bad)
         node = root.value.get("rules", root)
-        given = self.rules(node)
+        given = self.rules(node) if "rules" in root.value else {}
         rules = {number: rule for number, (rule, _) in given.items()}
         keys = {number: one for number, (_, one) in given.items()}
         for found in contradictions(top, rules, keys, bad):
@@ -180,8 +180,6 @@ class _Checker:
         """The rules without a mistake, by number, each with the values that the file itself has."""
         if not isinstance(node.value, list):
             return {}
-        if not node.value:
-            self.add(node, "rules", "the list is empty; a rule file has rules", "no-rules")
         found: dict[int, tuple[Rule, dict[str, Any]]] = {}
         lines: dict[str, int] = {}
         for number, each in enumerate(node.value):
