@@ -1,10 +1,10 @@
 --[[
-leaking_bucket: a queue of B places that leaks Q per W evenly; F pass at once, others wait their turn.
+leaking_bucket: a queue of B places that leaks Q per W evenly; F pass at once, the others wait.
 
 Stands on token_bucket, which is the same bucket seen from the other side: a token missing there is
 a place taken here, and what refills there leaks here; absence means empty.
-Taken from there: key, limit, look, wait, reset, charge, give_back, after; but
-limit[1]  place + 8 * (F - 1)
+Taken from there: key, limit, look, wait, reset, charge, give_back, after.
+Beside its place, limit[1] holds 8 * (F - 1).
 
 delay(counter, taken) returns microseconds until the turn of what is queued next, behind taken more
 

@@ -97,23 +97,7 @@ def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Ad
             "a request without scope['user'] is counted by its address; see that the middleware "
             "that authenticates stands outside this one, or set on_missing",
         )
-    if rule.host is not None and rule.mode == "enforce":
-        beside = [*bounds.get(None, ()), *bounds.get(rule.path, ())]
-        if not any(other.host is None and _covers(other, rule) for other in beside):
-            yield Advice(
-                "host-only",
-                rule.name,
-                "a client that names another host is not limited by it; put a rule without host, "
-                "with a higher limit, beside it",
-            )
-    foreign = _FOREIGN.search(rule.path or "")
-    if foreign:
-        yield Advice(
-            "foreign-path",
-            rule.name,
-            f"{foreign[0]!r} in the path stands for itself; a parameter is written {{name}}, or "
-            "{rest:path} for all that follows",
-        )
+    yield from _of_match(rule, bounds)
     limits = [*rule.limits, *(each for some in rule.tiers.values() for each in some)]
     for limit in dict.fromkeys(limits):
         if limit.algorithm is Algorithm.FIXED_WINDOW:
@@ -139,6 +123,26 @@ def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Ad
                     f"'{limit}' may be used up at once, and up to {limit.worst_case} pass in the "
                     f"first {_length(limit.window_us)}; write a burst for what may come at once",
                 )
+
+
+def _of_match(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Advice]:
+    if rule.host is not None and rule.mode == "enforce":
+        beside = [*bounds.get(None, ()), *bounds.get(rule.path, ())]
+        if not any(other.host is None and _covers(other, rule) for other in beside):
+            yield Advice(
+                "host-only",
+                rule.name,
+                "a client that names another host is not limited by it; put a rule without host, "
+                "with a higher limit, beside it",
+            )
+    foreign = _FOREIGN.search(rule.path or "")
+    if foreign:
+        yield Advice(
+            "foreign-path",
+            rule.name,
+            f"{foreign[0]!r} in the path stands for itself; a parameter is written {{name}}, or "
+            "{rest:path} for all that follows",
+        )
 
 
 def _bounds(rule: Rule) -> bool:

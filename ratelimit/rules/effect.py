@@ -48,8 +48,6 @@ def idle(rule_set: RuleSet) -> Iterator[Idle]:
             "no proxy is trusted, so that forwarded_header is never read; give trusted_proxies or "
             "trusted_hops",
         )  # fmt: skip
-    if len(set(rule_set.headers)) < len(rule_set.headers):
-        yield Idle("same-header", None, "headers names one twice; once is enough")
     everywhere = _Cover(rule_set.denylist), _Cover(rule_set.allowlist)
     yield from _allowed_and_denied(None, rule_set.allowlist, everywhere[0], "the denylist")
     for rule in rules:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 
 from ratelimit.identity.addresses import Network
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import counting, values
+from ratelimit.rules import counting, overriding, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.values import (
     METHODS,
@@ -230,9 +230,10 @@ class RouteOptions(TypedDict, total=False):
     overrides: Annotated[
         Mapping[str, SomeLimits],
         Option(
-            "Limits, or `unlimited`, of single identities, by the first part of `by`.",
+            "Limits, `unlimited` or `blocked` (403), of single identities, by the first part of "
+            "`by`, or by all of its parts with a bar between.",
             Form("overrides"),
-            counting.overrides,
+            overriding.overrides,
             MappingProxyType({}),
             needs=("by",),
             shows=(*_COUNTED, "cost"),

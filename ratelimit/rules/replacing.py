@@ -1,6 +1,6 @@
 """Rules that take the place of others: what cannot be meant, and the order to ask them in."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
@@ -19,12 +19,17 @@ class Misplaced(NamedTuple):
     message: str
 
 
-def misplaced(rules: Mapping[int, Rule]) -> Iterator[Misplaced]:
-    """Every name in ``replaces`` that cannot be meant, of rules by their number."""
+def misplaced(rules: Mapping[int, Rule], names: Collection[str] = ()) -> Iterator[Misplaced]:
+    """Every name in ``replaces`` that cannot be meant, of rules by their number.
+
+    ``names`` are those of rules beside them, which have a mistake of their own.
+    """
     named = {rule.name: rule for rule in rules.values()}
     for number, rule in rules.items():
         for place, name in enumerate(rule.replaces):
             other = named.get(name)
+            if other is None and name in names:
+                continue
             if other is None:
                 hint = near(name, named)
                 message = f"{shown(name)} is not the name of a rule{hint}; name one of this file"

@@ -16,8 +16,9 @@ from ratelimit.identity.addresses import Network
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
-from ratelimit.rules.counting import Counting, cost, counting_of, limits_of, override_key
+from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
+from ratelimit.rules.overriding import override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.values import (
@@ -244,7 +245,7 @@ class Rule:
         return not self.is_chosen or any(self.is_known(key) for key in self.overrides)
 
     def is_known(self, override: str | None) -> bool:
-        """Whether an identity is none that clients can pick, by the text of its override, if any."""
+        """Whether an identity, by the text of its override if any, is not for clients to pick."""
         if override is None:
             return not self.is_chosen
         rest = () if override[:1] == "\0" else self.by[1:]

@@ -68,7 +68,7 @@ class RuleSet:
     denied_clients: Networks = field(init=False, repr=False, compare=False)
     index: Index = field(init=False, repr=False, compare=False)
     """The rules as requests find them."""
-    find: Callable[[str, str, str], Found] = field(init=False, repr=False, compare=False)
+    find: Callable[..., Found] = field(init=False, repr=False, compare=False)
     """`Index.find`: the rules for a method, a path and a host, and the plan of these rules."""
 
     def __post_init__(self) -> None:

@@ -76,7 +76,7 @@ def path(value: object, _: Reading) -> Path:
 
 def paths(values: object, reading: Reading) -> tuple[tuple[str, Path], ...]:
     """Patterns of paths, each with its text."""
-    texts = _listed("paths", values)
+    texts = _listed(reading.key.rstrip("_"), values)
     read = [reading.at((number,), path, each, reading) for number, each in enumerate(texts)]
     return tuple(zip(map(str, texts), filter(None, read), strict=False))
 
@@ -287,7 +287,7 @@ def forwarded_header(value: object, _: Reading) -> str:
 
 def headers(values: Iterable[Any], _: Reading) -> tuple[Any, ...]:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
-    found = tuple(values)
+    found = tuple(dict.fromkeys(values))
     for header in found:
         if header not in get_args(Header) and not callable(header):
             names = ", ".join(map(repr, get_args(Header)))

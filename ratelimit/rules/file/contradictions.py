@@ -29,10 +29,12 @@ def contradictions(
     rules: Mapping[int, Rule],
     given: Mapping[int, Mapping[str, Any]],
     bad: Collection[str] = (),
+    names: Collection[str] = (),
 ) -> Iterator[Contradiction]:
     """Every contradiction; ``top`` and ``given`` are the keys that the file itself holds.
 
-    ``rules`` are those without mistakes, by their number; ``bad`` the keys of ``top`` with one.
+    ``rules`` are those without mistakes, by their number; ``bad`` the keys of ``top`` with
+    one, ``names`` the names of all rules.
     """
     yield from _of_file(top)
     trusted = bool(
@@ -58,7 +60,7 @@ def contradictions(
                 "to do nothing has mode 'off'",
             )  # fmt: skip
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
-    for number, place, code, message in misplaced(rules):
+    for number, place, code, message in misplaced(rules, names):
         yield Contradiction(code, ("rules", number, "replaces", place), message)
 
 

@@ -201,10 +201,8 @@ def _list(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
-def _mapping(**more: Any) -> dict[str, Any]:
-    return {
-        "type": "object", "additionalProperties": {"$ref": "#/$defs/limits_or_none"}, **more,
-    }  # fmt: skip
+def _mapping(values: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{values}"}, **more}
 
 
 def _one_or_more(*patterns: str, **more: Any) -> dict[str, Any]:
@@ -225,7 +223,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "names": lambda form: _one_or_more(*_TEXTS["name"], examples=form.examples),
     "paths": lambda form: _one_or_more(*_TEXTS["path"], examples=form.examples),
     "networks": lambda _: _list({"$ref": "#/$defs/network"}),
-    "overrides": lambda _: _mapping(),
+    "overrides": lambda _: _mapping("limits_of_one"),
     "proxies": lambda _: _list({"$ref": "#/$defs/network"}),
     "share": lambda _: {
         "anyOf": [
@@ -234,11 +232,13 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
         ]
     },
     "some-word": lambda form: choice(form.words),
-    "tiers": lambda _: _mapping(propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1),
+    "tiers": lambda _: _mapping(
+        "limits_or_none", propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1
+    ),
     "whole": _number,
     "whole-or-name": lambda form: _number(form, _NAME),
     "word": lambda form: choice(form.words),
-    "words": lambda form: _list(choice(form.words), uniqueItems=True),
+    "words": lambda form: _list(choice(form.words)),
 }
 
 
@@ -251,6 +251,9 @@ def shape_of(form: Form) -> dict[str, Any]:
 
 DEFINITIONS: Final[Mapping[str, Any]] = {
     "limits": text(_LIMITS, examples=["100/minute", "5/second; 1000/hour"]),
+    "limits_of_one": text(
+        _LIMITS, "unlimited", "blocked", examples=["1000/minute", "unlimited", "blocked"]
+    ),
     "limits_or_none": text(_LIMITS, "unlimited", examples=["1000/minute", "unlimited"]),
     "network": text("[0-9A-Fa-f:.]+(/[0-9]{1,3})?"),
     "by": text(

@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from ratelimit.rules.counting import BadIdentity, GivenTwice, is_address
 from ratelimit.rules.file.contradictions import contradictions
 from ratelimit.rules.file.keys import (
     MATCH_KEYS,
@@ -37,6 +36,7 @@ from ratelimit.rules.file.yaml import (
     text_of,
 )
 from ratelimit.rules.options import FILE, RULE
+from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
 from ratelimit.rules.reading import Note, Options, Place
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
@@ -158,7 +158,7 @@ class _Checker:
         given = self.rules(node) if "rules" in root.value else {}
         rules = {number: rule for number, (rule, _) in given.items()}
         keys = {number: one for number, (_, one) in given.items()}
-        for found in contradictions(top, rules, keys, bad):
+        for found in contradictions(top, rules, keys, bad, set(self.names(node))):
             at, place = root.at("", found.place)
             nodes = [at, *(root.at("", other)[0] for other in found.against)]
             secret = tuple(dict.fromkeys(name for each in nodes for name in each.variables))
@@ -175,6 +175,12 @@ class _Checker:
             return None
         self.in_force(rules, reading, node)
         return None if self.mistakes else rule_set
+
+    def names(self, node: Node) -> Iterator[str]:
+        """The names of all rules, whatever else of them is wrong."""
+        for each in node.value if isinstance(node.value, list) else ():
+            if isinstance(each.value, dict) and "name" in each.value:
+                yield str(each.value["name"].value)
 
     def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
         """The rules without a mistake, by number, each with the values that the file itself has."""

@@ -15,8 +15,8 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from ratelimit.rules.counting import is_address
 from ratelimit.rules.file.mistakes import Mistake
+from ratelimit.rules.overriding import is_address
 from ratelimit.words import shown
 
 __all__ = [
