@@ -14,7 +14,7 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.identity.proxies import Proxies
 from ratelimit.limits import Limit
-from ratelimit.responses.headers import Refusal, forbid, unidentified
+from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.rule import Rule, policy_names
@@ -138,7 +138,13 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
-    if not _enforced(rule, key):
+    enforced = _enforced(rule, key)
+    if cost > MOST_COST:  # which no check can carry, and a client may have chosen
+        most = min(limit.capacity for limit in limits)
+        if enforced and most >= MOST_COST:
+            raise TurnedAway(rule.name, too_costly(MOST_COST, policies))
+        cost = MOST_COST
+    if not enforced:
         return Question(limits, policies, key, cost, _SHADOW, ())
     replaces = rule.replaces
     if replaces and not rule.is_known(override):
@@ -174,12 +180,12 @@ async def _or(
 
 
 async def _cost(given: Any, request: Request) -> int:
-    """The cost that a function gives for a request."""
+    """The cost that a function gives for a request; above 2^42 it can never pass."""
     cost = await request.told(request.registered.costs[given] if isinstance(given, str) else given)
     if type(cost) is not int:
         raise TypeError(f"the cost is a whole number, not {type(cost).__name__}")
-    if not 0 <= cost <= MOST_COST:
-        raise ValueError("the cost is at least 0 and at most 2^42")
+    if cost < 0:
+        raise ValueError("the cost is at least 0")
     return cost
 
 

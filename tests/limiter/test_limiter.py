@@ -503,7 +503,7 @@ def _pages(connection: HTTPConnection) -> int:
     return int(connection.query_params["pages"])
 
 
-@pytest.mark.parametrize("query", [b"", b"pages=x", b"pages=-1", b"pages=99999999999999"])
+@pytest.mark.parametrize("query", [b"", b"pages=x", b"pages=-1"])
 async def test_a_function_that_a_client_makes_fail_opens_no_other_rule(query: bytes) -> None:
     rules = [Rule("all", "2/minute"), Rule("print", "9/minute", cost="pages")]
     limiter = RateLimiter(rules, costs={"pages": _pages})

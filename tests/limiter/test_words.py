@@ -225,7 +225,7 @@ async def test_an_override_of_all_parts_comes_before_that_of_the_first() -> None
     key = [("x-key", "a")]
     assert await admitted(limiter, 5, headers=key, client=("192.0.2.1", 1)) == 3
     assert await admitted(limiter, 5, headers=key, client=("192.0.2.2", 1)) == 2
-    barred = {"headers": [("x-key", "b|c")], "client": ("2001:db8::ffff", 1)}
+    barred: Any = {"headers": [("x-key", "b|c")], "client": ("2001:db8::ffff", 1)}
     assert await admitted(limiter, 5, **barred) == 0
 
 
@@ -322,3 +322,28 @@ async def test_an_override_lets_no_more_pass_at_once_than_it_holds() -> None:
         overrides={"192.0.2.1": "2/second", "192.0.2.2": "20/second"},
     )  # fmt: skip
     assert [limits[0].free for limits in rule.overrides.values()] == [2, 5]
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", [101, 2**42, 2**42 + 1, 10**13, 2**53, 10**400])
+@pytest.mark.parametrize("limit", ["100/minute", "4398046511104/day", "9000000000000/week"])
+async def test_a_cost_that_no_limit_holds_can_never_pass_however_large(
+    cost: int, limit: str
+) -> None:
+    rule = Rule("a", limit, cost=lambda _: cost, algorithm="fixed_window")
+    refusal = (await limiting(rule).admit(http_scope())).refusal
+    fits = cost <= 2**42 and cost <= rule.limits[0].capacity
+    assert (refusal is None) is fits
+    if refusal is not None:
+        assert refusal.status == 429
+        assert b"retry-after" not in dict(refusal.headers)
+        assert refusal.title == "Cost Exceeds Limit"
+
+
+async def test_in_shadow_a_cost_that_can_never_pass_is_only_counted() -> None:
+    rule = Rule("a", "100/minute", cost=lambda _: 2**50, mode="shadow")
+    limiter = limiting(rule)
+    assert await admitted(limiter, 1) == 1
+    assert limiter.counts["a", "shadow-denied"] == 1
