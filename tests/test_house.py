@@ -598,7 +598,6 @@ LONG: Final = {
     "ratelimit/stores/redis/store.py": "a method for each thing that workers share",
     "ratelimit/testing/tables.py": "data",
     "ratelimit/limiter/checks.py:question": "what only the application knows",
-    "ratelimit/stores/redis/uris.py:read_client": "each kind of client in its own way",
 }
 """Modules and functions that are longer than others may be, each with its reason."""
 
