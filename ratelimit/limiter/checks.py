@@ -134,22 +134,24 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
         limits = rule.limits
     if not limits:
         return None
-    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
+    return _asked(rule, limits, key, cost, override)
+
+
+def _asked(
+    rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
+) -> Question:
+    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
     enforced = _enforced(rule, key)
     if cost > MOST_COST:  # which no check can carry, and a client may have chosen
-        most = min(limit.capacity for limit in limits)
-        if enforced and most >= MOST_COST:
+        if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
             raise TurnedAway(rule.name, too_costly(MOST_COST, policies))
         cost = MOST_COST
-    if not enforced:
-        return Question(limits, policies, key, cost, _SHADOW, ())
-    replaces = rule.replaces
-    if replaces and not rule.is_known(override):
-        replaces = ()  # whoever picks the value would escape the others by it
-    return Question(limits, policies, key, cost, _CHARGE, replaces)
+    # Whoever picks the value would escape the other rules by it.
+    replaces = rule.replaces if enforced and rule.is_known(override) else ()
+    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, replaces)
 
 
 def _override(rule: Rule, key: str, first: str) -> str | None:

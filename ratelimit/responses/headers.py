@@ -287,7 +287,7 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
 
 
 def too_costly(
-    most: int, policies: Sequence[str], extra: Iterable[tuple[bytes, bytes]] = ()
+    most: int, policies: Sequence[str], extra: Sequence[tuple[bytes, bytes]] = ()
 ) -> Refusal:
     """429 without `Retry-After`: the cost is above ``most``, which can pass at once."""
     return problem(

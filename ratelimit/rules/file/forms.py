@@ -172,8 +172,8 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
     "store": (
         "memory://",
-        r"(rediss?|redis\+cluster)://\S+",
-        r"redis\+sentinel://[^/\s]+/[^/?\s]\S*",
+        r"((redis|valkey)s?(\+cluster)?)://\S+",
+        r"(redis|valkey)s?\+sentinel://[^/\s]+/[^/?\s]\S*",
         r"unix://\S*/\S*",
     ),
     "tier": (f"user:{_ATTRIBUTE}", f"header:{_TOKEN}", _NAME),
