@@ -43,6 +43,7 @@ _LOG: Final = logging.getLogger("ratelimit")
 
 
 MOST_CHECKED: Final = 10_000
+"""Most rules that are known to need no function which is not registered."""
 
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
@@ -97,7 +98,7 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        self._switches = Switches(store)
+        self._switches = Switches(store, self._names)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
         """Those denied most by this process."""
@@ -219,6 +220,14 @@ class RateLimiter:
                         f"RateLimiter(..., {name}s={{name: callable}})"
                     )
 
+            if len(self._checked) >= MOST_CHECKED:
+                self._checked.clear()
+            self._checked[id(rule)] = rule
+
+    def _names(self) -> list[str]:
+        """The names of the rules, those of routes that were met among them."""
+        return [rule.name for rule in (*self.rules.rules, *self._checked.values())]
+
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
         await self._failover.decide(returned)
@@ -241,20 +250,21 @@ class RateLimiter:
         """The state that a health endpoint may tell: plain values, none of them secret.
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
-        since the epoch); ``workers`` how many share a quota while the store is away;
+        since the epoch); ``workers`` how many are alive, where they make themselves known in the
+        store (``local``): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """
-        breaker = self.breaker
+        breaker, workers = self.breaker, self._failover.seen
         return {
             "status": "degraded" if breaker.state == "open" else "ok",
             "store": type(self.store).__name__,
             "breaker": breaker.state,
             "since": round(breaker.since, 3),
-            "workers": self._failover.workers,
+            **({} if workers is None else {"workers": workers}),
             "last_error": breaker.last_error,
             "servers": getattr(self.store, "servers", dict)(),
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
@@ -315,7 +325,7 @@ class RateLimiter:
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             matching, plan = now.rules.find(method, path)
             if method == "OPTIONS":
-                matching = self._without_preflight(matching, scope)
+                matching = self.rules.without_preflight(matching, scope)
                 plan = now.rules.index.plan(matching)
             if not matching or (route is not None and route.is_exempt):
                 return admission
@@ -364,15 +374,6 @@ class RateLimiter:
         await self._decider.decide(
             admission, scope, client, matching, plan, registered, route or admission.template
         )
-
-    def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
-        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
-        if self.rules.preflights == "count":
-            return matching
-        names = {name for name, _ in scope.get("headers", ())}
-        if not names >= {b"origin", b"access-control-request-method"}:
-            return matching
-        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
 
     def _listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""

@@ -5,7 +5,7 @@ Pure and frozen, but for what it prepares and keeps.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
@@ -153,6 +153,15 @@ class RuleSet:
         does not matter. The list is not to be changed.
         """
         return self.find(method, path)[0]
+
+    def without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
+        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
+        if self.preflights == "count" or scope["method"] != "OPTIONS":
+            return matching
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names >= {b"origin", b"access-control-request-method"}:
+            return matching
+        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
 
     @property
     def registered_names(self) -> frozenset[str]:
