@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ratelimit import Check, Limit, RateLimiter, RedisStore, Rule, RuleSet
-from ratelimit.cli.main import _bytes, main
+from ratelimit.cli.main import main
+from ratelimit.cli.rulefiles import _bytes
 from ratelimit.limits import Algorithm
 from ratelimit.rules.file.schema import schema
 from tests.servers import Server

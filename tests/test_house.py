@@ -542,7 +542,6 @@ LONGEST_MODULE: Final = 350
 LONGEST_FUNCTION: Final = 60
 LONG: Final = {
     "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
-    "ratelimit/cli/main.py": "a command is its options; to be parted by what they look at",
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",
     "ratelimit/limits.py": "the grammar of limits, and exact arithmetic",
     "ratelimit/rules/file/contradictions.py": "one pair of options after the other",

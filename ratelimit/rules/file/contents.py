@@ -2,7 +2,6 @@
 
 import os
 import stat
-from errno import EINVAL
 from typing import Final
 
 __all__ = ["contents"]
@@ -33,4 +32,4 @@ def contents(path: str | os.PathLike[str], most: int) -> bytes:
 def _hold_plain(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(EINVAL, f"it is {kind}, not a file")
+        raise OSError(f"it is {kind}, not a file")
