@@ -15,8 +15,9 @@ from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_o
 from ratelimit.identity.proxies import Proxies
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, unidentified
-from ratelimit.rules.options import MOST_COST, Ask
+from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.values import Ask
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
 

@@ -18,8 +18,8 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Told, new_told, refuse
 from ratelimit.rules.matching import Matching, Plan, Terms
-from ratelimit.rules.options import Ask
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import Ask
 from ratelimit.stores import Store, StoreUnavailable
 
 __all__ = ["Decider"]

@@ -30,10 +30,10 @@ from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import advise
 from ratelimit.rules.matching import Matching
-from ratelimit.rules.options import Ask
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
 
