@@ -20,8 +20,8 @@ as_json: Final = click.option("--json", "json_", is_flag=True, help="JSON, for p
 
 
 def say(sentence: str, colour: str | None = None) -> None:
-    """Tells a sentence to whoever reads along; what a program goes by is never told so."""
-    click.secho("\n".join(map(_printable, sentence.split("\n"))), fg=colour, err=True)
+    """Tells a sentence, in one line, to whoever reads along."""
+    click.secho(_printable(sentence), fg=colour, err=True)
 
 
 def fail(sentence: str, code: int) -> NoReturn:

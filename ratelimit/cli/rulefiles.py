@@ -50,7 +50,7 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             failed = True
             reports.append({"file": file, "mistakes": [each._asdict() for each in error.mistakes]})
             if not json_:
-                say(str(error))
+                _tell(error)
             continue
         in_force = rules.in_force().rules
         rows = [_row(rule, limit, rules) for rule in in_force for limit in _limits(rule)]
@@ -92,8 +92,13 @@ def load(file: str) -> RuleSet:
     try:
         return RuleSet.load(file)
     except RuleFileError as error:
-        say(str(error))
+        _tell(error)
         sys.exit(MISTAKES)
+
+
+def _tell(error: RuleFileError) -> None:
+    for mistake in error.mistakes:
+        say(str(mistake))
 
 
 def no_such_rule(name: str, names: Sequence[str]) -> str:
