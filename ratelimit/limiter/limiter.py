@@ -42,8 +42,8 @@ __all__ = ["Admission", "RateLimiter"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 
-MOST_CHECKED: Final = 10_000
-"""Most rules that are known to need no function which is not registered."""
+MOST_ROUTES: Final = 10_000
+"""Most rules of routes that are remembered."""
 
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
@@ -84,6 +84,9 @@ class RateLimiter:
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
         self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._routes: dict[int, Rule] = {}
+        """The rules of routes that were met and need no function that is not registered; by
+        identity, as `InForce` has it."""
         self.response = response
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
@@ -181,10 +184,9 @@ class RateLimiter:
             )
 
     def _take(self, rules: RuleSet) -> None:
-        self._checked: dict[int, Rule] = {}
-        """Rules whose functions are known to be registered; by identity, as `InForce` has it."""
         share, rules = rules.share, rules.in_force()
-        self.check_registered(rules.rules)
+        for rule in rules.rules:
+            self._hold_registered(rule)
         for advice in advise(rules):
             if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
                 _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
@@ -199,34 +201,35 @@ class RateLimiter:
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a rule uses a function that is not registered.
+        """Raises ValueError where a route's rule uses a function that is not registered.
 
         ``known`` are identities beside the registered ones.
         """
-        identities, tiers, costs = self._registered
         for rule in rules:
-            if self._checked.get(id(rule)) is rule:
-                continue
-            unknown = rule.registered_names - identities.keys() - set(known)
-            if unknown:
-                raise ValueError(
-                    f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
-                    "registered; pass RateLimiter(..., identities={name: callable})"
-                )
-            for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
-                if isinstance(value, str) and ":" not in value and value not in there:
-                    raise ValueError(
-                        f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
-                        f"RateLimiter(..., {name}s={{name: callable}})"
-                    )
+            if self._routes.get(id(rule)) is not rule:
+                self._hold_registered(rule, known)
+                if len(self._routes) >= MOST_ROUTES:
+                    self._routes.clear()
+                self._routes[id(rule)] = rule
 
-            if len(self._checked) >= MOST_CHECKED:
-                self._checked.clear()
-            self._checked[id(rule)] = rule
+    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        identities, tiers, costs = self._registered
+        unknown = rule.registered_names - identities.keys() - set(known)
+        if unknown:
+            raise ValueError(
+                f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
+                "registered; pass RateLimiter(..., identities={name: callable})"
+            )
+        for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+            if isinstance(value, str) and ":" not in value and value not in there:
+                raise ValueError(
+                    f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
+                    f"RateLimiter(..., {name}s={{name: callable}})"
+                )
 
     def _names(self) -> list[str]:
         """The names of the rules, those of routes that were met among them."""
-        return [rule.name for rule in (*self.rules.rules, *self._checked.values())]
+        return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""

@@ -69,7 +69,7 @@ def test_rows_that_do_not_fit_beside_each_other_stand_below(
         "worst",
         "why",
     ]
-    assert printed(monkeypatch, 50).splitlines()[0].split() == ["rule", "everything"]
+    assert printed(monkeypatch, 45).splitlines()[0].split() == ["rule", "everything"]
 
 
 @pytest.mark.parametrize("columns", [60, 80])
