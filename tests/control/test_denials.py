@@ -140,6 +140,7 @@ def test_denials_are_forgotten_after_ten_to_twenty_minutes() -> None:
     assert denials.busiest() == [("a 192.0.2.2", 2), ("a 192.0.2.1", 1)]
     now[0] = 2 * module.SPAN + 2
     assert denials.busiest() == [("a 192.0.2.2", 1)]
+    denials.add("a", "192.0.2.2")
     now[0] = 4 * module.SPAN + 3
     assert denials.busiest() == []
     assert denials.missed == 0
@@ -179,6 +180,21 @@ async def test_only_the_most_denied_are_reported(
     await reported(denials)
     assert notes.noted[1:] == [{"a y": 1, "a x": 2}], "what was not reported yet is now"
     assert dict(denials.busiest())["a x"] == 2
+
+
+async def test_names_that_lost_their_place_are_reported_by_what_was_counted_since(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST", 2)
+    denials = Denials(notes)
+    for name in ("x", "x", "y", "z"):
+        denials.add("a", name)
+    await reported(denials)
+    assert notes.noted == [{"a x": 2, "a z": 1}]
+    for name in ("y", "z"):
+        denials.add("a", name)
+    await reported(denials)
+    assert notes.noted[1:] == [{"a y": 1, "a z": 1}]
 
 
 @pytest.mark.parametrize(
