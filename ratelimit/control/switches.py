@@ -128,9 +128,7 @@ class Switches:
             await self._reporting.report_rules(names, REPORTED_FOR)
         except Exception as error:  # noqa: BLE001  # a store of the application's raises anything
             if isinstance(error, StoreUnavailable) and error.kind != "permission":
-                self._reported_at -= (
-                    REPORT  # it is the breaker's to say, and told again when it is back
-                )
+                self._reported_at -= REPORT  # told again once the store is back
             elif not self._complained:
                 self._complained = True
                 _LOG.info(
