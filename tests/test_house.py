@@ -581,13 +581,22 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
     assert named <= targets
 
 
+@pytest.mark.parametrize("store", ["http://x", "redis://h?ssl=true", "", "redis://u:p/s3cret@h"])
+def test_a_store_that_cannot_be_served_is_told_in_a_sentence(store: str) -> None:
+    served = [sys.executable, str(ROOT / "examples" / "serve.py"), "--store", store]
+    result = subprocess.run(served, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("this store cannot be used: ")
+    assert result.stderr.count("\n") == 1
+    assert "s3cret" not in result.stderr
+
+
 # --- sizes ---------------------------------------------------------------------------------------
 
 LONGEST_MODULE: Final = 350
 LONGEST_FUNCTION: Final = 60
 LONG: Final = {
     "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
-    "ratelimit/cli/main.py": "a command is its options; to be parted by what they look at",
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",
     "ratelimit/limits.py": "the grammar of limits, and exact arithmetic",
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",

@@ -9,7 +9,7 @@ from ratelimit.rules.effect import idle
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "advise", "doubts"]
 
 _CHOSEN: Final = ("header", "cookie", "query")
 """Parts of an identity that a client can send as it likes, whatever the path."""
@@ -35,7 +35,12 @@ class Advice(NamedTuple):
 
 
 def advise(rule_set: RuleSet) -> list[Advice]:
-    """All advice on a set of rules, in their order; rules that are off get none."""
+    """All advice on a set of rules; rules that are off get none."""
+    return [*doubts(rule_set), *(Advice(*each) for each in idle(rule_set))]
+
+
+def doubts(rule_set: RuleSet) -> list[Advice]:
+    """Advice on what a rule lets through or costs, in the order of the rules."""
     rules = [rule for rule in rule_set.rules if rule.mode != "off"]
     bounds: dict[str | None, list[Rule]] = {}
     for rule in rules:
@@ -44,7 +49,6 @@ def advise(rule_set: RuleSet) -> list[Advice]:
     return [
         *_of_set(rule_set, rules),
         *(each for rule in rules for each in _of_rule(rule, bounds)),
-        *(Advice(*each) for each in idle(rule_set)),
     ]
 
 

@@ -137,6 +137,15 @@ class RuleSet:
         """
         return self.find(method, path, host)[0]
 
+    def without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
+        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
+        if self.preflights == "count" or scope["method"] != "OPTIONS":
+            return matching
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names >= {b"origin", b"access-control-request-method"}:
+            return matching
+        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
+
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""

@@ -9,12 +9,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import yaml
 
+from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import Mistake
 from ratelimit.rules.overriding import is_address
 from ratelimit.words import shown
@@ -159,8 +159,7 @@ def identity_shown(identity: str) -> str:
 def text_of(path: str, mistakes: Mistakes) -> str | None:
     """The text of the file at ``path``; None where it cannot be read, is too large or not UTF-8."""
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        raw = contents(path, MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         mistakes.add(
             1, 1, "", f"the file cannot be read ({reason(error)}); it is one that this process "
