@@ -11,6 +11,7 @@ from uuid import UUID
 
 __all__ = ["READABLE", "attribute", "is_nobody", "user_id"]
 
+_PLAIN: Final = (str, int, UUID)  # a user that is text itself
 _NAMES: Final = ("identity", "id", "pk", "sub", "uuid", "username")
 """Attributes that tell a user from others, the first that is readable; Starlette's comes first."""
 
@@ -29,9 +30,8 @@ def user_id(user: object) -> str | None:
     """
     if is_nobody(user):
         return None
-    own = _text(user)
-    if own is not None:
-        return own
+    if isinstance(user, _PLAIN):
+        return _text(user)
     for name in _NAMES:
         value = _text(attribute(user, name))
         if value is not None:

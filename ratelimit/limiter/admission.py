@@ -10,9 +10,10 @@ from ratelimit.responses.headers import (
     Dialect,
     Refusal,
     Told,
-    draft_of_allowed,
+    drafted,
     fields,
     new_told,
+    policies_of,
 )
 from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
@@ -94,8 +95,16 @@ class Admission:
         """The fields that an allowed response carries."""
         if len(self.passed) == 1 and self.dialects == USUAL and not self.degraded:
             _, plan, _, decisions = self.passed[0]
-            if not plan.shadows:
-                return draft_of_allowed(plan.policies, decisions, plan.written)
+            if not plan.shadows:  # then all were allowed, and what is written of them is kept
+                place = 0
+                if len(decisions) > 1:
+                    left = [decision[2] for decision in decisions]
+                    place = left.index(min(left))
+                written = plan.written.get(place)
+                if written is None:
+                    told = self.told
+                    written = plan.written[place] = policies_of(told, told[place])
+                return drafted(written, decisions[place])
         return fields(self.told, self.dialects)
 
     def template(self) -> str | None:
