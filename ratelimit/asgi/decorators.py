@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
@@ -78,6 +78,7 @@ class RateLimit:
         self._scope: str | None = of_rule.pop("scope", None)
         names, self.dependency = _parts(by)
         self._rules: dict[str, Rule] = {}
+        self._alone: dict[str, OnRoute] = {}
         self._build: Callable[[str], Rule] = lambda name: Rule(
             name, limit, by=names, on_route=True, **of_rule
         )
@@ -102,7 +103,11 @@ class RateLimit:
         identities: dict[str, Identify] = {}
         if self.dependency is not None:
             identities[_part(self.dependency)] = lambda _: _who(identity)
-        admission = await _admit(scope, [(self.limiter, self._rule_on_route(scope))], identities)
+        rule = self._rule_on_route(scope)
+        rules = self._alone.get(rule.name)
+        if rules is None:
+            rules = self._alone[rule.name] = OnRoute([(self.limiter, rule)])
+        admission = await _admit(scope, rules, identities)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
@@ -186,25 +191,30 @@ def limits_of(endpoint: Any) -> list[RateLimit]:
 def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
     scope_name = scope_of(function)
     names: dict[str, int] = {}
-    rules: list[tuple[RateLimiter | None, Rule]] = []
+    named: list[tuple[RateLimiter | None, Rule]] = []
     for each in limits:
         name = each.rule_for(scope_name).name
         names[name] = names.get(name, 0) + 1
-        rules.append((each.limiter, each.rule_for(scope_name, names[name])))
+        named.append((each.limiter, each.rule_for(scope_name, names[name])))
+    rules = OnRoute(named)
     awaits = is_async(function)
     signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        connection, response = kwargs.get(connection_name), kwargs.get(response_name)
-        for name in added:
-            kwargs.pop(name, None)
-        if not isinstance(connection, HTTPConnection):
-            connection = next(
-                (each for each in (*args, *kwargs.values()) if isinstance(each, HTTPConnection)),
-                None,
-            )
+        connection = response = None
+        if kwargs:
+            connection, response = kwargs.get(connection_name), kwargs.get(response_name)
+            for name in added:
+                kwargs.pop(name, None)
+        if connection is None or not isinstance(connection, HTTPConnection):
+            for connection in (*args, *kwargs.values()):
+                # Most often it is exactly that; to ask the abstract class costs ten times as much.
+                if type(connection) is Request or isinstance(connection, HTTPConnection):
+                    break
+            else:
+                connection = None
         if connection is None:
             raise RuntimeError(
                 f"{scope_name} is limited, but was called without a request; call the function "
@@ -220,11 +230,11 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
             raise _error(scope, admission, admission.refusal)
         result: Any
         if awaits:
-            result = function(*args, **kwargs)
+            result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
         else:
             result = await run_in_threadpool(function, *args, **kwargs)
-        if inspect.isawaitable(result):  # also of a plain function around an async one
-            result = await result
+            if inspect.isawaitable(result):  # of a plain function around an async one
+                result = await result
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
             if isinstance(told, Response):
@@ -249,9 +259,32 @@ def _tell(response: Response, admission: Admission) -> None:
             raw.append(field)
 
 
+class OnRoute:
+    """The rules on a route, by the limiter that decides them."""
+
+    def __init__(self, rules: Iterable[tuple[RateLimiter | None, Rule]]) -> None:
+        self._rules = tuple(rules)
+        self._last: tuple[RateLimiter | None, Sequence[tuple[RateLimiter, Sequence[Rule]]]]
+        self._last = None, ()
+        self.asks_route = any("route" in rule.by for _, rule in self._rules)
+        """Whether a rule counts by the route."""
+
+    def by_limiter(self, outer: RateLimiter | None) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
+        """Each limiter with its rules, in order; ``outer`` is the one of the middleware around."""
+        last, groups = self._last
+        if last is not outer or not groups:
+            found: dict[int, tuple[RateLimiter, list[Rule]]] = {}
+            for own, rule in self._rules:
+                limiter = own or outer or _fallback()
+                found.setdefault(id(limiter), (limiter, []))[1].append(rule)
+            groups = [*found.values()]
+            self._last = outer, groups
+        return groups
+
+
 async def _admit(
     scope: Scope,
-    rules: Iterable[tuple[RateLimiter | None, Rule]],
+    rules: OnRoute,
     identities: Mapping[str, Identify] = {},  # only read
 ) -> Admission:
     """Decides a route's rules, each by its own limiter, and waits for the request's turn.
@@ -261,24 +294,13 @@ async def _admit(
     """
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
-    groups: dict[int, tuple[RateLimiter, list[tuple[Rule, Mapping[str, object]]]]] = {}
-    for own, rule in rules:
-        limiter = own or (outer.limiter if outer else _fallback())
-        groups.setdefault(id(limiter), (limiter, []))[1].append(
-            (rule, scope.get("path_params", {}))
-        )
+    route = functools.partial(_scope_of_endpoint, scope) if rules.asks_route else None
     delay_us = 0
-    for limiter, matching in groups.values():
+    for limiter, own in rules.by_limiter(outer.limiter if outer else None):
         if admission is None:
-            admission = scope[ROUTE_KEY] = Admission(limiter, scope.get("app"))
-        limiter.check_registered([rule for rule, _ in matching], known=identities)
-        await limiter.decide(
-            admission,
-            scope,
-            matching,
-            route=functools.partial(_scope_of_endpoint, scope),
-            identities=identities,
-        )
+            admission = scope[ROUTE_KEY] = Admission(limiter, None)
+        limiter.check_registered(own, known=identities)
+        await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()

@@ -71,8 +71,7 @@ class Fallback:
         others = [check for check in checks if words.get(check.rule) != "local"]
         admission.degraded += assumed(others, allowed=not deny)
         if deny:
-            admission.told = ()
-            admission.refusal = overloaded() if flooded else unavailable()
+            admission.refuse(overloaded() if flooded else unavailable())
         elif local:
             await self._decide_locally(rule_set, admission, local)
 
@@ -92,6 +91,6 @@ class Fallback:
             self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
         if not passes([check for check, _ in local], decisions):
-            admission.told = told
             admission.delay_us = 0
-            admission.refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
+            refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
+            admission.refuse(refusal, told)

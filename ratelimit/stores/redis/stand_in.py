@@ -14,7 +14,7 @@ __all__ = ["StandIn", "needs_stand_in"]
 
 
 def needs_stand_in(connection: Any) -> bool:
-    """Whether an open connection, of a class that connects in a way of its own, has no transport."""
+    """Whether an open connection, of a class that connects in its own way, has no transport."""
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
     module = getattr(getattr(type(connection), "_connect", None), "__module__", "")
     return not isinstance(transport, asyncio.BaseTransport) and not module.startswith("redis.")
