@@ -445,6 +445,22 @@ def test_a_synchronous_client_is_refused(client: Callable[[], Any]) -> None:
     assert SECRET not in str(caught.value)
 
 
+def test_an_asynchronous_client_of_another_library_is_refused_as_such() -> None:
+    """It would be called synchronous otherwise, where its connections are opened in another way."""
+
+    class Unlike:
+        def connect(self) -> None: ...
+
+    class Other:
+        class connection_pool:  # noqa: N801
+            connection_class = Unlike
+
+        async def execute_command(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"a redis\.asyncio client, not .*\.Other$"):
+        RedisStore(Other())
+
+
 @pytest.mark.parametrize(
     "given",
     [ConnectionPool(), redis.ConnectionPool(), Sentinel([("h", 1)]), 6379, None, b"redis://h"],  # type: ignore[no-untyped-call]
