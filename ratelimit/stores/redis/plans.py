@@ -64,8 +64,8 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
         return _of_cluster(client, options)
     pool = getattr(client, "connection_pool", None)
     connect = getattr(getattr(pool, "connection_class", None), "connect", None)
-    if not inspect.iscoroutinefunction(connect):
-        if pool is not None and not inspect.iscoroutinefunction(client.execute_command):
+    if pool is None or not inspect.iscoroutinefunction(connect):
+        if pool is not None and not hasattr(client, "__aenter__"):
             raise _synchronous(client)
         name = f"{type(client).__module__}.{type(client).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"a RedisStore takes a URI or a redis.asyncio client, not {name}")

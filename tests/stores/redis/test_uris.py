@@ -455,7 +455,7 @@ def test_an_asynchronous_client_of_another_library_is_refused_as_such() -> None:
         class connection_pool:  # noqa: N801
             connection_class = Unlike
 
-        async def execute_command(self) -> None: ...
+        async def __aenter__(self) -> None: ...
 
     with pytest.raises(TypeError, match=r"a redis\.asyncio client, not .*\.Other$"):
         RedisStore(Other())
