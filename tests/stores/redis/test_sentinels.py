@@ -242,13 +242,13 @@ async def test_a_master_that_a_sentinel_holds_for_down_is_not_believed(
     for said in (flat, [each.encode() for each in flat], pairs):
         state = _states([said])["s"]
         judge = Sentinel([])  # type: ignore[no-untyped-call]
-        assert judge.check_master_state(state, "s") is believed  # type: ignore[no-untyped-call]
+        assert judge.check_master_state(state, "s") is believed
         assert (state["ip"], state["port"]) == ("h", "7")
 
 
 @pytest.mark.parametrize("said", [None, 7, [7], [["name"]], [{"name": "s"}], [["flags", "a"]]])
 def test_a_state_that_no_sentinel_gives_is_told(said: object) -> None:
-    with pytest.raises(StoreUnavailable, match="^no sentinel answers there$"):
+    with pytest.raises(StoreUnavailable, match=r"^no sentinel answers there$"):
         _states(said)
 
 
