@@ -231,12 +231,7 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
             for name in added:
                 kwargs.pop(name, None)
         if connection is None or not isinstance(connection, HTTPConnection):
-            for connection in (*args, *kwargs.values()):
-                # Most often it is exactly that; to ask the abstract class costs ten times as much.
-                if type(connection) is Request or isinstance(connection, HTTPConnection):
-                    break
-            else:
-                connection = None
+            connection = _connection_in((*args, *kwargs.values()))
         if connection is None:
             raise RuntimeError(
                 f"{scope_name} is limited, but was called without a request; call the function "
@@ -268,6 +263,15 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
     return limited  # type: ignore[return-value]  # frameworks await what an endpoint returns
 
 
+def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
+    """The connection among the values that an endpoint is called with."""
+    for each in values:
+        # Most often it is exactly that; to ask the abstract class costs ten times as much.
+        if type(each) is Request or isinstance(each, HTTPConnection):
+            return each
+    return None
+
+
 def _tell(response: Response, admission: Admission) -> None:
     """Sets the fields, rather than adding them: a response may be one that is returned again."""
     raw = response.raw_headers
@@ -291,9 +295,7 @@ class OnRoute:
         self.asks_route = any("route" in rule.by for _, rule in self._rules)
         """Whether a rule counts by the route."""
 
-    def by_limiter(
-        self, outer: RateLimiter | None
-    ) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
+    def by_limiter(self, outer: RateLimiter | None) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
         """Each limiter with its rules, in order; ``outer`` is the one of the middleware around."""
         last, groups = self._last
         if last is not outer or not groups:
@@ -329,8 +331,7 @@ async def _admit(
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
             return admission
-        if admission.delay_us > delay_us:
-            delay_us = admission.delay_us
+        delay_us = max(delay_us, admission.delay_us)
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
     admission.delay_us = 0
