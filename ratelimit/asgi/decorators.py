@@ -7,8 +7,7 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
-from types import EllipsisType
-from typing import Any, Final, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Final, ParamSpec, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -24,10 +23,11 @@ from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter
-from ratelimit.limits import Algorithm, Rounding
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
-from ratelimit.rules.options import Ask, Mode, OnMissing, OnStoreFailure, SomeLimits
+from ratelimit.rules.options import RouteOptions
+from ratelimit.rules.reading import refuse_unknown
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import Ask, SomeLimits
 
 __all__ = ["LimitOptions", "RateLimit", "exempt", "limit", "limits_of"]
 
@@ -42,26 +42,9 @@ _MET_KEY: Final = "ratelimit.met"
 """The dependencies that a request has met so far, each with its number on its route."""
 
 
-class LimitOptions(TypedDict, total=False):
+class LimitOptions(RouteOptions, total=False):
     """The options that `limit` and `RateLimit` take beside the limit and ``by``."""
 
-    algorithm: Algorithm | str | None
-    burst: int | None
-    rounding: Rounding | None
-    max_delay: float | EllipsisType | None
-    """Seconds that a leaking bucket may hold a request: 10 if left out, None for no bound."""
-    cost: int | str | Ask[int]
-    """Units that one request takes: a number, a name in ``RateLimiter(costs=...)``, a function."""
-    methods: Iterable[str] | None
-    """The methods that are limited; GET stands for HEAD as well."""
-    tier: str | Ask[str | None] | None
-    """The chooser, where the limit is a mapping of tiers."""
-    skip: Ask[bool] | None
-    """A function that says of a request that it is not limited here."""
-    mode: Mode
-    on_store_failure: OnStoreFailure | None
-    on_missing: OnMissing
-    """The outcome for a request that lacks a part of ``by``."""
     scope: str | None
     """Routes that share a scope share their counters."""
     limiter: RateLimiter | None
@@ -89,12 +72,7 @@ class RateLimit:
         by: str | Dependency | Sequence[str | Dependency] = "client",
         **options: Unpack[LimitOptions],
     ) -> None:
-        unknown = options.keys() - LimitOptions.__optional_keys__
-        if unknown:
-            raise TypeError(
-                f"a limit has no option {', '.join(sorted(unknown))}; there are by, "
-                + ", ".join(sorted(LimitOptions.__optional_keys__))
-            )
+        refuse_unknown("a limit", options, {"by", *LimitOptions.__optional_keys__})
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
         self._scope: str | None = of_rule.pop("scope", None)

@@ -13,14 +13,14 @@ from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.networks import Networks
 from ratelimit.limiter.admission import Admission, told_of
-from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
+from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
-from ratelimit.rules.options import Ask
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
@@ -128,8 +128,8 @@ class Decider:
                 self._look(scope, client)
             if plan is not None and self._skip is None:
                 keys = plan.keys(scope, client, matching, route)
-                if plan.watched and keys is not None:
-                    self._say_missing([matching[place] for place in plan.watched], scope)
+                for place in plan.watched if keys is not None else ():
+                    self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
                 failed = self._reports.function_failed
                 request = Request(scope, client, self.now.proxies, registered, route, failed)
@@ -160,15 +160,16 @@ class Decider:
             return True
         return client in self._owner.allowlist
 
-    def _say_missing(self, matching: Matching, scope: Mapping[str, Any]) -> None:
+    def _say_missing(
+        self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
+    ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
-        for rule, path_params in matching:
-            if rule.by[0] == "user" and "user" not in scope:
-                self._reports.once("user-missing", rule.name)
-            if rule.by != ("user",):
-                for part in rule.by:
-                    if part.startswith("path:") and part[5:] not in path_params:
-                        self._reports.once("path-missing", f"{rule.name} by {part}")
+        if rule.by[0] == "user" and "user" not in scope:
+            self._reports.once("user-missing", rule.name)
+        if rule.by != ("user",):
+            for part in rule.by:
+                if part.startswith("path:") and part[5:] not in path_params:
+                    self._reports.once("path-missing", f"{rule.name} by {part}")
 
     async def _without_store(
         self,
@@ -197,15 +198,23 @@ class Decider:
         self, admission: Admission, matching: Matching, request: Request
     ) -> tuple[Plan, list[str]]:
         """The plan of what a request asks by these rules, and its keys; none if it is over."""
-        keys: list[str] = []
-        terms: list[Terms] = []
+        asked: list[Question | None] = [None] * len(matching)
+        order = self.now.rules.index.order
+        places: Sequence[int] = range(len(matching))
+        if order:  # those that replace others first
+            places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
+        replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
                 return _NOTHING, []
-            for rule, path_params in matching:
+            for place in places:
+                rule, path_params = matching[place]
+                if rule.name in replaced:
+                    continue
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
-                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    strict = word == "deny"
+                    found = asked[place] = await question(rule, path_params, request, strict=strict)
                 except TurnedAway:
                     raise
                 except Exception as problem:  # noqa: BLE001  # the law of this module
@@ -216,15 +225,19 @@ class Decider:
                     if admission.refusal is not None:
                         return _NOTHING, []
                     continue
-                if asked is not None:
-                    self._say_missing([(rule, path_params)], request.scope)
-                    limits, names, key, cost, action = asked
-                    keys.append(key)
-                    terms.append(Terms(rule.name, limits, names, cost, action))
+                if found is not None:
+                    self._say_missing(rule, path_params, request.scope)
+                    replaced.update(found.replaces)
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
             return _NOTHING, []
+        keys = [each.key for each in asked if each is not None]
+        terms = [
+            Terms(rule.name, each.limits, each.policies, each.cost, each.action)
+            for (rule, _), each in zip(matching, asked, strict=True)
+            if each is not None
+        ]
         return self.now.rules.index.plan_of(terms), keys
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:

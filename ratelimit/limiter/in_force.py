@@ -8,9 +8,9 @@ from typing import Final, Self
 
 from ratelimit.identity.proxies import Proxies
 from ratelimit.rules.matching import MOST_PLANS, Plan
-from ratelimit.rules.options import METHODS
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.values import METHODS
 
 __all__ = ["InForce"]
 

@@ -19,6 +19,7 @@ from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
@@ -29,12 +30,12 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Refusal
-from ratelimit.rules.advice import advise
-from ratelimit.rules.matching import Found, Matching
-from ratelimit.rules.options import Ask
+from ratelimit.rules.advice import doubts
+from ratelimit.rules.matching import Found
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
 
@@ -43,7 +44,8 @@ __all__ = ["Admission", "RateLimiter"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 
-MOST_CHECKED: Final = 10_000
+MOST_ROUTES: Final = 10_000
+"""Most rules of routes that are remembered."""
 
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
@@ -84,6 +86,9 @@ class RateLimiter:
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
         self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._routes: dict[int, Rule] = {}
+        """The rules of routes that were met and need no function that is not registered; by
+        identity, as `InForce` has it."""
         self.response = response
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
@@ -98,7 +103,7 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        self._switches = Switches(store)
+        self._switches = Switches(store, self._names)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
         """Those denied most by this process."""
@@ -181,11 +186,10 @@ class RateLimiter:
             )
 
     def _take(self, rules: RuleSet) -> None:
-        self._checked: dict[int, Rule] = {}
-        """Rules whose functions are known to be registered; by identity, as `InForce` has it."""
         share, rules = rules.share, rules.in_force()
-        self.check_registered(rules.rules)
-        for advice in advise(rules):
+        for rule in rules.rules:
+            self._hold_registered(rule)
+        for advice in doubts(rules):
             if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
                 _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
         self.rules = rules
@@ -199,26 +203,35 @@ class RateLimiter:
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a rule uses a function that is not registered.
+        """Raises ValueError where a route's rule uses a function that is not registered.
 
         ``known`` are identities beside the registered ones.
         """
         for rule in rules:
-            if self._checked.get(id(rule)) is rule:
-                continue
-            identities, tiers, costs = self._registered
-            unknown = rule.registered_names - identities.keys() - set(known)
-            if unknown:
+            if self._routes.get(id(rule)) is not rule:
+                self._hold_registered(rule, known)
+                if len(self._routes) >= MOST_ROUTES:
+                    self._routes.clear()
+                self._routes[id(rule)] = rule
+
+    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        identities, tiers, costs = self._registered
+        unknown = rule.registered_names - identities.keys() - set(known)
+        if unknown:
+            raise ValueError(
+                f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
+                "registered; pass RateLimiter(..., identities={name: callable})"
+            )
+        for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+            if isinstance(value, str) and ":" not in value and value not in there:
                 raise ValueError(
-                    f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
-                    "registered; pass RateLimiter(..., identities={name: callable})"
+                    f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
+                    f"RateLimiter(..., {name}s={{name: callable}})"
                 )
-            for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
-                if isinstance(value, str) and ":" not in value and value not in there:
-                    raise ValueError(
-                        f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
-                        f"RateLimiter(..., {name}s={{name: callable}})"
-                    )
+
+    def _names(self) -> list[str]:
+        """The names of the rules, those of routes that were met among them."""
+        return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
@@ -242,20 +255,21 @@ class RateLimiter:
         """The state that a health endpoint may tell: plain values, none of them secret.
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
-        since the epoch); ``workers`` how many share a quota while the store is away;
+        since the epoch); ``workers`` how many are alive, where they make themselves known in the
+        store (``local``): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """
-        breaker = self.breaker
+        breaker, workers = self.breaker, self._failover.seen
         return {
             "status": "degraded" if breaker.state == "open" else "ok",
             "store": type(self.store).__name__,
             "breaker": breaker.state,
             "since": round(breaker.since, 3),
-            "workers": self._failover.workers,
+            **({} if workers is None else {"workers": workers}),
             "last_error": breaker.last_error,
             "servers": getattr(self.store, "servers", dict)(),
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
@@ -314,10 +328,12 @@ class RateLimiter:
         """The rules for a request by its path, but none where it meets an exempt route."""
         method = scope["method"] if scope["type"] == "http" else "GET"
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        found = self._now.rules.find(method, path)
+        now = self._now
+        host = host_of(scope, now.proxies) if now.rules.index.hosts else ""
+        found = now.rules.find(method, path, host)
         if method == "OPTIONS":
-            matching = self._without_preflight(found[0], scope)
-            found = matching, self._now.rules.index.plan(matching)
+            matching = self.rules.without_preflight(found[0], scope)
+            found = matching, now.rules.index.plan(matching)
         if route is not None and found[0] and route.is_exempt:
             return (), None
         return found
@@ -352,15 +368,6 @@ class RateLimiter:
         parameters = scope.get("path_params", {})
         return [(rule, parameters) for rule in own], plan
 
-    def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
-        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
-        if self.rules.preflights == "count":
-            return matching
-        names = {name for name, _ in scope.get("headers", ())}
-        if not names >= {b"origin", b"access-control-request-method"}:
-            return matching
-        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
-
     def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
         """Runs in the background of this event loop; says, once each, what is suspicious."""
         try:
@@ -373,6 +380,8 @@ class RateLimiter:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):
             self._reports.once("forwarded-untrusted", scope.get("client"))
+        if self._now.proxies.is_unread(scope):
+            self._reports.once("forwarded-unread", self._now.proxies.field)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

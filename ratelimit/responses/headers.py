@@ -259,15 +259,7 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
     extra = fields(told, dialects)
     if None in waits:
         never = [each for each in violated if each.decision.retry_after_us is None]
-        most = min(each.decision.limit.capacity for each in never)
-        return problem(
-            429,
-            NEVER,
-            "Cost Exceeds Limit",
-            f"This request costs more than the limit can ever allow at once, which is {most}.",
-            extra,
-            {"violated-policies": names},
-        )
+        return too_costly(min(each.decision.limit.capacity for each in never), names, extra)
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
     again = f"; try again in {_in_words(seconds)}" if violated else ""
@@ -278,6 +270,20 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
         f"The quota is used up{again}.",
         [*retry, *extra],
         {"violated-policies": names},
+    )
+
+
+def too_costly(
+    most: int, policies: Sequence[str], extra: Sequence[tuple[bytes, bytes]] = ()
+) -> Refusal:
+    """429 without `Retry-After`: the cost is above ``most``, which can pass at once."""
+    return problem(
+        429,
+        NEVER,
+        "Cost Exceeds Limit",
+        f"This request costs more than the limit can ever allow at once, which is {most}.",
+        extra,
+        {"violated-policies": list(policies)},
     )
 
 

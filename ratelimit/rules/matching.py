@@ -13,8 +13,10 @@ from ratelimit.decisions import Action, Alike, Check, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
-from ratelimit.rules.options import METHODS
+from ratelimit.rules.paths import normalised
+from ratelimit.rules.replacing import order
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import METHODS
 
 __all__ = ["Found", "Index", "Matching", "Plan", "Terms"]
 
@@ -99,6 +101,11 @@ class Index:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
+        self._numbers = {id(rule): number for number, rule in enumerate(rules)}
+        self.hosts: Final = any(rule.host is not None for rule in rules)
+        """Whether the host of a request has a say."""
+        self.order: Final = order(rules)
+        """The places of rules that replace others, or are replaced, in the order to ask them."""
         self._always: tuple[int, ...] = ()
         self._exact: dict[str, tuple[int, ...]] = {}
         self._below: dict[str, tuple[int, ...]] = {}
@@ -122,12 +129,33 @@ class Index:
         self.plans: dict[tuple[object, ...], tuple[object, Plan | None]] = {}
         """Plans by the rules they are of, or by what those ask; with what must not be freed."""
 
-    def find(self, method: str, path: str) -> Found:
+    def find(self, method: str, path: str, host: str = "") -> Found:
         """Every rule that applies and is not off, in order, with the path's parameters; the plan.
+
+        A path that a server of files would read as another one is that one as well. ``host`` is
+        the request's, as `ratelimit.identity.hosts` reads it.
 
         Looks only at rules whose literal start is the path's own, so the number of other rules
         does not matter.
         """
+        if self.hosts or "//" in path or "/." in path or "\\" in path:
+            return self._find_widely(method, path, host)
+        return self._find(method, path)
+
+    def _find_widely(self, method: str, path: str, host: str) -> Found:
+        normal = normalised(path)
+        found = {id(rule): (rule, parameters) for rule, parameters in self._find(method, path)[0]}
+        if normal != path:
+            of_normal = self._find(method, normal, path)[0]
+            found |= {id(each[0]): each for each in of_normal if id(each[0]) not in found}
+        of_path = [
+            each
+            for number, each in sorted((self._numbers[key], each) for key, each in found.items())
+            if each[0].host is None or host in each[0].host
+        ]
+        return of_path, self.plan(of_path)
+
+    def _find(self, method: str, path: str, raw: str = "") -> Found:
         below = self._heads(path) if self._below else ()
         exact = None
         if self._exact:
@@ -145,7 +173,9 @@ class Index:
         found: list[tuple[Rule, Mapping[str, object]]] = []
         for rule in rules:
             parameters = _NONE if rule.compiled is None else rule.compiled.match(path)
-            if parameters is not None:
+            if parameters is not None and not (
+                rule.excepted and rule.excepts(raw or path, normalised(path))
+            ):
                 found.append((rule, parameters))
         return found, plan if len(found) == len(rules) else self.plan(found)
 
@@ -169,8 +199,10 @@ class Index:
             for rule in (self._rules[number] for number in sorted(numbers))
             if rule.methods is None or method.upper() in rule.methods
         ]
-        plan = _of_static(rules)
-        if all(rule.compiled is None or rule.compiled.literal for rule in rules):
+        plan = _of_static(rules, self.order)
+        if all(
+            (rule.compiled is None or rule.compiled.literal) and not rule.excepted for rule in rules
+        ):
             return rules, plan, ([(rule, _NONE) for rule in rules], plan)
         return rules, plan, None
 
@@ -183,7 +215,7 @@ class Index:
         kept = self.plans.get(name)
         if kept is None:
             rules = [rule for rule, _ in matching]
-            kept = self._keep(name, rules, _of_static(rules))
+            kept = self._keep(name, rules, _of_static(rules, self.order))
         return kept[1]
 
     def plan_of(self, terms: Sequence[Terms]) -> Plan:
@@ -209,8 +241,12 @@ class Index:
         return kept
 
 
-def _of_static(rules: Sequence[Rule]) -> Plan | None:
+def _of_static(rules: Sequence[Rule], order: Mapping[str, int]) -> Plan | None:
     """The plan of static rules; None where one is not."""
+    replaced: set[str] = set()
+    for rule in sorted(rules, key=lambda rule: order.get(rule.name, 0)) if order else ():
+        if rule.name not in replaced and rule.mode == "enforce":
+            replaced.update(rule.replaces)
     readers: list[tuple[KeyOf, int]] = []
     terms: list[Terms] = []
     keys: list[int] = []
@@ -220,6 +256,8 @@ def _of_static(rules: Sequence[Rule]) -> Plan | None:
         cost, key_of = rule.cost, rule.key_of
         if not rule.is_static or key_of is None or not isinstance(cost, int):
             return None
+        if rule.name in replaced:
+            continue
         of_path = {part[5:] for part in rule.by if part.startswith("path:")}
         # Rules by the same parts share a key, but parameters are those of a rule's own path.
         key = known.setdefault((rule.by, rule.on_missing, place if of_path else None), len(readers))

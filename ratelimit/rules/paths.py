@@ -11,6 +11,7 @@ would have found. The positions are the bits of one whole number, so that all of
 at once: Cameron et al., "Bitwise data parallelism in regular expression matching", PACT 2014.
 """
 
+import posixpath
 import re
 import sys
 from bisect import bisect_right
@@ -67,6 +68,15 @@ class _Pattern(NamedTuple):
     """Names, each with its first step and the one after its last."""
 
 
+def normalised(path: str) -> str:
+    """A path as a server of files reads it: without ``//``, ``/./``, ``/../`` and backslashes."""
+    if "//" not in path and "/." not in path and "\\" not in path:
+        return path
+    path = path.replace("\\", "/")
+    normal = posixpath.normpath("/" + path.lstrip("/"))
+    return f"{normal}/" if path.endswith(("/", "/.", "/..")) and normal != "/" else normal
+
+
 class Path:
     """``/api/{rest:path}``, compiled; ``literal`` where it has no parameters.
 
@@ -98,6 +108,11 @@ class Path:
             raise ValueError(
                 f"the path {shown(text)} has a brace that belongs to no parameter; parameters are "
                 "written {name} or {name:int}"
+            )
+        if text.endswith("*"):
+            raise ValueError(
+                f"the path {shown(text)} ends with '*', which would stand for itself; write "
+                f"{shown(text.rstrip('*') + '{rest:path}')} for all that follows"
             )
         names = [name for name, _ in _PARAMETER.findall(text)]
         for name in names:

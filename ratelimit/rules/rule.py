@@ -3,32 +3,39 @@
 Pure and frozen: everything that can be known before a request is computed when a rule is built.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cache, lru_cache
 from hashlib import blake2b
-from types import EllipsisType, MappingProxyType
-from typing import Any
+from types import MappingProxyType
+from typing import Final, Unpack
 
-from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.addresses import Network
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
-from ratelimit.limits import Algorithm, Limit, Rounding
-from ratelimit.rules import options
-from ratelimit.rules.options import (
+from ratelimit.limits import Limit
+from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
+from ratelimit.rules.options import RULE, RuleOptions
+from ratelimit.rules.overriding import override_key
+from ratelimit.rules.paths import Path, normalised
+from ratelimit.rules.reading import Reading, refuse_unknown
+from ratelimit.rules.values import (
+    BUILT_IN_BY,
+    CLIENT_CHOSEN,
     Ask,
-    Counting,
     Mode,
     OnMissing,
     OnStoreFailure,
     SomeLimits,
 )
-from ratelimit.rules.paths import Path
-from ratelimit.words import shown
 
 __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
+
+
+class TooManyLimits(ValueError):
+    """More limits would apply to one request than a store decides at once."""
 
 
 @dataclass(frozen=True, init=False, slots=True)
@@ -67,6 +74,12 @@ class Rule:
     """The parts of an identity, in order; header names in lower case."""
     path: str | None
     """In Starlette's route syntax; None for every path."""
+    except_: tuple[str, ...]
+    """Paths that it is not for."""
+    host: frozenset[str] | None
+    """The hosts, in lower case, of which a request names one; None for every host."""
+    replaces: tuple[str, ...]
+    """Names of rules that do not apply where this one has counted a request."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
@@ -80,8 +93,9 @@ class Rule:
     """The outcome for a request that lacks a part of ``by``: it counts under the client's address,
     the rule does not apply, or it is refused (403)."""
     overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
-    """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
-    An IPv6 address stands for its network of 64 bits, which is what clients are counted by."""
+    """Limits of single identities, by the text of the first part of ``by``, or, behind a NUL, by
+    that of all parts; none for unlimited, `BLOCKED` for refused. An IPv6 address stands for its
+    network of 64 bits, which is what clients are counted by."""
     allowlist: tuple[Network, ...]
     """Clients to whom this rule does not apply."""
     denylist: tuple[Network, ...]
@@ -95,93 +109,60 @@ class Rule:
     denied_clients: Networks = field(repr=False, compare=False)
     compiled: Path | None = field(repr=False, compare=False)
     """``path``, as requests are matched by it."""
+    excepted: tuple[Path, ...] = field(repr=False, compare=False)
+    """``except_``, as requests are matched by it."""
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
     _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
     """The overrides, by the texts that were given."""
 
-    def __init__(  # noqa: PLR0915  # each option is read once, in the order of their mistakes
+    def __init__(
         self,
         name: str,
         limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
         *,
-        by: str | Sequence[str] = "client",
-        path: str | None = None,
-        methods: Iterable[str] | None = None,
-        algorithm: Algorithm | str | None = None,
-        burst: int | None = None,
-        rounding: Rounding | None = None,
-        max_delay: float | EllipsisType | None = ...,
-        cost: int | str | Ask[int] = 1,
-        mode: Mode = "enforce",
-        enforce_share: float | Fraction = 1,
-        on_store_failure: OnStoreFailure | None = None,
-        on_missing: OnMissing = "client",
-        tier: str | Ask[str | None] | None = None,
-        overrides: Mapping[str, SomeLimits] = MappingProxyType({}),
-        allowlist: Iterable[Network] = (),
-        denylist: Iterable[Network] = (),
-        skip: Ask[bool] | None = None,
         on_route: bool = False,
+        **given: Unpack[RuleOptions],
     ) -> None:
         """``on_route`` is for a route's own rule: ``by`` may name parameters of any path."""
-        put = object.__setattr__
-        put(self, "name", options.name(name))
-        matcher = None if path is None else Path(options.text("path", path))
-        tiers: dict[str, tuple[Limit, ...]] = {}
-        limits: tuple[Limit, ...] = ()
-        dynamic: Any = None
-        if isinstance(limit, str | Mapping) or callable(limit):
-            counting = Counting(algorithm, burst, rounding, max_delay)
-            if isinstance(limit, str):
-                limits = counting.limits(limit)
-            elif isinstance(limit, Mapping):
-                tiers = options.tiers(limit, counting)
-                limits = next(iter(tiers.values()))
-            else:
-                counting.limits("1/second")  # a mistake in the options is told where it is made
-                dynamic = limit
-        else:
-            options.refuse_options_of_text(algorithm, burst, rounding, max_delay)
-            limits = options.ready_limits(limit)
-            first = limits[0]
-            counting = Counting(first.algorithm, None, None, ...)
-            counting.rounding, counting.max_delay = first.rounding, first.max_delay
-        if not (limits or tiers or dynamic):
-            raise ValueError(f"the limit is {shown(limit)}; a rule without a limit has mode 'off'")
-        put(self, "limits", limits)
-        put(self, "tiers", MappingProxyType(tiers))
-        put(self, "tier", options.tier(tier, tiers))
-        put(self, "dynamic", dynamic)
-        parameters = None if on_route else () if matcher is None else matcher.parameters
-        put(self, "by", options.by(by, parameters, path))
-        put(self, "path", path)
-        put(self, "methods", None if methods is None else options.methods(methods))
-        options.mode(mode)
-        put(self, "mode", mode)
-        put(self, "enforce_share", options.part("enforce_share", enforce_share))
-        if on_store_failure is not None:
-            options.on_store_failure(on_store_failure)
-        put(self, "on_store_failure", on_store_failure)
-        options.on_missing(on_missing)
-        put(self, "on_missing", on_missing)
-        own = options.overrides(overrides, self.by, counting)
-        put(self, "overrides", MappingProxyType(own))
-        put(self, "_named", dict(zip(overrides, own.values(), strict=True)))
-        put(self, "cost", options.cost(cost, _all_limits(limits, tiers, own)))
-        put(self, "allowlist", options.networks(allowlist))
-        put(self, "denylist", options.networks(denylist))
-        put(self, "allowed_clients", Networks(self.allowlist))
-        put(self, "denied_clients", Networks(self.denylist))
-        if skip is not None and not callable(skip):
-            raise TypeError(f"skip is a function over the connection, not {type(skip).__name__}")
-        put(self, "skip", skip)
-        put(self, "policies", policy_names(name, limits))
-        put(self, "compiled", matcher)
-        put(self, "_counting", counting)
-        put(self, "_part", Fraction(1))
-        put(self, "key_of", compiled(self.by, fall_back=on_missing == "client"))
+        refuse_unknown("a rule", given, RULE)
+        every = {"name": name, "limit": limit, "on_route": on_route, **given}
+        self._keep(RULE.read(every))
+
+    @classmethod
+    def of(cls, reading: Reading) -> "Rule":
+        """The rule of options that were read without a mistake."""
+        rule = cls.__new__(cls)
+        rule._keep(reading)  # noqa: SLF001  # of its own class
+        return rule
+
+    def _keep(self, reading: Reading) -> None:
+        limits, tiers = limits_of(reading)
+        overrides = reading["overrides"]
+        limit, path = reading["limit"], reading["path"]
+        kept = {key: reading[key] for key in RULE if key in _KEPT}
+        kept |= {
+            "limits": limits,
+            "tiers": MappingProxyType(tiers),
+            "dynamic": limit if callable(limit) else None,
+            "path": reading.given["path"] if path else None,
+            "except_": tuple(text for text, _ in reading["except_"]),
+            "excepted": tuple(each for _, each in reading["except_"]),
+            "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
+            "allowed_clients": Networks(reading["allowlist"]),
+            "denied_clients": Networks(reading["denylist"]),
+            "policies": policy_names(reading["name"], limits),
+            "compiled": path,
+            "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
+            "_counting": counting_of(reading),
+            "_part": Fraction(1),
+            "_named": {own.identity: own.limits for own in overrides.values()},
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
+        if self.tiers and self.tier is None:
+            raise ValueError("there are tiers, but no tier; it says who chooses, as 'user:plan'")
 
     @property
     def is_static(self) -> bool:
@@ -204,17 +185,18 @@ class Rule:
 
         @cache  # a file repeats few limits in many overrides
         def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-            return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
+            whole = part == 1 or not limits
+            return limits if whole else tuple(limit.scaled(part) for limit in limits)
 
         overrides = {key: scaled(own) for key, own in self.overrides.items()}
-        if self.by[0] == "client" and ipv6_prefix != 64:
-            overrides = {}
-            for text, own in self._named.items():
-                address = read_address(text, ipv6_prefix)
-                overrides[text if address is None else address.key] = scaled(own)
+        if "client" in self.by and ipv6_prefix != 64:
+            overrides = {
+                override_key(text, self.by, ipv6_prefix)[0]: scaled(own)
+                for text, own in self._named.items()
+            }
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
-        options.cost(self.cost, _all_limits(limits, tiers, overrides))
+        cost(self.cost, _all_limits(limits, tiers, overrides))
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
@@ -239,11 +221,44 @@ class Rule:
         ).digest()
         return int.from_bytes(digest) < self.enforce_share * 2**48
 
+    def excepts(self, path: str, normal: str) -> bool:
+        """Whether a request is left out: by its path as it is, and as `normalised` has it."""
+        return any(
+            each.match(path) is not None
+            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            for each in self.excepted
+        )
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a client can pick the identity by which this rule counts."""
+        return any(map(self.is_chosen_part, self.by))
+
+    @staticmethod
+    def is_chosen_part(part: str) -> bool:
+        """Whether a client can pick a part of an identity, and another with each request."""
+        return part.partition(":")[0] in CLIENT_CHOSEN
+
+    @property
+    def names_all_it_counts(self) -> bool:
+        """Whether some identity that it counts is known: by what it is, or by an override."""
+        return not self.is_chosen or any(self.is_known(key) for key in self.overrides)
+
+    def is_known(self, override: str | None) -> bool:
+        """Whether an identity, by the text of its override if any, is not for clients to pick."""
+        if override is None:
+            return not self.is_chosen
+        rest = () if override[:1] == "\0" else self.by[1:]
+        return not any(map(self.is_chosen_part, rest))
+
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
 
-        ``path`` is the decoded path below ``root_path``. Never raises.
+        ``path`` is the decoded path below ``root_path``; the host has its say elsewhere. Never
+        raises.
         """
+        if self.excepted and self.excepts(path, normalised(path)):
+            return None
         if self.methods is not None and method.upper() not in self.methods:
             return None
         return {} if self.compiled is None else self.compiled.match(path)
@@ -251,9 +266,10 @@ class Rule:
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
-        return frozenset(
-            part for part in self.by if ":" not in part and part not in options.BUILT_IN_BY
-        )
+        return frozenset(part for part in self.by if ":" not in part and part not in BUILT_IN_BY)
+
+
+_KEPT: Final = {field.name for field in fields(Rule)}
 
 
 def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:
