@@ -224,8 +224,11 @@ class Rule:
     def excepts(self, path: str, normal: str) -> bool:
         """Whether a request is left out: by its path as it is, and as `normalised` has it."""
         return any(
-            each.match(path) is not None
-            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            each.match(path, exactly=True) is not None
+            and (
+                normal == path
+                or any(one.match(normal, exactly=True) is not None for one in self.excepted)
+            )
             for each in self.excepted
         )
 
