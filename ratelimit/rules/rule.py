@@ -208,7 +208,7 @@ class Rule:
 
         Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
         """
-        limits = self._counting.limits(value)
+        limits = self._counting.limits(value, exactly=False)
         return limits if self._part == 1 else tuple(limit.scaled(self._part) for limit in limits)
 
     def enforced_on(self, identity: str) -> bool:

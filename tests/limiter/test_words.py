@@ -324,6 +324,11 @@ async def test_overrides_of_all_parts_follow_the_prefix_of_addresses() -> None:
     assert list(only.overrides) == ["\0" + "7:route=/20:client=2001:db8::/48"]
 
 
+async def test_a_first_part_alone_may_hold_a_bar_as_well() -> None:
+    rule = Rule("a", "1/minute", by=["header:x-user", "route"], overrides={"id%7C7": "3/minute"})
+    assert await admitted(limiting(rule), 5, headers=[("x-user", "id|7")]) == 3
+
+
 # --- fields of one address -----------------------------------------------------------------------
 
 
@@ -391,6 +396,15 @@ async def test_an_override_lets_no_more_pass_at_once_than_it_holds() -> None:
         overrides={"192.0.2.1": "2/second", "192.0.2.2": "20/second"},
     )  # fmt: skip
     assert [limits[0].free for limits in rule.overrides.values()] == [2, 5]
+
+
+async def test_no_more_is_free_than_a_function_gives() -> None:
+    limiter = limiting(Rule("a", lambda _: "2/second", algorithm="leaking_bucket", free=5))
+    assert await admitted(limiter, 5) == 2
+    with pytest.raises(ValueError, match="free is 5; it is 1 to 3"):
+        Rule("a", lambda _: "9/second", algorithm="leaking_bucket", free=5, burst=3)
+    with pytest.raises(ValueError, match="free belongs to a leaking_bucket"):
+        Rule("a", lambda _: "9/second", algorithm="token_bucket", free=5)
 
 
 # --- costs ---------------------------------------------------------------------------------------
