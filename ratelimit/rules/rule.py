@@ -208,7 +208,7 @@ class Rule:
 
         Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
         """
-        limits = self._counting.limits(value)
+        limits = self._counting.limits(value, exactly=False)
         return limits if self._part == 1 else tuple(limit.scaled(self._part) for limit in limits)
 
     def enforced_on(self, identity: str) -> bool:
@@ -224,8 +224,11 @@ class Rule:
     def excepts(self, path: str, normal: str) -> bool:
         """Whether a request is left out: by its path as it is, and as `normalised` has it."""
         return any(
-            each.match(path) is not None
-            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            each.match(path, exactly=True) is not None
+            and (
+                normal == path
+                or any(one.match(normal, exactly=True) is not None for one in self.excepted)
+            )
             for each in self.excepted
         )
 

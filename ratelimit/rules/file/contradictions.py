@@ -61,7 +61,10 @@ def contradictions(
             )  # fmt: skip
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
     for number, place, code, message in misplaced(rules, names):
-        yield Contradiction(code, ("rules", number, "replaces", place), message)
+        shown = [("rules", each, "name") for each, rule in rules.items() if rule.name in message]
+        yield Contradiction(
+            code, ("rules", number, "replaces", place), message, (("rules", number, "by"), *shown)
+        )
 
 
 def _of_file(top: Mapping[str, Any]) -> Iterator[Contradiction]:
