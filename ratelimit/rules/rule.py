@@ -114,7 +114,7 @@ class Rule:
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
-    _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
+    named: Mapping[str, tuple[Limit, ...]] = field(repr=False, hash=False)
     """The overrides, by the texts that were given."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Rule:
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
             "_part": Fraction(1),
-            "_named": {own.identity: own.limits for own in overrides.values()},
+            "named": {own.identity: own.limits for own in overrides.values()},
         }
         for name, value in kept.items():
             object.__setattr__(self, name, value)
@@ -192,7 +192,7 @@ class Rule:
         if "client" in self.by and ipv6_prefix != 64:
             overrides = {
                 override_key(text, self.by, ipv6_prefix)[0]: scaled(own)
-                for text, own in self._named.items()
+                for text, own in self.named.items()
             }
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
@@ -200,6 +200,7 @@ class Rule:
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
+        put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
         put(rule, "_part", part)
         return rule
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+from fractions import Fraction
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from starlette.convertors import Convertor, register_url_convertor
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
+from ratelimit import MemoryStore, RateLimiter, Rule, RuleFileError, RuleSet
 from ratelimit.testing import ManualClock
 from tests.support.asgi import http_scope
 
@@ -430,3 +431,31 @@ async def test_in_shadow_a_cost_that_can_never_pass_is_only_counted() -> None:
     limiter = limiting(rule)
     assert await admitted(limiter, 1) == 1
     assert limiter.counts["a", "shadow-denied"] == 1
+
+
+async def test_overrides_of_all_parts_that_a_prefix_makes_one_client_are_a_mistake() -> None:
+    text = """version: 1
+ipv6_prefix: 48
+rules:
+  - name: a
+    by: [route, client]
+    limit: 1/minute
+    overrides: {"/|2001:db8::1": 2/minute, "/|2001:db8:0:1::1": 3/minute}
+"""
+    with pytest.raises(RuleFileError, match=r"same client as another.*\[same-override\]"):
+        RuleSet.loads(text)
+
+
+def test_an_edit_of_an_address_is_seen_also_where_both_are_of_one_network() -> None:
+    one, other = (
+        RuleSet((Rule("a", "1/s", overrides={address: "2/s"}),), ipv6_prefix=128)
+        for address in ("2001:db8::1", "2001:db8::2")
+    )
+    assert one != other
+
+
+def test_rules_in_force_may_be_put_in_force_again() -> None:
+    rule = Rule("a", "10/s", overrides={"2001:db8::1": "20/s"})
+    once = RuleSet((rule,), share=Fraction(1, 2), ipv6_prefix=48).in_force()
+    assert once.in_force().rules[0].overrides == once.rules[0].overrides
+    assert once.rules[0].overrides["2001:db8::/48"][0].quota == 10
