@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
+from ratelimit.asgi.start import mistakes
 from ratelimit.limiter.limiter import RateLimiter
 
 __all__ = ["RateLimitMiddleware"]
@@ -39,6 +40,7 @@ class RateLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             if scope["type"] == "lifespan":
+                await self._look_at_routes(scope, receive, send)
                 self.limiter.start()
                 send = self._closing(send)
             await self.app(scope, receive, send)
@@ -81,6 +83,25 @@ class RateLimitMiddleware:
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)
+
+    async def _look_at_routes(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses to start where a limit on a route could only fail, request by request."""
+        if self.limiter.asks_routes and self._router is None and "app" not in scope:
+            _LOG.warning(
+                "routes-unknown: a rule counts by route, but no routes can be seen in what this "
+                "middleware stands in front of, so its requests are counted by address instead; "
+                "write a rule for each path"
+            )
+        try:
+            found = mistakes(self.app, self.limiter)
+        except Exception:  # noqa: BLE001  # a look at somebody's routes is not his outage
+            _LOG.exception("routes-unknown: the limits on routes could not be looked at")
+            return
+        if found:
+            text = "a limit on a route cannot hold: " + "; ".join(found)
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": text})
+            raise ValueError(text)
 
     def _closing(self, send: Send) -> Send:
         """Closes the store when the application has shut down, before the server hears of it."""

@@ -19,6 +19,7 @@ from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Told, new_told, refuse
 from ratelimit.rules.matching import Matching, Plan, Terms
 from ratelimit.rules.options import Ask
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store, StoreUnavailable
 
@@ -185,7 +186,7 @@ class Decider:
                     self._say_missing(rule, path_params, request.scope)
                     limits, names, key, cost, action = asked
                     keys.append(key)
-                    terms.append(Terms(rule.name, limits, names, cost, action))
+                    terms.append(Terms(rule.name, counter_of(rule), limits, names, cost, action))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.told = ()
@@ -242,8 +243,10 @@ class Decider:
         told: list[Told] = []
         lost: list[tuple[Check, str, Exception]] = []
         passed = True
-        for check, policy, decision in zip(checks, plan.policies, decisions, strict=True):
-            _, key, _, rule, action, _, _ = check  # in one step, since names are slow to look up
+        for check, policy, (rule, _), decision in zip(
+            checks, plan.policies, plan.allowed, decisions, strict=True
+        ):
+            _, key, _, _, action, _, _ = check  # in one step, since names are slow to look up
             _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
             if degraded:
                 lost.append((check, policy, getattr(decision, "problem", None) or _NOT_DECIDED))

@@ -30,19 +30,24 @@ from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import advise
 from ratelimit.rules.matching import Matching
-from ratelimit.rules.options import Ask
+from ratelimit.rules.options import BUILT_IN_BY, Ask
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
+from ratelimit.words import near
 
-__all__ = ["Admission", "RateLimiter"]
+__all__ = ["Admission", "RateLimiter", "off_by_environment"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
 
 MOST_CHECKED: Final = 10_000
+"""Rules of routes that are known to name registered functions."""
+
+AT_THE_START: Final = ("client-chosen", "foreign-path")
+"""Advice that is given in the log as well: such rules may limit nobody."""
 
 Answer = Callable[[HTTPConnection, Refusal], Any]
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
@@ -185,10 +190,12 @@ class RateLimiter:
         share, rules = rules.share, rules.in_force()
         self.check_registered(rules.rules)
         for advice in advise(rules):
-            if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
-                _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+            if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
+                _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
         self.rules = rules
         """The rules that hold now."""
+        self.names = frozenset(rule.name.lower() for rule in rules.rules)
+        """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
         self._now = InForce.of(rules, share)
@@ -206,18 +213,25 @@ class RateLimiter:
         for rule in rules:
             if self._checked.get(id(rule)) is rule:
                 continue
-            unknown = rule.registered_names - identities.keys() - set(known)
-            if unknown:
+            there = {*identities, *known}
+            for name in sorted(rule.registered_names - there):
                 raise ValueError(
-                    f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
-                    "registered; pass RateLimiter(..., identities={name: callable})"
+                    f"rule {rule.name!r} limits by {name}, which is not registered"
+                    + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
+                    + "; pass RateLimiter(..., identities={name: callable})"
                 )
-            for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
-                if isinstance(value, str) and ":" not in value and value not in there:
+            for kind, value, known_names in (
+                ("tier", rule.tier, tiers),
+                ("cost", rule.cost, costs),
+            ):
+                if isinstance(value, str) and ":" not in value and value not in known_names:
                     raise ValueError(
-                        f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
-                        f"RateLimiter(..., {name}s={{name: callable}})"
+                        f"rule {rule.name!r} has the {kind} {value}, which is not registered"
+                        + near(value, known_names, 0.6, "{!r}".format)
+                        + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
                     )
+            if len(self._checked) < MOST_CHECKED:
+                self._checked[id(rule)] = rule
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
@@ -403,8 +417,12 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
+def off_by_environment() -> bool:
+    """Whether RATELIMIT_ENABLED says that nothing is limited."""
+    return os.environ.get("RATELIMIT_ENABLED", "1").lower() in ("0", "false", "no", "off")
+
+
 def _enabled_by_environment() -> bool:
-    if os.environ.get("RATELIMIT_ENABLED", "1").lower() not in ("0", "false", "no", "off"):
-        return True
-    _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
-    return False
+    if off_by_environment():
+        _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
+    return not off_by_environment()
