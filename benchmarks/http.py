@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 # A script's folder comes first on the path, and `import http` would find this file. The
-# repository's root goes there instead, for tests/servers.py.
+# repository's root goes there instead, for tests/support/servers.py.
 others = [path for path in sys.path if Path(path).resolve() != HERE]
 sys.path[:] = [str(HERE.parent), *others, str(HERE)]
 

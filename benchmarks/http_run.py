@@ -39,7 +39,7 @@ from http_apps import (
     Contestant,
 )
 
-from tests.servers import Server, binaries, serving
+from tests.support.servers import Server, binaries, serving
 
 CLIENTS = 1_000
 """Addresses that ask, in process."""

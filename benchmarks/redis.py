@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 # A script's folder comes first on the path, and `import redis` would find this file. The
-# repository's root goes there instead, for tests/servers.py.
+# repository's root goes there instead, for tests/support/servers.py.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if path != str(HERE)), str(HERE)]
 
 if __name__ == "__main__":

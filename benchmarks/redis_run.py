@@ -40,7 +40,7 @@ from redis_peers import (
 from ratelimit.decisions import Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores.redis import RedisStore
-from tests.servers import Server, binaries, serving
+from tests.support.servers import Server, binaries, serving
 
 CONCURRENCIES = (1, 8, 64, 256)
 PLENTY = 1_000_000

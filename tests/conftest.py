@@ -13,7 +13,7 @@ import pytest_asyncio
 from ratelimit.stores import MemoryStore, Store
 from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import MakeStore, ManualClock
-from tests.servers import Server, binaries, serving
+from tests.support.servers import Server, binaries, serving
 
 SLOW = os.environ.get("RATELIMIT_TEST_ALL") == "1"
 

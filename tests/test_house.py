@@ -127,6 +127,51 @@ def test_the_tree_holds_no_leftovers_of_editors_and_patches() -> None:
     ]
 
 
+# --- the tests -----------------------------------------------------------------------------------
+
+TESTS: Final = ROOT / "tests"
+APART: Final = {"support", "properties", "chaos", "load", "typing"}
+"""Folders of the tests that are not a package's: helpers, and tests of all packages together."""
+WHOLE: Final = {"house", "walk", "wheel"}
+"""Tests of all packages together that stand beside those of the modules beside the packages."""
+
+
+def folders_of_python(root: Path) -> set[str]:
+    return {path.parent.relative_to(root).as_posix() for path in root.rglob("*.py")} - {"."}
+
+
+def test_the_folders_of_the_tests_are_the_packages() -> None:
+    folders = {each for each in folders_of_python(TESTS) if each.split("/")[0] not in APART}
+    assert folders == folders_of_python(PACKAGE)
+
+
+def test_beside_those_folders_stand_the_tests_of_the_modules_beside_the_packages() -> None:
+    flat = {path.stem for path in PACKAGE.glob("*.py")} | WHOLE
+    assert {path.stem for path in TESTS.glob("*.py")} <= {f"test_{name}" for name in flat} | {
+        "conftest"
+    }
+
+
+def test_a_file_of_the_tests_that_a_page_or_a_setting_names_exists() -> None:
+    named = {
+        found
+        for path in tree()
+        if path.suffix in {".md", ".toml"} or path.name in {"Makefile", ".luacheckrc"}
+        for found in re.findall(r"\btests/[\w./]+\.\w+", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_words_that_a_page_picks_tests_by_are_in_a_name_of_a_test() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    picked = re.findall(r"^\|.*\| `(tests/[\w/]+\.py)` \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(picked) > 10
+    for file, words in picked:
+        names = re.findall(r"def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"))
+        assert [name for name in names if words in name], (file, words)
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 IS_NO: Final = re.compile(r"(?<!\bthere )\b(?:is|are) no\b(?! (?:one|longer|later)\b)")
@@ -548,12 +593,10 @@ LONG: Final = {
     "ratelimit/rules/file/contradictions.py": "one pair of options after the other",
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",
     "ratelimit/rules/file/yaml.py": "places for every value, also behind aliases",
-    "ratelimit/rules/options.py": "one function for each option",
     "ratelimit/stores/redis/cluster.py": "slots and redirections",
     "ratelimit/stores/redis/pipeline.py": "sending, receiving and time are one law",
     "ratelimit/stores/redis/store.py": "a method for each thing that workers share",
     "ratelimit/testing/tables.py": "data",
-    "ratelimit/rules/rule.py:__init__": "an argument for each option",
     "ratelimit/limiter/checks.py:question": "what only the application knows",
     "ratelimit/stores/redis/uris.py:read_client": "each kind of client in its own way",
 }

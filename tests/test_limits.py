@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.limits import BUCKETS, Algorithm, Limit, parse_duration_us
-from tests.timelines import random_limit
+from tests.support.timelines import random_limit
 
 S = 1_000_000
 MINUTE, HOUR, DAY = 60 * S, 3_600 * S, 86_400 * S

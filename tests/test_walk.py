@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit import RateLimiter, RateLimitMiddleware, Rule
-from tests.web.asgi import http_scope
+from tests.support.asgi import http_scope
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = f"{ROOT / 'ratelimit'}/"

@@ -8,8 +8,7 @@ from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
-from types import EllipsisType
-from typing import Any, Final, NamedTuple, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -30,16 +29,17 @@ from ratelimit.asgi.endpoints import (
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
 from ratelimit.asgi.routing import EXEMPT, innermost
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
-from ratelimit.limits import Algorithm, Rounding
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
-from ratelimit.rules import options as read
-from ratelimit.rules.options import Ask, Mode, OnMissing, OnStoreFailure, SomeLimits
+from ratelimit.rules.options import RouteOptions
+from ratelimit.rules.reading import refuse_unknown
 from ratelimit.rules.route_rule import RouteRule
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import SomeLimits
 
 __all__ = ["LimitOptions", "RateLimit", "exempt", "limit", "limits_of"]
 
@@ -65,26 +65,9 @@ class _Met(NamedTuple):
     counter: str
 
 
-class LimitOptions(TypedDict, total=False):
+class LimitOptions(RouteOptions, total=False):
     """The options that `limit` and `RateLimit` take beside the limit and ``by``."""
 
-    algorithm: Algorithm | str | None
-    burst: int | None
-    rounding: Rounding | None
-    max_delay: float | EllipsisType | None
-    """Seconds that a leaking bucket may hold a request: 10 if left out, None for no bound."""
-    cost: int | str | Ask[int]
-    """Units that one request takes: a number, a name in ``RateLimiter(costs=...)``, a function."""
-    methods: Iterable[str] | None
-    """The methods that are limited; GET stands for HEAD as well."""
-    tier: str | Ask[str | None] | None
-    """The chooser, where the limit is a mapping of tiers."""
-    skip: Ask[bool] | None
-    """A function that says of a request that it is not limited here."""
-    mode: Mode
-    on_store_failure: OnStoreFailure | None
-    on_missing: OnMissing
-    """The outcome for a request that lacks a part of ``by``."""
     name: str | None
     """The name that clients, logs and commands see; else the scope, else the function's own."""
     scope: str | None
@@ -114,27 +97,21 @@ class RateLimit:
         by: str | Dependency | Sequence[str | Dependency] = "client",
         **options: Unpack[LimitOptions],
     ) -> None:
-        unknown = options.keys() - LimitOptions.__optional_keys__
-        if unknown:
-            raise TypeError(
-                f"a limit has no option {', '.join(sorted(unknown))}; there are by, "
-                + ", ".join(sorted(LimitOptions.__optional_keys__))
-            )
+        refuse_unknown("a limit", options, {"by", *LimitOptions.__optional_keys__})
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
         self.scope: str | None = of_rule.pop("scope", None)
-        if self.scope is not None:
-            read.name(self.scope)
-        name = of_rule.pop("name", None)
-        self.name: str | None = self.scope if name is None else read.name(name)
-        """The name that clients see; None for that of the endpoint."""
+        self.name: str | None = of_rule.pop("name", None)
+        """The name that clients see; None for the scope, or that of the endpoint."""
         names, self.dependency = _parts(by)
         self._rules: dict[tuple[str, str], Rule] = {}
         self._build: Callable[[str, str], Rule] = lambda name, counter: RouteRule(
             name, limit, by=names, counter=counter, **of_rule
         )
         # A mistake is told where it is made.
-        self.rule = self.rule_for(self.name or "anything", "~")
+        for name in ("anything", self.scope, self.name):
+            if name is not None:
+                self.rule = self.rule_for(name, "~")
         self.__signature__ = _signature(self.dependency)
         self._met = OfEndpoint(self._on_endpoint)
 
@@ -159,7 +136,7 @@ class RateLimit:
 
     def met(self, endpoint: Any, place: str, number: int) -> _Met:
         """This limit as it is met on an endpoint; ``number`` tells limits of one endpoint apart."""
-        name = self.name or readable(endpoint)
+        name = self.name or self.scope or readable(endpoint)
         if self.scope is not None:
             return _Met(self, name, f"{self.scope}~{number if number > 1 else ''}")
         where = f"{scope_of(endpoint)}\0{place}\0{number}"

@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
-from ratelimit.identity.connections import connection
+from ratelimit.identity.connections import Ask, connection
 from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.identity.proxies import Proxies
 from ratelimit.identity.users import attribute
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, unidentified
-from ratelimit.rules.options import MOST_COST, Ask
+from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.rule import Rule, policy_names
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]

@@ -11,6 +11,7 @@ from ratelimit.control.denials import Denials
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Action, Check, Decision, new_check
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
@@ -18,7 +19,6 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Told, new_told, refuse
 from ratelimit.rules.matching import Matching, Plan, Terms
-from ratelimit.rules.options import Ask
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store, StoreUnavailable

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.websockets import WebSocket
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
@@ -30,10 +32,10 @@ from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import advise
 from ratelimit.rules.matching import Matching
-from ratelimit.rules.options import BUILT_IN_BY, Ask
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.values import BUILT_IN_BY
 from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
 from ratelimit.words import near
@@ -49,7 +51,11 @@ MOST_CHECKED: Final = 10_000
 AT_THE_START: Final = ("client-chosen", "foreign-path")
 """Advice that is given in the log as well: such rules may limit nobody."""
 
-Answer = Callable[[HTTPConnection, Refusal], Any]
+Answer = (
+    Callable[[HTTPConnection, Refusal], Any]
+    | Callable[[Request, Refusal], Any]
+    | Callable[[WebSocket, Refusal], Any]
+)
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
 
 

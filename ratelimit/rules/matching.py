@@ -11,9 +11,9 @@ from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
-from ratelimit.rules.options import METHODS
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
+from ratelimit.rules.values import METHODS
 
 __all__ = ["Found", "Index", "Matching", "Plan", "Terms"]
 

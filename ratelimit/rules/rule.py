@@ -3,32 +3,31 @@
 Pure and frozen: everything that can be known before a request is computed when a rule is built.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cache, lru_cache
 from hashlib import blake2b
-from types import EllipsisType, MappingProxyType
-from typing import Any
+from types import MappingProxyType
+from typing import Final, Unpack
 
 from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
-from ratelimit.limits import Algorithm, Limit, Rounding
-from ratelimit.rules import options
-from ratelimit.rules.options import (
-    Ask,
-    Counting,
-    Mode,
-    OnMissing,
-    OnStoreFailure,
-    SomeLimits,
-)
+from ratelimit.limits import Limit
+from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
+from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.paths import Path
-from ratelimit.words import shown
+from ratelimit.rules.reading import Reading, refuse_unknown
+from ratelimit.rules.values import BUILT_IN_BY, Mode, OnMissing, OnStoreFailure, SomeLimits
 
 __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
+
+
+class TooManyLimits(ValueError):
+    """More limits would apply to one request than a store decides at once."""
 
 
 @dataclass(frozen=True, init=False, slots=True)
@@ -101,87 +100,50 @@ class Rule:
     _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
     """The overrides, by the texts that were given."""
 
-    def __init__(  # noqa: PLR0915  # each option is read once, in the order of their mistakes
+    def __init__(
         self,
         name: str,
         limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
         *,
-        by: str | Sequence[str] = "client",
-        path: str | None = None,
-        methods: Iterable[str] | None = None,
-        algorithm: Algorithm | str | None = None,
-        burst: int | None = None,
-        rounding: Rounding | None = None,
-        max_delay: float | EllipsisType | None = ...,
-        cost: int | str | Ask[int] = 1,
-        mode: Mode = "enforce",
-        enforce_share: float | Fraction = 1,
-        on_store_failure: OnStoreFailure | None = None,
-        on_missing: OnMissing = "client",
-        tier: str | Ask[str | None] | None = None,
-        overrides: Mapping[str, SomeLimits] = MappingProxyType({}),
-        allowlist: Iterable[Network] = (),
-        denylist: Iterable[Network] = (),
-        skip: Ask[bool] | None = None,
         on_route: bool = False,
+        **given: Unpack[RuleOptions],
     ) -> None:
         """``on_route`` is for a route's own rule: ``by`` may name parameters of any path."""
-        put = object.__setattr__
-        put(self, "name", options.name(name))
-        matcher = None if path is None else Path(options.text("path", path))
-        tiers: dict[str, tuple[Limit, ...]] = {}
-        limits: tuple[Limit, ...] = ()
-        dynamic: Any = None
-        if isinstance(limit, str | Mapping) or callable(limit):
-            counting = Counting(algorithm, burst, rounding, max_delay)
-            if isinstance(limit, str):
-                limits = counting.limits(limit)
-            elif isinstance(limit, Mapping):
-                tiers = options.tiers(limit, counting)
-                limits = next(iter(tiers.values()))
-            else:
-                counting.limits("1/second")  # a mistake in the options is told where it is made
-                dynamic = limit
-        else:
-            options.refuse_options_of_text(algorithm, burst, rounding, max_delay)
-            limits = options.ready_limits(limit)
-            first = limits[0]
-            counting = Counting(first.algorithm, None, None, ...)
-            counting.rounding, counting.max_delay = first.rounding, first.max_delay
-        if not (limits or tiers or dynamic):
-            raise ValueError(f"the limit is {shown(limit)}; a rule without a limit has mode 'off'")
-        put(self, "limits", limits)
-        put(self, "tiers", MappingProxyType(tiers))
-        put(self, "tier", options.tier(tier, tiers))
-        put(self, "dynamic", dynamic)
-        parameters = None if on_route else () if matcher is None else matcher.parameters
-        put(self, "by", options.by(by, parameters, path))
-        put(self, "path", path)
-        put(self, "methods", None if methods is None else options.methods(methods))
-        options.mode(mode)
-        put(self, "mode", mode)
-        put(self, "enforce_share", options.part("enforce_share", enforce_share))
-        if on_store_failure is not None:
-            options.on_store_failure(on_store_failure)
-        put(self, "on_store_failure", on_store_failure)
-        options.on_missing(on_missing)
-        put(self, "on_missing", on_missing)
-        own = options.overrides(overrides, self.by, counting)
-        put(self, "overrides", MappingProxyType(own))
-        put(self, "_named", dict(zip(overrides, own.values(), strict=True)))
-        put(self, "cost", options.cost(cost, _all_limits(limits, tiers, own)))
-        put(self, "allowlist", options.networks(allowlist))
-        put(self, "denylist", options.networks(denylist))
-        put(self, "allowed_clients", Networks(self.allowlist))
-        put(self, "denied_clients", Networks(self.denylist))
-        if skip is not None and not callable(skip):
-            raise TypeError(f"skip is a function over the connection, not {type(skip).__name__}")
-        put(self, "skip", skip)
-        put(self, "policies", policy_names(name, limits))
-        put(self, "compiled", matcher)
-        put(self, "_counting", counting)
-        put(self, "_part", Fraction(1))
-        put(self, "key_of", compiled(self.by, fall_back=on_missing == "client"))
+        refuse_unknown("a rule", given, RULE)
+        every = {"name": name, "limit": limit, "on_route": on_route, **given}
+        self._keep(RULE.read(every))
+
+    @classmethod
+    def of(cls, reading: Reading) -> "Rule":
+        """The rule of options that were read without a mistake."""
+        rule = cls.__new__(cls)
+        rule._keep(reading)  # noqa: SLF001  # of its own class
+        return rule
+
+    def _keep(self, reading: Reading) -> None:
+        limits, tiers = limits_of(reading)
+        overrides = reading["overrides"]
+        limit, path = reading["limit"], reading["path"]
+        kept = {key: reading[key] for key in RULE if key in _KEPT}
+        kept |= {
+            "limits": limits,
+            "tiers": MappingProxyType(tiers),
+            "dynamic": limit if callable(limit) else None,
+            "path": reading.given["path"] if path else None,
+            "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
+            "allowed_clients": Networks(reading["allowlist"]),
+            "denied_clients": Networks(reading["denylist"]),
+            "policies": policy_names(reading["name"], limits),
+            "compiled": path,
+            "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
+            "_counting": counting_of(reading),
+            "_part": Fraction(1),
+            "_named": {own.identity: own.limits for own in overrides.values()},
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
+        if self.tiers and self.tier is None:
+            raise ValueError("there are tiers, but no tier; it says who chooses, as 'user:plan'")
 
     @property
     def is_static(self) -> bool:
@@ -214,7 +176,7 @@ class Rule:
                 overrides[text if address is None else address.key] = scaled(own)
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
-        options.cost(self.cost, _all_limits(limits, tiers, overrides))
+        cost(self.cost, _all_limits(limits, tiers, overrides))
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
@@ -251,9 +213,10 @@ class Rule:
     @property
     def registered_names(self) -> frozenset[str]:
         """The parts of ``by`` that the application must have registered."""
-        return frozenset(
-            part for part in self.by if ":" not in part and part not in options.BUILT_IN_BY
-        )
+        return frozenset(part for part in self.by if ":" not in part and part not in BUILT_IN_BY)
+
+
+_KEPT: Final = {field.name for field in fields(Rule)}
 
 
 def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:

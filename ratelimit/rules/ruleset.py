@@ -3,38 +3,27 @@
 Pure and frozen, but for what it prepares and keeps.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import Networks
-from ratelimit.rules import options
 from ratelimit.rules.matching import Found, Index, Matching
-from ratelimit.rules.options import OnStoreFailure
-from ratelimit.rules.rule import Rule
-from ratelimit.words import near, shown, whole
+from ratelimit.rules.options import FILE
+from ratelimit.rules.rule import Rule, TooManyLimits
+from ratelimit.rules.values import ForwardedHeader, OnStoreFailure, Preflights
+from ratelimit.words import shown
 
 __all__ = ["Rule", "RuleSet", "TooManyLimits"]
 
-Header = Literal["draft", "legacy", "draft-03"]
-
-MOST_WORKERS: Final = 10_000
 MOST_AT_ONCE: Final = 500
 """Limits of one request; the in-process store has the same bound."""
-LONGEST_JITTER_US: Final = 60_000_000
-HEADERS: Final = ("draft", "legacy", "draft-03")
-STORE_SCHEMES: Final = (
-    "memory", "redis", "rediss", "unix", "redis+cluster", "redis+sentinel",
-)  # fmt: skip
-
-
-class TooManyLimits(ValueError):
-    """More limits would apply to one request than a store decides at once."""
+ATTRIBUTES: Final = {"deadline": "deadline_us", "retry_jitter": "retry_jitter_us"}
+"""Options that a file writes as durations, and what is kept of them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class RuleSet:
     trusted_proxies: tuple[Network, ...] = ()
     trusted_hops: int = 0
     """The number of proxies that stand in front, instead of their networks; at most 32."""
-    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    forwarded_header: ForwardedHeader = "x-forwarded-for"
     """The field in which the proxies write where a request came from."""
     ipv6_prefix: int = 64
     """The number of bits of an IPv6 address that are one client, 16 to 128."""
@@ -69,7 +58,7 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
-    preflights: Literal["free", "count"] = "free"
+    preflights: Preflights = "free"
     """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
     files: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """The files that were read for this."""
@@ -83,48 +72,15 @@ class RuleSet:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        for name in ("rules", "headers"):
-            put(self, name, tuple(getattr(self, name)))
-        for name in ("trusted_proxies", "allowlist", "denylist"):
-            put(self, name, options.networks(getattr(self, name)))
+        put(self, "rules", tuple(self.rules))
+        given = {key: getattr(self, ATTRIBUTES.get(key, key)) for key in FILE}
+        for key, value in FILE.read(given).items():
+            put(self, ATTRIBUTES.get(key, key), value)
+        if self.trusted_hops and self.trusted_proxies:
+            raise ValueError("both trusted_hops and trusted_proxies are given; give one of them")
         put(self, "allowed_clients", Networks(self.allowlist))
         put(self, "denied_clients", Networks(self.denylist))
         _unique_names(self.rules)
-        _store(self.store)
-        if type(self.deadline_us) is not int:
-            raise TypeError(
-                f"the deadline is whole microseconds, not {type(self.deadline_us).__name__}"
-            )
-        if not 1_000 <= self.deadline_us <= 60_000_000:
-            raise ValueError(
-                f"the deadline is {self.deadline_us / 1_000_000:g} s; it is 1 ms to 60 s"
-            )
-        options.on_store_failure(self.on_store_failure)
-        whole("workers", self.workers, 1, MOST_WORKERS)
-        put(self, "share", options.part("share", self.share))
-        for network in self.trusted_proxies:
-            if network.prefixlen == 0:
-                raise ValueError(
-                    f"{network} trusts everyone, so that any client could choose its address; "
-                    "trusted_proxies are the networks of the proxies alone"
-                )
-        whole("trusted_hops", self.trusted_hops, 0, 32)
-        if self.trusted_hops and self.trusted_proxies:
-            raise ValueError("both trusted_hops and trusted_proxies are given; give one of them")
-        if self.forwarded_header not in ("x-forwarded-for", "forwarded"):
-            raise ValueError(
-                f"forwarded_header is {shown(self.forwarded_header)}; it is 'x-forwarded-for' or "
-                "'forwarded'"
-            )
-        whole("ipv6_prefix", self.ipv6_prefix, 16, 128)
-        for header in self.headers:
-            if header not in HEADERS and not callable(header):
-                raise ValueError(
-                    f"headers holds {shown(header)}; its items are {', '.join(map(repr, HEADERS))}"
-                )
-        whole("retry_jitter_us", self.retry_jitter_us, 0, LONGEST_JITTER_US)
-        if self.preflights not in ("free", "count"):
-            raise ValueError(f"preflights is {shown(self.preflights)}; it is 'free' or 'count'")
         put(self, "index", Index(self.rules))
         put(self, "find", self.index.find)
         _few_at_once(self.rules)
@@ -144,7 +100,24 @@ class RuleSet:
         """The rules in a YAML file. Raises RuleFileError with every mistake in it at once."""
         from ratelimit.rules.file import reader  # noqa: PLC0415  # which loads pydantic and PyYAML
 
-        return reader.load(path)
+        return reader.load(path, cls._of)
+
+    @classmethod
+    def loads(cls, text: str, name: str = "<rules>") -> "RuleSet":
+        """The rules in YAML text. Raises as `load` does.
+
+        ``name`` stands for the file: in mistakes, and for the lists that are looked for beside it.
+        """
+        from ratelimit.rules.file import reader  # noqa: PLC0415  # which loads pydantic and PyYAML
+
+        return reader.loads(text, name, cls._of)
+
+    @classmethod
+    def _of(
+        cls, rules: tuple[Rule, ...], files: tuple[str, ...], top: Mapping[str, Any]
+    ) -> "RuleSet":
+        of_file = {ATTRIBUTES.get(key, key): value for key, value in top.items()}
+        return cls(rules, files=files, **of_file)
 
     def matching(self, method: str, path: str) -> Matching:
         """Every rule that applies and is not off, in order, each with the path's parameters.
@@ -193,27 +166,3 @@ def _unique_names(rules: Iterable[object]) -> None:
                     f"rules {other!r} and {rule.name!r} would both be shown to clients as "
                     f"{policy!r}; rename one"
                 )
-
-
-def _store(uri: object) -> None:
-    """Refuses what cannot be a store's URI; shows no more of it than its scheme."""
-    scheme, colon, rest = options.text("store", uri).partition("://")
-    if not colon:
-        raise ValueError("the store is not a URI; write one such as redis://localhost:6379/0")
-    if scheme not in STORE_SCHEMES:
-        hint = near(scheme.lower(), STORE_SCHEMES, 0.6, "{}://".format)
-        raise ValueError(
-            f"the store's scheme is {shown(scheme)}{hint}; there are "
-            + ", ".join(f"{each}://" for each in STORE_SCHEMES)
-        )
-    if scheme == "memory" and rest:
-        raise ValueError("something follows memory:// in the store; it is memory:// alone")
-    if scheme != "memory" and not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", rest):
-        raise ValueError(f"nothing, or a space, follows {scheme}:// in the store; name a server")
-    if scheme == "unix" and "/" not in rest:
-        raise ValueError("no path follows unix:// in the store; write unix:///path/of/the/socket")
-    if scheme == "redis+sentinel" and not re.fullmatch("[^/]+/[^/?]+.*", rest):
-        raise ValueError(
-            "no service follows the hosts in the store; write "
-            "redis+sentinel://host:port,host:port/service"
-        )

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from tests.chaos.load import Client
 from tests.chaos.worlds import World, set_clock, slot_of, takes_writes, third_of
-from tests.servers import free_port, wait_until
+from tests.support.servers import free_port, wait_until
 
 in_thread: Final = asyncio.to_thread
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
-from tests.history import Event, Verdict
+from tests.support.history import Event, Verdict
 
 
 class Stream(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ratelimit import Algorithm, Check, Limit, RedisStore
-from tests.servers import Binary, binaries, serving
+from tests.support.servers import Binary, binaries, serving
 
 pytestmark = pytest.mark.slow
 

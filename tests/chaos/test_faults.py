@@ -1,7 +1,7 @@
 """Whatever fails under a real application and real load, the application does not notice.
 
 Everything is asserted from the outside, by what clients saw: their statuses, how long they took,
-and the history of every counter (tests/history.py).
+and the history of every counter (tests/support/history.py).
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.apps import running
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.load import Answer, Client, Load, by_store, by_worker, p99_ms
 from tests.chaos.worlds import (
@@ -27,8 +26,9 @@ from tests.chaos.worlds import (
     World,
     third_of,
 )
-from tests.history import Loss, false_denials, most_admitted, overruns
-from tests.servers import binaries, serving
+from tests.support.apps import running
+from tests.support.history import Loss, false_denials, most_admitted, overruns
+from tests.support.servers import binaries, serving
 
 pytestmark = pytest.mark.slow
 

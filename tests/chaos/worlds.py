@@ -12,12 +12,12 @@ from redis import Redis
 from redis.crc import key_slot
 
 from ratelimit.decisions import identity_digest
-from tests.apps import Running, running
 from tests.chaos.load import Client, Stream
-from tests.clusters import SLOTS, Cluster, cluster
-from tests.proxy import Proxy
-from tests.sentinels import Sentinels, sentinel
-from tests.servers import Server, binaries, serving, temporary_folder, wait_until
+from tests.support.apps import Running, running
+from tests.support.clusters import SLOTS, Cluster, cluster
+from tests.support.proxy import Proxy
+from tests.support.sentinels import Sentinels, sentinel
+from tests.support.servers import Server, binaries, serving, temporary_folder, wait_until
 
 DEADLINE_MS: Final = 50
 QUOTA: Final = 20

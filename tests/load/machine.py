@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.load.client import Account, Order
-from tests.servers import Server, binaries, serving, wait_until
+from tests.support.servers import Server, binaries, serving, wait_until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE: Final = 0.05  # seconds that the store has

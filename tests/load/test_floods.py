@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.history import Event, most_admitted
 from tests.load.app import COMPUTES
 from tests.load.cells import LOOPS, MEASURED, RUNS, Cell
 from tests.load.client import Account, Answer, Order
@@ -26,6 +25,7 @@ from tests.load.machine import (
     watched,
 )
 from tests.load.table import Figures, Table
+from tests.support.history import Event, most_admitted
 
 pytestmark = [pytest.mark.slow, needs_two_cores]
 

@@ -10,7 +10,7 @@ from tests.load.cells import ALL, covering, pairs_of
 from tests.load.machine import ended, needs_two_cores, redis, started, watched
 from tests.load.pipe import Trip
 from tests.load.table import Figures, Table
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 
 def test_in_the_few_cells_every_two_values_meet() -> None:

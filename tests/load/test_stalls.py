@@ -18,7 +18,7 @@ from tests.load.inprocess import (
 )
 from tests.load.mutation import lag_counted_again
 from tests.load.table import Figures, Table
-from tests.servers import Server
+from tests.support.servers import Server
 
 slow = pytest.mark.slow
 each_run = pytest.mark.parametrize("run", range(1, max(RUNS, 1) + 1))

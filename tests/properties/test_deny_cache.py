@@ -11,9 +11,9 @@ from ratelimit.stores import MemoryStore
 from ratelimit.stores.redis import RedisStore
 from ratelimit.stores.redis.deny_cache import LONGEST_US, DenyCache
 from ratelimit.testing import ManualClock
-from tests.model import Answer, Ask, Model
-from tests.servers import Server
-from tests.timelines import ACTIONS, Timeline
+from tests.support.model import Answer, Ask, Model
+from tests.support.servers import Server
+from tests.support.timelines import ACTIONS, Timeline
 
 FIRST_SEED = int(os.environ.get("RATELIMIT_TEST_SEED", "0"))
 

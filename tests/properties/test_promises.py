@@ -10,7 +10,7 @@ from ratelimit.decisions import Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore, Store
 from ratelimit.testing import START_US, ManualClock
-from tests.timelines import random_limit
+from tests.support.timelines import random_limit
 
 ALGORITHMS = pytest.mark.parametrize("algorithm", list(Algorithm))
 

@@ -14,13 +14,12 @@ from ratelimit.decisions import Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.file.contradictions import unreachable
 from ratelimit.rules.file.mistakes import Mistake, RuleFileError
-from ratelimit.rules.file.reader import loads
 from ratelimit.rules.file.schema import schema
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import MemoryStore
 from ratelimit.testing import START_US, ManualClock
 
-FOLDER = Path(__file__).resolve().parents[1] / "rules" / "good"
+FOLDER = Path(__file__).resolve().parents[1] / "rules" / "file" / "good"
 SOURCES = [(str(file), file.read_bytes()) for file in sorted(FOLDER.glob("*.yaml"))]
 LISTS = "".join(file.read_text(encoding="utf-8-sig") for file in FOLDER.glob("lists/*.txt"))
 SECRET = "s3cret!"
@@ -64,7 +63,7 @@ def mutated(draw: random.Random, raw: bytearray) -> None:
 
 def read(text: str, name: str) -> tuple[RuleSet | None, tuple[Mistake, ...]]:
     try:
-        return loads(text, name), ()
+        return RuleSet.loads(text, name), ()
     except RuleFileError as error:
         return None, error.mistakes
 

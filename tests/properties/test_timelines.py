@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ratelimit.stores import MemoryStore
 from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import MakeStore, ManualClock
-from tests.servers import Binary, binaries, serving
-from tests.timelines import Timeline
+from tests.support.servers import Binary, binaries, serving
+from tests.support.timelines import Timeline
 
 FIRST_SEED = int(os.environ.get("RATELIMIT_TEST_SEED", "0"))
 

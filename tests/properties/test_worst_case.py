@@ -8,7 +8,7 @@ from ratelimit.decisions import Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import Store
 from ratelimit.testing import START_US, ManualClock
-from tests.timelines import DAY_US, random_limit
+from tests.support.timelines import DAY_US, random_limit
 
 S = 1_000_000
 

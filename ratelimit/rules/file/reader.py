@@ -1,8 +1,8 @@
-"""A rule file in YAML to a `RuleSet`, or every mistake in it with its line.
+"""A rule file in YAML to the arguments of a `RuleSet`, or every mistake in it with its line.
 
-The keys hold each value to its type; what it means is asked of `Rule`, once for a rule without
-mistakes. Where that is refused it is asked again, one value at a time, so that each sentence lands
-on the line that it is about. A sentence that could show a value from the environment is replaced.
+The keys hold each value to its type; what it means is read by its option, once, and a refusal is
+noted at the line that it is about. A sentence that could show a value from the environment is
+replaced.
 """
 
 import os
@@ -12,12 +12,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from ratelimit.rules import options
+from ratelimit.rules.counting import BadIdentity, GivenTwice
 from ratelimit.rules.file.contradictions import contradictions
-from ratelimit.rules.file.keys import NEEDED, FileKeys, Keys, MatchKeys, RuleKeys
+from ratelimit.rules.file.keys import (
+    MATCH_KEYS,
+    NEEDED,
+    FileKeys,
+    Keys,
+    MatchKeys,
+    RuleKeys,
+)
 from ratelimit.rules.file.lists import Lists, Override
 from ratelimit.rules.file.mistakes import Mistake, RuleFileError
-from ratelimit.rules.file.trials import COUNTED, trials
 from ratelimit.rules.file.yaml import (
     MOST_MISTAKES,
     Mistakes,
@@ -27,9 +33,9 @@ from ratelimit.rules.file.yaml import (
     read,
     text_of,
 )
-from ratelimit.rules.options import Counting
-from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import RuleSet, TooManyLimits
+from ratelimit.rules.options import FILE, RULE
+from ratelimit.rules.reading import Note, Options, Place
+from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
 
 __all__ = ["load", "loads"]
@@ -37,11 +43,12 @@ __all__ = ["load", "loads"]
 MOST_OF_LIST: Final = 20
 """Most mistakes that are shown of one list: a wrong file has one in every line."""
 
-Place = tuple[str | int, ...]
 T = TypeVar("T")
+Build = Callable[..., T]
+"""Makes a rule set of `rules`, `files` and the options of a file; raises ValueError."""
 
 
-def load(path: str | os.PathLike[str]) -> RuleSet:
+def load(path: str | os.PathLike[str], build: Build[T]) -> T:
     """The rules in the YAML file at ``path``; ``${NAME}`` is taken from the environment.
 
     Raises RuleFileError with every mistake at once, those of the files that it names among them,
@@ -50,10 +57,11 @@ def load(path: str | os.PathLike[str]) -> RuleSet:
     name = os.fspath(path)
     mistakes = Mistakes(name, MOST_MISTAKES)
     text = text_of(name, mistakes)
-    return _built(None if text is None else read(text, os.environ, mistakes), mistakes, (name,))
+    root = None if text is None else read(text, os.environ, mistakes)
+    return _built(root, mistakes, (name,), build)
 
 
-def loads(text: str, name: str = "<rules>") -> RuleSet:
+def loads(text: str, name: str, build: Build[T]) -> T:
     """The rules in YAML text. Raises as `load` does.
 
     ``name`` stands for the file: in mistakes, and for the lists that are looked for beside it.
@@ -61,15 +69,15 @@ def loads(text: str, name: str = "<rules>") -> RuleSet:
     if not isinstance(text, str):
         raise TypeError(f"rules are text, not {type(text).__name__}")
     mistakes = Mistakes(name, MOST_MISTAKES)
-    return _built(read(text, os.environ, mistakes), mistakes, ())
+    return _built(read(text, os.environ, mistakes), mistakes, (), build)
 
 
-def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...]) -> RuleSet:
+def _built(root: Node | None, mistakes: Mistakes, files: tuple[str, ...], build: Build[T]) -> T:
     checker = _Checker(mistakes)
     rule_set = None
     if root is not None:
         with suppress(TooManyMistakes):
-            rule_set = checker.rule_set(root, files)
+            rule_set = checker.rule_set(root, files, build)
     if rule_set is not None and mistakes.at_least is not None:
         mistakes.append(mistakes.at_least)
         rule_set = None
@@ -121,12 +129,12 @@ class _Given(NamedTuple):
     keys: dict[str, Any]
     """The values in the rule file itself, those of ``match`` among them."""
     arguments: dict[str, Any]
-    """The arguments of `Rule`: these values, and those of the lists."""
+    """The options of `RULE`: these values, and those of the lists."""
     listed: dict[str, Override]
     """The overrides of the list, whose mistakes go to ``of_list``."""
     of_list: Mistakes
     failed: set[str]
-    """Keys with a mistake."""
+    """Options with a mistake."""
 
 
 class _Checker:
@@ -137,11 +145,12 @@ class _Checker:
         self.of_lists: list[Mistakes] = []
         self.lists = Lists(mistakes.file, self.of_lists)
 
-    def rule_set(self, root: Node, files: tuple[str, ...]) -> RuleSet | None:
+    def rule_set(self, root: Node, files: tuple[str, ...], build: Build[T]) -> T | None:
         top, bad = self.fields(FileKeys, root, "")
         if not isinstance(root.value, dict):
             return None
         arguments = self.with_networks(top, root, "")
+        reading = FILE.read(arguments, self.noting(FILE, root, ""), bad)
         node = root.value.get("rules", root)
         given = self.rules(node)
         rules = {number: rule for number, (rule, _) in given.items()}
@@ -153,20 +162,15 @@ class _Checker:
             self.add(at, place, found.message, found.code, secret)
         if self.mistakes or any(self.of_lists):
             return None
-        for key in ("deadline", "retry_jitter"):
-            if key in arguments:
-                arguments[f"{key}_us"] = arguments.pop(key)
-        arguments |= {"rules": tuple(rules.values()), "files": (*files, *self.lists.files)}
-        del arguments["version"]
         try:
-            rule_set = RuleSet(**arguments)
+            rule_set = build(tuple(rules.values()), (*files, *self.lists.files), reading)
         except TooManyLimits as error:
             self.add(node, "rules", str(error), "too-many-limits")
             return None
         except ValueError as error:
             self.add(node, "rules", str(error), "same-policy")
             return None
-        self.in_force(rule_set, node)
+        self.in_force(rules, reading, node)
         return None if self.mistakes else rule_set
 
     def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
@@ -186,14 +190,14 @@ class _Checker:
                 found[number] = rule, given.keys
         return found
 
-    def in_force(self, rule_set: RuleSet, node: Node) -> None:
+    def in_force(self, rules: Mapping[int, Rule], top: Mapping[str, Any], node: Node) -> None:
         """Reports rules that a region's share leaves no room for."""
-        for number, rule in enumerate(rule_set.rules):
+        for number, rule in rules.items():
             try:
-                rule.in_force(rule_set.share, rule_set.ipv6_prefix)
+                rule.in_force(top["share"], top["ipv6_prefix"])
             except ValueError as error:
                 at, place = node.at("rules", (number, "cost"))
-                message = f"with the file's share of {rule_set.share}, {error}"
+                message = f"with the file's share of {top['share']}, {error}"
                 self.add(at, place, message, "bad-cost", node.variables)
 
     def fields(self, model: type[Keys], node: Node, place: str) -> tuple[dict[str, Any], set[str]]:
@@ -206,8 +210,10 @@ class _Checker:
             for each in error.errors(include_url=False):
                 self.mistyped(model, node, place, each)
                 loc = each["loc"]
-                bad |= {"path", "methods"} if loc == ("match",) else set()
-                bad |= {str(loc[1 if loc[0] == "match" and len(loc) > 1 else 0])} if loc else set()
+                if loc == ("match",):
+                    bad |= MATCH_KEYS.keys()
+                elif loc:
+                    bad.add(str(loc[loc[0] == "match"]))
                 _drop(plain, loc)
             if not isinstance(plain, dict):
                 return {}, bad
@@ -257,10 +263,13 @@ class _Checker:
         matched = keys.pop("match", None)
         if matched is not None:
             keys |= {key: getattr(matched, key) for key in matched.model_fields_set}
-        failed |= self.tiered(node, place)
+        unclear = self.tiered(node, place)
         arguments = self.with_networks(keys, node, place)
         if "limits" in arguments:
             arguments["limit"] = arguments.pop("limits")
+        for key in unclear:
+            arguments.pop(key, None)
+        failed |= unclear | ({"limit"} if "limits" in failed else set())
         listed: dict[str, Override] = {}
         of_list = Mistakes("")
         if "overrides_file" in arguments:
@@ -270,8 +279,9 @@ class _Checker:
                 failed.add("overrides")
             else:
                 listed, of_list = found
-                arguments["overrides"] = keys.get("overrides", {}) | {
-                    identity: each.limit for identity, each in listed.items()
+                own = keys.get("overrides", {})
+                arguments["overrides"] = own | {
+                    identity: each.limit for identity, each in listed.items() if identity not in own
                 }
         return _Given(node, place, keys, arguments, listed, of_list, failed)
 
@@ -326,75 +336,50 @@ class _Checker:
 
     def rule(self, given: _Given) -> Rule | None:
         """The rule; None where it has a mistake."""
-        refused = None
-        if not given.failed:
-            try:
-                rule = Rule(**given.arguments)
-            except (ValueError, TypeError) as error:
-                refused = str(error)
+        own = given.keys.get("overrides", {})
+        for identity in given.listed.keys() & own.keys():
+            self.given_twice(given, identity, identity)
+        note = self.noting(RULE, given.node, given.place)
+
+        def of_rule(place: Place, error: Exception) -> None:
+            if place[0] == "overrides" and len(place) > 1:
+                self.of_override(given, str(place[1]), error)
             else:
-                own = given.keys.get("overrides", {})
-                twice = [identity for identity in given.listed if identity in own]
-                for identity in twice:
-                    self.given_twice(given, identity, identity)
-                return None if twice else rule
-        found = len(self.mistakes) + len(given.of_list)
-        self.locate(given)
-        if refused and found == len(self.mistakes) + len(given.of_list):
-            self.add(given.node, given.place, refused, "bad-rule")
-        return None
+                note(place, error)
 
-    def locate(self, given: _Given) -> None:
-        """Asks about a rule's values one by one, to report each mistake at its own place."""
-        failed = set(given.failed)
-        for trial in trials(given.arguments):
-            key, uses = trial.key, set(trial.uses)
-            if key in ("limit", "limits"):
-                uses -= {"algorithm"}  # any will do, to read a limit
-            whole = trial.loc in ((key,), ("match", key))
-            if uses & failed or (whole and key in failed):
-                continue
-            try:
-                trial.ask()
-            except (ValueError, TypeError) as error:
-                at, place = given.node.at(given.place, trial.loc)
-                secret = self.variables(given.node, trial.loc, trial.uses)
-                self.add(at, place, str(error), trial.code, secret)
-                failed |= {key, "limit"} if key == "limits" else {key}
-        if "by" not in failed:
-            self.overrides(given, failed)
+        reading = RULE.read(given.arguments, of_rule, given.failed)
+        if reading.failed or given.listed.keys() & own.keys():
+            return None
+        try:
+            return Rule.of(reading)
+        except (ValueError, TypeError) as error:
+            self.add(given.node, given.place, str(error), "bad-rule")
+            return None
 
-    def overrides(self, given: _Given, failed: set[str]) -> None:
-        """Reports each override with a mistake, leaving aside what has failed elsewhere."""
-        values = given.arguments
-        by = tuple(values.get("by", ("client",)))
-        cost = 0 if "cost" in failed else values.get("cost", 1)
-        counting = None
-        if not failed & set(COUNTED[1:]):
-            algorithm, burst, rounding = map(values.get, COUNTED[1:4])
-            with suppress(
-                ValueError
-            ):  # which is told at its own key, now or once others are mended
-                counting = Counting(algorithm, burst, rounding, values.get("max_delay", ...))
-        first: dict[str, str] = {}
-        for identity, limit in values.get("overrides", {}).items():
-            if len(given.of_list) >= MOST_MISTAKES:
-                given.of_list.cut = True
-                break
-            try:
-                (key,) = options.overrides({identity: "1/second"}, by, _PLAIN)
-            except ValueError as error:
-                self.override(given, identity, str(error), "bad-override")
-                continue
-            if key in first:
-                self.given_twice(given, identity, first[key])
-                continue
-            first[key] = identity
-            try:
-                if counting is not None:
-                    options.cost(cost, counting.limits(limit, burst=False))
-            except ValueError as error:
-                self.override(given, identity, str(error), "bad-override", of_limit=True)
+    def noting(self, known: Options, node: Node, place: str) -> Note:
+        """Reports the mistakes of a mapping's options, each at its place."""
+
+        def note(loc: Place, error: Exception) -> None:
+            key = str(loc[0])
+            option = known[key]
+            if key == "limit" and "limits" in node.keys:
+                loc = ("limits", *loc[1:])
+            if option.inside:
+                loc = (option.inside, *loc)
+            at, where = node.at(place, loc)
+            code = option.code or f"bad-{key.replace('_', '-')}"
+            secret = self.variables(node, loc, (*option.needs, *option.shows))
+            self.add(at, where, str(error), code, secret)
+
+        return note
+
+    def of_override(self, given: _Given, identity: str, error: Exception) -> None:
+        """Reports an override with a mistake."""
+        if isinstance(error, GivenTwice):
+            self.given_twice(given, identity, error.first)
+        else:
+            of_limit = not isinstance(error, BadIdentity)
+            self.override(given, identity, str(error), "bad-override", of_limit=of_limit)
 
     def given_twice(self, given: _Given, identity: str, first: str) -> None:
         """Reports an override whose identity is that of another, in the list or before it."""
@@ -420,7 +405,9 @@ class _Checker:
             self.add(at, place, message, code, secret)
             return
         secret = self.variables(given.node, ("overrides",), _OF_OVERRIDES)
-        if not self.mistakes.unset.intersection(secret):
+        if len(given.of_list) >= MOST_MISTAKES:
+            given.of_list.cut = True
+        elif not self.mistakes.unset.intersection(secret):
             column = listed.limit_column if of_limit else listed.column
             place = below(given.place, "overrides_file")
             given.of_list.add(listed.line, column, place, _hidden(secret) or message, code)
@@ -479,8 +466,7 @@ def _hidden(variables: tuple[str, ...]) -> str:
     return f"the value of {source} does not fit; set it to what is allowed here"
 
 
-_OF_OVERRIDES: Final = (*COUNTED, "cost", "by")
-_PLAIN: Final = Counting(None, None, None, ...)
+_OF_OVERRIDES: Final = (*RULE["overrides"].shows, *RULE["overrides"].needs)
 
 
 def _drop(plain: Any, loc: Place) -> None:

@@ -1,0 +1,324 @@
+"""Limits and the options that count them: read as text, and held against each other."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import EllipsisType
+from typing import Any, Final, NamedTuple, TypeVar
+
+from ratelimit.identity.addresses import read_address
+from ratelimit.identity.keys import LONGEST_VALUE
+from ratelimit.limits import Algorithm, Limit, Rounding
+from ratelimit.rules.reading import Reading, text
+from ratelimit.rules.values import ATTRIBUTE, REGISTERED, TOKEN
+from ratelimit.words import shown
+
+T = TypeVar("T")
+
+UNLIMITED: Final = "unlimited"
+
+MOST_COST: Final = 2**42
+"""The most units that one check can carry (ratelimit.decisions has the same bound)."""
+
+DEFAULT_MAX_DELAY: Final = 10.0
+"""Seconds that a leaking bucket may hold a request, where a rule does not say."""
+
+_IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
+"""An IPv4 address, which is its own key: a shortcut, since there may be many."""
+_MOST_LIMITS: Final = 20
+
+COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay")
+"""The options that go with limits given as text."""
+
+
+class Counting:
+    """The algorithm, and its options, that count the limits given as text."""
+
+    __slots__ = ("algorithm", "burst", "max_delay", "rounding")
+
+    def __init__(
+        self,
+        algorithm: Algorithm | str | None = None,
+        burst: int | None = None,
+        rounding: Rounding | None = None,
+        max_delay: float | EllipsisType | None = ...,
+    ) -> None:
+        self.algorithm = Algorithm.SLIDING_COUNTER if algorithm is None else algorithm
+        self.burst = burst
+        self.rounding: Rounding = rounding or "down"
+        leaks = self.algorithm == Algorithm.LEAKING_BUCKET
+        if max_delay is ...:
+            max_delay = DEFAULT_MAX_DELAY if leaks else None
+        elif max_delay is None and not leaks:
+            raise ValueError(f"a max_delay belongs to a leaking_bucket; {self.algorithm} has none")
+        self.max_delay = max_delay
+        if rounding is not None and self.algorithm != Algorithm.SLIDING_COUNTER:
+            raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
+
+    @classmethod
+    def like(cls, limit: Limit) -> "Counting":
+        """As a ready-made limit is counted, but for its burst."""
+        counting = cls(limit.algorithm)
+        counting.rounding, counting.max_delay = limit.rounding, limit.max_delay
+        return counting
+
+    def limits(self, value: object, *, burst: bool = True) -> tuple[Limit, ...]:
+        """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
+
+        ``burst`` False leaves out the burst that is given beside a text (an override has its own).
+        """
+        if value is None or value == UNLIMITED:
+            return ()
+        if isinstance(value, str):
+            return _parsed(
+                value,
+                str(self.algorithm),
+                self.burst if burst else None,
+                self.rounding,
+                self.max_delay,
+            )
+        return ready_limits(value)
+
+
+@lru_cache(maxsize=4096)  # a file repeats few texts in many overrides, and so do dynamic limits
+def _parsed(
+    text: str, algorithm: str, burst: int | None, rounding: Rounding, max_delay: float | None
+) -> tuple[Limit, ...]:
+    limits = Limit.parse_all(
+        text, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay
+    )
+    return _few(limits)
+
+
+def ready_limits(limit: object) -> tuple[Limit, ...]:
+    """A `Limit`, or several, as they are."""
+    limits = (limit,) if isinstance(limit, Limit) else limit
+    if not isinstance(limits, Sequence):
+        raise TypeError(f"a limit is text, a Limit or several, not {type(limit).__name__}")
+    for each in limits:
+        if not isinstance(each, Limit):
+            raise TypeError(f"a sequence of limits holds Limit objects, not {type(each).__name__}")
+    if not limits:
+        raise ValueError("the sequence of limits is empty; it holds at least one")
+    if len({each.digest for each in limits}) < len(limits):
+        raise ValueError(f"{shown(list(map(str, limits)))} gives the same limit twice")
+    return _few(tuple(limits))
+
+
+def _few(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    if len(limits) > _MOST_LIMITS:
+        raise ValueError(f"there are {len(limits)} limits; at most {_MOST_LIMITS} together")
+    return limits
+
+
+def counting_of(reading: Reading) -> Counting | None:
+    """Counts texts as the rule's own; None where an option that says how has a mistake."""
+    limit = reading.get("limit")
+    if not reading.keys() >= set(COUNTED):
+        return None
+    if limit is None or isinstance(limit, str | Mapping) or callable(limit):
+        return Counting(*map(reading.get, COUNTED))
+    return Counting.like(ready_limits(limit)[0])
+
+
+def limit(value: object, reading: Reading) -> Any:
+    """A rule's limit: text, limits, a function, or a mapping of tiers to those, as it is given."""
+    if isinstance(value, Mapping):
+        _tiers(value, reading)
+    elif isinstance(value, str):
+        if not _under_algorithm(reading).limits(value):
+            raise ValueError(f"the limit is {shown(value)}; a rule without a limit has mode 'off'")
+    elif not callable(value):
+        ready_limits(value)
+        for key in COUNTED:
+            if key in reading.given and reading.given[key] not in (None, ...):
+                raise ValueError(f"{key} is given beside a Limit; a Limit carries its own")
+    return value
+
+
+def _under_algorithm(reading: Reading) -> Counting:
+    # Where the algorithm has a mistake, any that takes a burst will do to read a limit.
+    return Counting(reading.get("algorithm", Algorithm.TOKEN_BUCKET))
+
+
+def _tiers(limits: Mapping[Any, Any], reading: Reading) -> None:
+    counting = _under_algorithm(reading)
+    some = False
+    for name, limit in limits.items():
+        text("a tier's name", name)
+        reading.at((name,), _tier_name, name)
+        some |= reading.at((name,), counting.limits, limit) != ()
+    if not limits:
+        raise ValueError("there are no tiers; name at least one with its limit")
+    if not some:
+        raise ValueError("every tier is unlimited; a rule limits at least one")
+
+
+def _tier_name(name: str) -> None:
+    if not name or len(name) > 64:
+        raise ValueError(f"a tier is named {shown(name)}; a name has 1 to 64 characters")
+
+
+def algorithm(value: Any, _: Reading) -> Algorithm:
+    """One of `Algorithm`, by its name."""
+    return Limit("1/second", algorithm=value).algorithm
+
+
+def burst(value: int, reading: Reading) -> int:
+    """Units, at least 1, that go with a bucket's limit."""
+    return _beside(value, reading, Counting(reading["algorithm"], value))
+
+
+def rounding(value: Any, reading: Reading) -> Any:
+    """The way to round that goes with a sliding counter."""
+    return _beside(value, reading, Counting(reading["algorithm"], None, value))
+
+
+def max_delay(value: float | None, reading: Reading) -> float | None:
+    """Seconds, or None, that go with a leaking bucket."""
+    return _beside(value, reading, Counting(reading["algorithm"], None, None, value))
+
+
+def _beside(value: T, reading: Reading, counting: Counting) -> T:
+    """A value that goes with the texts of a rule's limits."""
+    limit = reading["limit"]
+    if isinstance(limit, Mapping):
+        texts = [each for each in limit.values() if isinstance(each, str)]
+    else:
+        texts = [limit if isinstance(limit, str) else "1/second"]
+    for each in texts:
+        counting.limits(each)
+    return value
+
+
+def tier(value: object, reading: Reading) -> Any:
+    """The source of a request's tier: ``user:ATTRIBUTE``, ``header:NAME`` or a registered name."""
+    if not isinstance(reading["limit"], Mapping):
+        raise ValueError(  # noqa: TRY004  # of the other option, that is
+            "tier is given without tiers; the limit is then a mapping of them"
+        )
+    if callable(value):
+        return value
+    kind, colon, name = text("tier", value).partition(":")
+    if kind == "user" and ATTRIBUTE.fullmatch(name):
+        return value
+    if kind == "header" and TOKEN.fullmatch(name):
+        return f"header:{name.lower()}"
+    if not colon and REGISTERED.fullmatch(kind):
+        return value
+    raise ValueError(
+        f"tier is {shown(value)}; it is user:ATTRIBUTE, header:NAME (believed from trusted proxies "
+        "alone) or a registered name (a-z, 0-9 and _)"
+    )
+
+
+def limits_of(reading: Reading) -> tuple[tuple[Limit, ...], dict[str, tuple[Limit, ...]]]:
+    """A rule's limits, and those of each tier, none for an unlimited one."""
+    limit, counting = reading["limit"], counting_of(reading) or Counting()
+    if isinstance(limit, Mapping):
+        tiers = {name: counting.limits(each) for name, each in limit.items()}
+        return next(iter(tiers.values())), tiers
+    return () if callable(limit) else counting.limits(limit), {}
+
+
+def cost_of_rule(value: object, reading: Reading) -> Any:
+    """Units per request that every limit can let through, a name or a function."""
+    limits, tiers = limits_of(reading)
+    return cost(value, [*limits, *(each for some in tiers.values() for each in some)])
+
+
+def cost(value: object, limits: Iterable[Limit]) -> Any:
+    """Units per request: a number that every limit can let through, a name or a function."""
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        if not REGISTERED.fullmatch(value):
+            raise ValueError(
+                f"cost is {shown(value)}; it is a whole number or a registered name "
+                "(a-z, 0-9 and _)"
+            )
+        return value
+    if type(value) is not int:
+        raise TypeError(f"cost is a whole number, not {type(value).__name__}")
+    if not 0 <= value <= MOST_COST:
+        raise ValueError(f"cost is {value}; it is at least 0 and at most 2^42")
+    for limit in limits:
+        if value > limit.capacity:
+            raise ValueError(
+                f"cost is {value} and can never pass; {str(limit)!r} lets through at most "
+                f"{limit.capacity} at once"
+            )
+    return value
+
+
+class BadIdentity(ValueError):
+    """An override's identity that cannot be meant."""
+
+
+class GivenTwice(BadIdentity):
+    """An override whose identity is that of an earlier one, ``first``."""
+
+    def __init__(self, identity: str, key: str, first: str) -> None:
+        super().__init__(f"the override {shown(identity)} is given twice, as {key}; give one")
+        self.first = first
+
+
+def overrides(values: Mapping[str, Any], reading: Reading) -> dict[str, "Override"]:
+    """The limits of single identities, by the text that the first part of ``by`` gives."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
+    first_part = reading["by"][0]
+    if values and first_part == "global":
+        raise ValueError("overrides are given for 'global'; all requests share its one identity")
+    counting, units = counting_of(reading), reading.get("cost", 0)
+    own: dict[str, Override] = {}
+    for identity, limit in values.items():
+        key = reading.at((identity,), _override_key, identity, first_part, own)
+        if key is not None:
+            limits = reading.at((identity,), _override_limits, limit, counting, units)
+            own[key] = Override(identity, limits or ())
+    return own
+
+
+class Override(NamedTuple):
+    """The limits of one identity, and the text by which it was given."""
+
+    identity: str
+    limits: tuple[Limit, ...]
+
+
+def _override_key(value: object, part: str, own: Mapping[str, Override]) -> str:
+    identity = text("an override's identity", value)
+    try:
+        key = address_key(identity) if part == "client" else identity
+        if not key:
+            raise ValueError("an override's identity is empty; it is that of the first part of by")
+        if len(key) > LONGEST_VALUE:
+            raise ValueError(
+                f"an override's identity has {len(key)} characters; it has at most {LONGEST_VALUE}"
+            )
+    except ValueError as error:
+        raise BadIdentity(str(error)) from None
+    if key in own:
+        raise GivenTwice(identity, key, own[key].identity)
+    return key
+
+
+def _override_limits(limit: object, counting: Counting | None, units: Any) -> tuple[Limit, ...]:
+    if counting is None:  # the mistake is told at the option that has it
+        return ()
+    limits = counting.limits(limit, burst=False)
+    cost(units, limits)
+    return limits
+
+
+def address_key(value: str) -> str:
+    """The key that requests from an address are counted under; for IPv6, that of its network."""
+    if _IPV4.fullmatch(value):
+        return value
+    address = read_address(value)
+    if address is None or "%" in value:
+        raise ValueError(
+            f"the override {shown(value)} is not an IP address; by client, overrides name addresses"
+        )
+    return address.key
