@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -12,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
+from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
 from ratelimit.asgi.start import mistakes
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.limiter import Admission, RateLimiter
+from ratelimit.rules.paths import route_path
 
 __all__ = ["RateLimitMiddleware"]
 
@@ -34,6 +37,9 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self._router = router_below(app)
+        self._reads: Readers | None = None
+        self._reads_otherwise = True
+        """Whether something further in may take a path for another one; looked up when asked."""
         answer_refused(app)
         _warn_of_cors_inside(app)
 
@@ -50,6 +56,8 @@ class RateLimitMiddleware:
         if limiter.asks_routes or EXEMPT:
             route = Ahead(below(self._router, scope), scope)
         admission = await limiter.admit(scope, route)
+        if self._reads_otherwise and admission.refusal is None:
+            await self._admit_as_read(admission, scope, route)
         if admission.refusal is not None:
             await admission.give_back()
             await answer(self.limiter, admission.refusal, scope, receive, send)
@@ -83,6 +91,21 @@ class RateLimitMiddleware:
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)
+
+    async def _admit_as_read(self, admission: Admission, scope: Scope, route: Any) -> None:
+        """Decides the rules of each path, too, that something further in takes this one for."""
+        if self._reads is None:
+            self._reads = readers(self.app)
+            self._reads_otherwise = self._reads != NOTHING
+        here = route_path(scope)
+        paths = {here, *(route_path({**scope, "root_path": each}) for each in self._reads.roots)}
+        if self._reads.files and ("//" in here or "/." in here or here[-1:] == "/"):
+            paths |= {posixpath.normpath("/" + each.lstrip("/")) for each in paths}
+        for path in sorted(paths - {here}):
+            read = {**scope, "path": path, "root_path": "", SCOPE_KEY: admission}
+            await self.limiter.admit(read, route)
+            if admission.refusal is not None:
+                return
 
     async def _look_at_routes(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses to start where a limit on a route could only fail, request by request."""

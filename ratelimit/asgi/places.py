@@ -15,7 +15,7 @@ from starlette.routing import Host, Mount, WebSocketRoute
 from ratelimit.asgi.routing import flat
 from ratelimit.limiter.limiter import RateLimiter
 
-__all__ = ["OfEndpoint", "Placed", "beneath", "place_of", "placed"]
+__all__ = ["NOTHING", "OfEndpoint", "Placed", "Readers", "beneath", "place_of", "placed", "readers"]
 
 T = TypeVar("T")
 
@@ -63,6 +63,38 @@ def placed(
                 path = f"{prefix}//{route.host}"
             below = getattr(inner, "routes", None) or route.routes
             yield from placed(below, around, path, (*seen, route))
+
+
+class Readers(NamedTuple):
+    """What stands further in than a middleware, as far as it reads paths in another way."""
+
+    files: bool
+    """Whether some of it is no route, such as a folder, which takes ``//a`` and ``/./a`` for
+    ``/a``."""
+    roots: frozenset[str]
+    """The `root_path` that applications set for themselves (``FastAPI(root_path=...)``)."""
+
+
+NOTHING: Final = Readers(False, frozenset())
+
+
+def readers(app: Any, seen: tuple[Any, ...] = ()) -> Readers:
+    """What of an application reads paths in another way than a middleware in front of it."""
+    inner, _ = beneath(app, None)
+    if not hasattr(inner, "routes"):
+        return Readers(True, frozenset())
+    files, roots = False, {getattr(inner, "root_path", "")}
+    # FastAPI keeps the files of a frontend there, and lists them nowhere.
+    for each in (inner, getattr(inner, "router", None), *inner.routes):
+        files |= bool(getattr(getattr(each, "original_router", each), "_low_priority_routes", ()))
+    for each in flat(inner.routes):
+        if isinstance(each, Mount | Host) and not any(each is one for one in seen):
+            hidden = each.routes and not hasattr(beneath(each.app, None)[0], "routes")
+            below = readers(each if hidden else each.app, (*seen, each))
+            files |= below.files
+            if not getattr(each, "path", ""):
+                roots |= below.roots
+    return Readers(files, frozenset(root for root in roots if isinstance(root, str) and root))
 
 
 def place_of(scope: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ratelimit.control.switches import Switches
 from ratelimit.decisions import Action, Check, Decision, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
+from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
@@ -132,12 +133,24 @@ class Decider:
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
     ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
-        if rule.by[0] == "user" and "user" not in scope:
-            self._reports.once("user-missing", rule.name)
+        if "user" in rule.by:
+            if "user" not in scope:
+                self._reports.once("user-missing", rule.name)
+            elif self.seen < 1_000 or not self.seen % 64:  # as for every look
+                self._say_unreadable(scope["user"])
         if rule.by != ("user",):
             for part in rule.by:
                 if part.startswith("path:") and part[5:] not in path_params:
                     self._reports.once("path-missing", f"{rule.name} by {part}")
+
+    def _say_unreadable(self, user: object) -> None:
+        """Says, once, that users of a kind cannot be told apart."""
+        try:
+            unreadable = user_id(user) is None and not is_nobody(user)
+        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
+            return
+        if unreadable:
+            self._reports.once("user-unreadable", type(user).__name__)
 
     async def _without_store(
         self,
@@ -169,6 +182,8 @@ class Decider:
             if self._skip is not None and await self._skips(self._skip, request):
                 return _NOTHING, []
             for rule, path_params in matching:
+                if "user" in rule.by and rule.on_missing != "client":
+                    self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
                     asked = await question(rule, path_params, request, strict=word == "deny")
