@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import uvicorn
+
+from ratelimit import open_store
 
 
 def main() -> None:
@@ -14,6 +17,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, help="1 for memory://, else 2")
     options = parser.parse_args()
+    try:
+        open_store(options.store)  # which opens nothing yet: a server may be away for now
+    except (ValueError, ImportError) as error:
+        sys.exit(f"this store cannot be used: {error}")
     os.environ["STORE"] = options.store
     in_process = options.store.startswith("memory:")
     uvicorn.run(

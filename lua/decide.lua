@@ -5,10 +5,10 @@ KEYS      the keys of all checks, request after request
 ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
 ARGV[2]   how many different kinds of request follow, each as how many checks it has and ten
           numbers for each: its limit's six, namely the algorithm's place (1 token_bucket,
-          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter) and its five numbers
-          (limit[2] .. limit[6] in that file's header); the cost; the action (0 charge, 1 shadow,
-          2 force, 3 give back); and for a give-back the charge's time (microseconds) and level,
-          for the others 0 and 0
+          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter), to which 8 times a
+          number of its own may be added, and its five numbers (limit[2] .. limit[6] in that file's
+          header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
+          give-back the charge's time (microseconds) and level, for the others 0 and 0
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
           -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
@@ -46,7 +46,7 @@ local busy -- the place of the check whose key is looked at or written
 local passed, returning -- the request's verdict, and whether it gives something back
 
 local function algorithm_of(limit)
-  local place = limit[1]
+  local place = limit[1] % 8
   local algorithm = algorithms[place]
   if not algorithm then
     -- A leaking bucket is given a token bucket of its own, on which it stands.

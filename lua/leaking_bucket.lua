@@ -1,9 +1,10 @@
 --[[
-leaking_bucket: a queue of B places that leaks Q per W at an even pace; a request waits its turn.
+leaking_bucket: a queue of B places that leaks Q per W evenly; F pass at once, the others wait.
 
 Stands on token_bucket, which is the same bucket seen from the other side: a token missing there is
 a place taken here, and what refills there leaks here; absence means empty.
 Taken from there: key, limit, look, wait, reset, charge, give_back, after.
+Beside its place, limit[1] holds 8 * (F - 1).
 
 delay(counter, taken) returns microseconds until the turn of what is queued next, behind taken more
 
@@ -13,11 +14,12 @@ Source: ITU-T I.371 (the leaky bucket as a queue); A. Tanenbaum, "Computer Netwo
 local _, _, bucket = ... -- a token bucket of its own
 local floor, ceil, max = math.floor, math.ceil, math.max
 
--- The level found, divided by the rate, rounded up.
+-- The level found above what is free, divided by the rate, rounded up.
 local function delay(counter, taken)
   local limit = counter.limit
-  local found = bucket.after(counter, taken)
-  if found == 0 then
+  local free = floor(limit[1] / 8) * limit[4]
+  local found = bucket.after(counter, taken) - free
+  if found <= 0 then
     return 0
   end
   local ticks = floor(found / limit[3])

@@ -15,11 +15,13 @@ from ratelimit.limits import Limit
 
 __all__ = [
     "Action",
+    "Alike",
     "Assumed",
     "Check",
     "Decision",
     "assumed",
     "decision_of",
+    "decisions_of",
     "identity_digest",
     "passes",
     "read_reply",
@@ -171,6 +173,16 @@ new_check: Final[Callable[[tuple[object, ...]], Check]] = partial(_new, Check)
 """A check of its seven fields, unseen: for values that a rule was held to when it was built."""
 
 
+class Alike(NamedTuple):
+    """The checks of one request, but for the key, where all have one key, cost and action."""
+
+    limits: tuple[Limit, ...]
+    counters: tuple[str, ...]
+    """The digest of each limit and the rule that it is counted under, one after the other."""
+    cost: int
+    action: int
+
+
 def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:
     """The decision in six numbers of the Lua's reply."""
     remaining, retry, reset, delay, at, level = numbers
@@ -178,24 +190,28 @@ def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:
     return _new(Decision, (limit, retry == 0, remaining, never, reset, delay, at, level, False))
 
 
-def read_reply(
-    checks: Sequence[Check], reply: Sequence[int], start: int = 0
+def decisions_of(
+    limits: Iterable[Limit], reply: Sequence[int], start: int = 0
 ) -> tuple[Decision, ...]:
-    """The decisions in the Lua's flat reply: from ``start`` on, six numbers per check."""
+    """The decisions in the Lua's flat reply: from ``start`` on, six numbers per limit."""
     decisions = []
-    for check in checks:
+    for limit in limits:
         end = start + FIELDS
         # As decision_of has it, without the call.
         remaining, retry, reset, delay, at, level = reply[start:end]
         never = None if retry < 0 else retry
         decisions.append(
-            _new(
-                Decision,
-                (check[0], retry == 0, remaining, never, reset, delay, at, level, False),
-            )
+            _new(Decision, (limit, retry == 0, remaining, never, reset, delay, at, level, False))
         )
         start = end
     return tuple(decisions)
+
+
+def read_reply(
+    checks: Sequence[Check], reply: Sequence[int], start: int = 0
+) -> tuple[Decision, ...]:
+    """The decisions in a reply in which those of these checks begin at ``start``."""
+    return decisions_of([check[0] for check in checks], reply, start)
 
 
 def passes(checks: Iterable[Check], decisions: Iterable[Decision]) -> bool:

@@ -63,6 +63,8 @@ _DURATION: Final = re.compile(
     r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-z]+)\s*", re.ASCII | re.IGNORECASE
 )
 _LONGEST_TEXT: Final = 200
+_MOST_FREE: Final = 2**50 - 1
+"""It travels with the algorithm's place in one number."""
 
 
 class Limit:
@@ -72,8 +74,9 @@ class Limit:
 
     Attributes: ``quota`` (units, at least 1), ``window`` (seconds), ``algorithm``, ``burst``
     (units a bucket holds when full; None for windows and logs), ``rounding`` ("down" or "up",
-    sliding counter only), ``max_delay`` (seconds, leaking bucket only; None for no cut) and
-    ``worst_case`` (the most units that any window of this length can let through).
+    sliding counter only), ``max_delay`` (seconds, leaking bucket only; None for no cut),
+    ``free`` (units that pass at once, leaking bucket only) and ``worst_case`` (the most units that
+    any window of this length can let through).
 
     Raises ValueError, in one sentence, for text that is not a limit, for options that the algorithm
     does not have, and for numbers that whole-number arithmetic below 2^53 cannot hold; TypeError
@@ -81,8 +84,8 @@ class Limit:
     """
 
     __slots__ = (
-        "_hash", "algorithm", "burst", "digest", "max_delay", "numbers", "quota", "rounding",
-        "tick_us", "window_us",
+        "_hash", "algorithm", "burst", "digest", "free", "max_delay", "numbers", "quota",
+        "rounding", "tick_us", "window_us",
     )  # fmt: skip
 
     quota: int
@@ -91,10 +94,12 @@ class Limit:
     burst: int | None
     rounding: Rounding
     max_delay: float | None
+    free: int | None
+    """Units of a leaking bucket that pass at once, the others waiting; 1 if not given."""
     tick_us: int
     """The clock of this limit, in microseconds: 1 unless the numbers need a coarser one."""
     numbers: tuple[int, int, int, int, int, int]
-    """The Lua's arguments: the algorithm's index, then its numbers (see each file's header)."""
+    """The Lua's arguments: the algorithm's place, then its numbers (see each file's header)."""
     digest: str
     """8 URL-safe characters that stand for the algorithm and its numbers in stored keys."""
 
@@ -106,13 +111,13 @@ class Limit:
         burst: int | None = None,
         rounding: Rounding = "down",
         max_delay: float | None = None,
+        free: int | None = None,
     ) -> None:
         quota, window_us, text_burst = _parse(text)
         if burst is not None and text_burst is not None and burst != text_burst:
             raise ValueError(f"burst is {text_burst} in {text!r} and {burst} beside it; give one")
-        self._build(
-            quota, window_us, algorithm, text_burst if burst is None else burst, rounding, max_delay
-        )
+        burst = text_burst if burst is None else burst
+        self._build(quota, window_us, algorithm, burst, rounding, max_delay, free)
 
     @classmethod
     def of(
@@ -124,11 +129,12 @@ class Limit:
         burst: int | None = None,
         rounding: Rounding = "down",
         max_delay: float | None = None,
+        free: int | None = None,
     ) -> Self:
         """A limit from numbers: ``quota`` units per ``window_us`` microseconds."""
         limit = cls.__new__(cls)
         limit._build(  # noqa: SLF001  # the other constructor's own
-            quota, window_us, algorithm, burst, rounding, max_delay
+            quota, window_us, algorithm, burst, rounding, max_delay, free
         )
         return limit
 
@@ -141,6 +147,7 @@ class Limit:
         burst: int | None = None,
         rounding: Rounding = "down",
         max_delay: float | None = None,
+        free: int | None = None,
     ) -> tuple[Self, ...]:
         """Several limits from one text, separated by ``;``, ``,`` or ``|``; at least one."""
         if not isinstance(text, str):
@@ -155,6 +162,7 @@ class Limit:
                 burst=burst,
                 rounding=rounding,
                 max_delay=max_delay,
+                free=free,
             )
             for part in parts
         )
@@ -170,6 +178,7 @@ class Limit:
         burst: int | None,
         rounding: Rounding,
         max_delay: float | None,
+        free: int | None,
     ) -> None:
         try:
             algorithm = Algorithm(algorithm)
@@ -197,6 +206,11 @@ class Limit:
             if algorithm is not Algorithm.LEAKING_BUCKET:
                 raise ValueError(f"a max_delay belongs to a leaking_bucket; {algorithm} has none")
             max_delay = _seconds("max_delay", max_delay)
+        leaks = algorithm is Algorithm.LEAKING_BUCKET
+        if free is not None:
+            if not leaks:
+                raise ValueError(f"free belongs to a leaking_bucket; {algorithm} has none")
+            whole("free", free, 1, min(quota if burst is None else burst, _MOST_FREE))
 
         put = object.__setattr__
         put(self, "quota", quota)
@@ -205,14 +219,16 @@ class Limit:
         put(self, "burst", (quota if burst is None else burst) if bucket else None)
         put(self, "rounding", rounding)
         put(self, "max_delay", max_delay)
+        put(self, "free", (free or 1) if leaks else None)
         tick_us, numbers = self._reduce()
         put(self, "tick_us", tick_us)
-        put(self, "numbers", (list(Algorithm).index(algorithm) + 1, *numbers))
-        canonical = ":".join([algorithm, *map(str, numbers)]).encode()
+        place, more = list(Algorithm).index(algorithm) + 1, (self.free or 1) - 1
+        put(self, "numbers", (place + 8 * more, *numbers))
+        canonical = ":".join(
+            [algorithm, *map(str, numbers), *([str(more)] if more else [])]
+        ).encode()
         put(self, "digest", urlsafe_b64encode(blake2b(canonical, digest_size=6).digest()).decode())
-        put(
-            self, "_hash", hash((algorithm, self.burst, self.max_delay, quota, window_us, rounding))
-        )
+        put(self, "_hash", hash(self._value()))
 
     def _reduce(self) -> tuple[int, tuple[int, int, int, int, int]]:
         """The tick (microseconds) and the five numbers that the algorithm's Lua takes."""
@@ -272,6 +288,18 @@ class Limit:
             burst=None if self.burst is None else max(1, math.floor(self.burst * part)),
             rounding=self.rounding,
             max_delay=self.max_delay,
+            free=None if self.free is None else max(1, math.floor(self.free * part)),
+        )
+
+    def with_free(self, free: int) -> "Limit":
+        """This limit of a leaking bucket, with so many units that pass at once."""
+        return Limit.of(
+            self.quota,
+            self.window_us,
+            algorithm=self.algorithm,
+            burst=self.burst,
+            max_delay=self.max_delay,
+            free=free,
         )
 
     @property
@@ -285,7 +313,7 @@ class Limit:
         if self.max_delay is None:
             return self.burst
         within = Fraction(str(self.max_delay)) * 1_000_000 * self.quota // self.window_us
-        return min(self.burst, within + 1)
+        return min(self.burst, within + (self.free or 1))
 
     @property
     def window(self) -> float:
@@ -313,7 +341,8 @@ class Limit:
 
     def _value(self) -> tuple[Any, ...]:
         return (
-            self.quota, self.window_us, self.algorithm, self.burst, self.rounding, self.max_delay
+            self.quota, self.window_us, self.algorithm, self.burst, self.rounding, self.max_delay,
+            self.free,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
@@ -343,6 +372,8 @@ class Limit:
             extra += f", rounding={self.rounding!r}"
         if self.max_delay is not None:
             extra += f", max_delay={self.max_delay}"
+        if self.free not in (None, 1):
+            extra += f", free={self.free}"
         return f"Limit({str(self)!r}{extra})"
 
 
@@ -450,7 +481,9 @@ def _rebuild(
     burst: int | None,
     rounding: Rounding,
     max_delay: float | None,
+    free: int | None,
 ) -> Limit:
     return Limit.of(
-        quota, window_us, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay
-    )
+        quota, window_us, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay,
+        free=free,
+    )  # fmt: skip

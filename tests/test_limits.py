@@ -399,8 +399,9 @@ def test_every_number_for_the_lua_stays_exact() -> None:
     """The largest products of the bucket and the counter stay below 2^53 in 2,000 limits."""
     for seed in range(2_000):
         limit = random_limit(Random(seed))
-        index, *numbers = limit.numbers
-        assert list(Algorithm)[index - 1] is limit.algorithm
+        place, *numbers = limit.numbers
+        assert list(Algorithm)[place % 8 - 1] is limit.algorithm
+        assert place // 8 == (limit.free or 1) - 1
         if limit.algorithm in BUCKETS:
             capacity, refill, unit, tick, ticks = numbers
             assert capacity * unit < 2**53

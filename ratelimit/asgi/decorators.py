@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
@@ -49,6 +49,9 @@ Scope = MutableMapping[str, Any]
 Dependency = Callable[..., Any]
 
 _LOG: Final = logging.getLogger("ratelimit")
+
+_MOST_TOGETHER: Final = 10_000
+"""Lists of rules that are kept; an application has as many as limited endpoints."""
 
 _MET_KEY: Final = "ratelimit.met"
 """Scope key of the limits that a request has met on its route, by name in lower case."""
@@ -229,7 +232,9 @@ _DEFINED: Final[Counter[str]] = Counter()
 """The number of limited functions of each qualified name."""
 
 
-def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
+def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it share
+    function: Callable[P, R], limits: list[RateLimit]
+) -> Callable[P, R]:
     scope_name = scope_of(function)
     _DEFINED[scope_name] += 1
     awaits = is_async(function)
@@ -252,13 +257,19 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
     met = OfEndpoint(on_endpoint)
 
     def find_connection(args: Any, kwargs: Any) -> HTTPConnection | None:
-        given = (kwargs.get(connection_name), *args, *kwargs.values())
-        return next((each for each in given if isinstance(each, HTTPConnection)), None)
+        given = kwargs.get(connection_name) if kwargs else None
+        for each in (given, *args, *kwargs.values()):
+            # Most often it is exactly that; to ask the abstract class costs ten times as much.
+            if type(each) is Request or isinstance(each, HTTPConnection):
+                return each
+        return None
 
     async def limited(connection: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
-        response = kwargs.get(response_name)
-        for name in added:
-            kwargs.pop(name, None)
+        response = None
+        if kwargs:
+            response = kwargs.get(response_name)
+            for name in added:
+                kwargs.pop(name, None)
         scope = connection.scope
         admission = await _admit(scope, met(scope))
         if admission.refusal is not None:
@@ -269,11 +280,11 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
             raise _error(scope, admission, admission.refusal)
         result: Any
         if awaits:
-            result = function(*args, **kwargs)
+            result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
         else:
             result = await run_in_threadpool(function, *args, **kwargs)
-        if inspect.isawaitable(result):  # also of a plain function around an async one
-            result = await result
+            if inspect.isawaitable(result):  # of a plain function around an async one
+                result = await result
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
             if isinstance(told, Response):
@@ -336,25 +347,21 @@ async def _admit(
     """
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
-    groups: dict[int, tuple[RateLimiter, list[tuple[Rule, Mapping[str, object]]]]] = {}
+    route = None
+    groups: dict[int, tuple[RateLimiter, list[Rule]]] = {}
     for met in limits:
         limiter = met.limit.limiter or (outer.limiter if outer else _fallback())
         rule = met.limit.rule_for(_name_here(met, limiter, scope), met.counter)
-        groups.setdefault(id(limiter), (limiter, []))[1].append(
-            (rule, scope.get("path_params", {}))
-        )
+        if "route" in rule.by:
+            route = functools.partial(_route_of, scope)
+        groups.setdefault(id(limiter), (limiter, []))[1].append(rule)
     delay_us = 0
-    for limiter, matching in groups.values():
+    for limiter, rules in groups.values():
+        own = _together(rules)
         if admission is None:
             admission = scope[ROUTE_KEY] = Admission(limiter, None)
-        limiter.check_registered([rule for rule, _ in matching], known=identities)
-        await limiter.decide(
-            admission,
-            scope,
-            matching,
-            route=functools.partial(_route_of, scope),
-            identities=identities,
-        )
+        limiter.check_registered(own, known=identities)
+        await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
@@ -376,6 +383,16 @@ def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:
         number += 1
         name = f"{met.name[:60]}.{number}"
     return name
+
+
+_TOGETHER: Final[dict[tuple[int, ...], list[Rule]]] = {}
+
+
+def _together(rules: list[Rule]) -> list[Rule]:
+    """The one list of these rules, by which a limiter remembers what it has prepared for them."""
+    if len(_TOGETHER) >= _MOST_TOGETHER:
+        _TOGETHER.clear()
+    return _TOGETHER.setdefault(tuple(map(id, rules)), rules)
 
 
 def _route_of(scope: Scope) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections.abc import Awaitable
+from operator import itemgetter
 from typing import Any, Final
 
 import anyio
@@ -23,6 +24,7 @@ __all__ = ["RateLimitMiddleware"]
 
 
 _LOG: Final = logging.getLogger("ratelimit")
+_NAME: Final = itemgetter(0)  # of a header field
 
 
 class RateLimitMiddleware:
@@ -77,12 +79,10 @@ class RateLimitMiddleware:
                 # Read only now, since limits on the route may have added theirs.
                 ours = admission.headers()
                 if ours:
-                    headers = list(message.get("headers", ()))
+                    headers = [*message.get("headers", ())]
+                    names = [*map(_NAME, headers)]
                     for field in ours:
-                        for name, _ in headers:
-                            if name == field[0]:  # the application's own
-                                break
-                        else:
+                        if field[0] not in names:  # which would be the application's own
                             headers.append(field)
                     message = {**message, "headers": headers}
             return send(message)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ratelimit.background import Background
+from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.ruleset import RuleSet
 
@@ -34,6 +35,9 @@ LOUD: Final = 1.0
 
 MOST_LINKS: Final = 40
 """Symbolic links on the way to a file, as many as Linux follows."""
+
+MOST_BYTES: Final = 10_000_001
+"""Most of a file that is looked at for a change; no file that is longer is read."""
 
 _HANGUP: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 
@@ -245,10 +249,8 @@ def _digests(files: Iterable[str]) -> dict[str, bytes]:
     digests = {}
     for path in files:
         digests[path] = b""
-        if not Path(path).is_file():  # reading a pipe could take for ever
-            continue
-        with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
-            digests[path] = hashlib.file_digest(file, "blake2b").digest()
+        with contextlib.suppress(OSError, ValueError):
+            digests[path] = hashlib.blake2b(contents(path, MOST_BYTES)).digest()
     return digests
 
 

@@ -8,14 +8,15 @@ import logging
 import os
 import random
 import re
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.background import Background
+from ratelimit.rules.file.contents import contents
 from ratelimit.stores import StoreUnavailable
 
-__all__ = ["ALL", "Switchable", "Switches"]
+__all__ = ["ALL", "Reporting", "Switchable", "Switches"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -25,8 +26,17 @@ ALL: Final = "*"
 EVERY: Final = 0.5
 """Seconds between two looks, at most; half of the second within which a switch works."""
 
-MOST_CHARACTERS: Final = 100_000
-"""Most characters that are read of a file of names."""
+MOST_BYTES: Final = 100_000
+"""Most bytes of a file of names."""
+
+REPORT: Final = 10.0
+"""Seconds between two reports of the rules that there are, unless they change."""
+
+REPORTED_FOR: Final = 25.0
+"""Seconds that a report counts, so that one may be lost."""
+
+MOST_REPORTED: Final = 1_000
+"""Most names in a report."""
 
 _LASTING: Final = ("permission", "switches")
 """Kinds of failure that a decision does not meet, and that do not pass by themselves."""
@@ -41,23 +51,39 @@ class Switchable(Protocol):
         ...
 
 
+@runtime_checkable
+class Reporting(Protocol):
+    """A store in which workers tell what their rules are named, for whoever turns one off."""
+
+    async def report_rules(self, names: Sequence[str], alive_for: float) -> None:
+        """Makes names known for so many seconds; ``*`` among them says that there are more."""
+        ...
+
+
 class Switches:
     """The rules that are turned off at the moment.
 
     Three places say so, and one of them is enough: the store, if it is `Switchable`; the file that
     RATELIMIT_KILL_FILE names, which need not be there; and RATELIMIT_KILL, which is read once.
     ``off`` holds the names, ``*`` for every rule.
+
+    ``names`` gives the names of the rules that there are, which a `Reporting` store is told.
     """
 
-    def __init__(self, store: object) -> None:
+    def __init__(self, store: object, names: Callable[[], Iterable[str]] = tuple) -> None:
         self._places: dict[str, Callable[[], Awaitable[frozenset[str]]]] = {}
         file = os.environ.get("RATELIMIT_KILL_FILE")
         if file:
-            self._places[file] = lambda: asyncio.to_thread(_names_in, Path(file))
+            self._places[file] = lambda: asyncio.to_thread(_names_in, file)
         if isinstance(store, Switchable):
             self._places["the store"] = store.switches
         self._said = {"RATELIMIT_KILL": _names(os.environ.get("RATELIMIT_KILL", ""))}
         self._complaints: dict[str, str] = {}
+        self._reporting = store if isinstance(store, Reporting) else None
+        self._names = names
+        self._reported: list[str] = []
+        self._reported_at = -REPORT
+        self._complained = False
         self._background = Background("switches", self._learn)
         self.off: frozenset[str] = frozenset()
         self._put_together()
@@ -86,7 +112,30 @@ class Switches:
     async def _learn(self) -> None:
         while True:
             await self.look()
+            await self._report()
             await asyncio.sleep(EVERY * random.uniform(0.8, 1))  # noqa: S311  # jitter
+
+    async def _report(self) -> None:
+        """Tells the store the names of the rules, now and then, and when they have changed."""
+        names = sorted(set(self._names()))
+        if len(names) > MOST_REPORTED:
+            names = [*names[:MOST_REPORTED], ALL]
+        due = time.monotonic() - self._reported_at >= REPORT
+        if self._reporting is None or not names or (names == self._reported and not due):
+            return
+        self._reported, self._reported_at = names, time.monotonic()
+        try:
+            await self._reporting.report_rules(names, REPORTED_FOR)
+        except Exception as error:  # noqa: BLE001  # a store of the application's raises anything
+            if isinstance(error, StoreUnavailable) and error.kind != "permission":
+                self._reported_at -= REPORT  # told again once the store is back
+            elif not self._complained:
+                self._complained = True
+                _LOG.info(
+                    "rules-unreported: `ratelimit kill` cannot tell which rules there are: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
 
     def _put_together(self) -> None:
         off = frozenset[str]().union(*self._said.values())
@@ -114,10 +163,12 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(re.sub("#.*", "", text).replace(",", " ").split())
 
 
-def _names_in(file: Path) -> frozenset[str]:
+def _names_in(file: str) -> frozenset[str]:
     """The names in a file; none where it is not there."""
     try:
-        with file.open(encoding="utf-8") as lines:
-            return _names(lines.read(MOST_CHARACTERS))
+        text = contents(file, MOST_BYTES + 1)
     except FileNotFoundError:
         return frozenset()
+    if len(text) > MOST_BYTES:  # a name that was cut would be another
+        raise ValueError(f"it is longer than {MOST_BYTES} bytes; write * to turn off every rule")
+    return _names(text.decode())

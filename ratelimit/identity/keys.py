@@ -213,7 +213,7 @@ def _reader(part: str) -> Read | None:
     if kind == "path":
         return lambda _, path_params, __: _text(path_params.get(name))
     if kind == "user":
-        return lambda scope, _, __: _user(scope)
+        return lambda scope, _, __: user_id(scope.get("user"))
     if kind in _READERS:
         return _READERS[kind](name)
     return None
@@ -283,11 +283,6 @@ def _query(name: str) -> Read:
         return None
 
     return read
-
-
-def _user(scope: Scope) -> str | None:
-    """The user of Starlette's AuthenticationMiddleware, or of one like it."""
-    return user_id(scope.get("user"))
 
 
 def _text(value: object) -> str | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final, Literal
+from typing import Final
 
 from ratelimit.identity.addresses import (
     _LONGEST_ADDRESS,
@@ -28,20 +28,21 @@ class Proxies:
 
     Trusted are the peers in ``networks``; or, with ``hops``, whoever sends the request, and as
     many proxies before it as make ``hops`` together. ``header`` is the one field that is read, all
-    its lines in order; IPv6 clients are counted by ``ipv6_prefix`` bits.
+    its lines in order: ``x-forwarded-for``, ``forwarded``, or one that holds a single address, such
+    as ``x-real-ip``. IPv6 clients are counted by ``ipv6_prefix`` bits.
     """
 
     def __init__(
         self,
         networks: Iterable[Network] = (),
         hops: int = 0,
-        header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for",
+        header: str = "x-forwarded-for",
         ipv6_prefix: int = 64,
     ) -> None:
         self._networks = Networks(networks)
         self._hops = hops
         self._header = header.encode()
-        self._nodes = _NODES[self._header]
+        self._nodes = _NODES.get(self._header)
         self._prefix = ipv6_prefix
         self.believes: Final = hops > 0 or bool(self._networks)
         """Whether anybody is trusted at all."""
@@ -58,7 +59,8 @@ class Proxies:
 
         The header is walked from the right while the hops are trusted; the first that is not is
         the client, or the last where they are counted. What is no address ends the walk at the
-        last trusted hop. Nothing left of 32 hops or 4096 bytes is read.
+        last trusted hop. Nothing left of 32 hops or 4096 bytes is read. A field of one address that
+        is there twice, or holds anything else, is not read at all.
         """
         peer = scope.get("client")  # as _peer and read_address do it, without the calls
         host = peer[0] if peer else None
@@ -70,6 +72,8 @@ class Proxies:
         hops, networks = self._hops, self._networks
         if not hops and (address is None or address not in networks):
             return address
+        if self._nodes is None:
+            return _only_address(scope, self._header, self._prefix) or address
         nodes = self._nodes(_lines(scope, self._header))
         for node in islice(nodes, hops or _MOST_HOPS):
             hop = _read_node(node, self._prefix)
@@ -80,20 +84,41 @@ class Proxies:
                 break
         return address
 
+    def is_unread(self, scope: Scope) -> bool:
+        """Whether a trusted proxy's field of one address holds none, so that it counts itself."""
+        return (
+            self._nodes is None
+            and self.trusts_peer(scope)
+            and _only_address(scope, self._header, self._prefix) is None
+        )
+
+    @property
+    def field(self) -> str:
+        """The field that is read."""
+        return self._header.decode()
+
+
+def _only_address(scope: Scope, header: bytes, prefix: int) -> Address | None:
+    """The address in a field that is there once and holds nothing else."""
+    values = [value for name, value in scope.get("headers", ()) if name == header]
+    if len(values) != 1 or len(values[0]) > _LONGEST_ADDRESS + 8:
+        return None
+    return _read_node(values[0].decode("latin-1"), prefix)
+
 
 def forwarded_but_untrusted(scope: Scope) -> bool:
     """Whether a request says that others than its peer have sent it; for where nobody is trusted.
 
     Not so where the header names the peer: then a server (uvicorn does) took the peer from it.
     """
-    named = [name for name, _ in scope.get("headers", ()) if name in _NODES]
+    named = {name for name, _ in scope.get("headers", ()) if name in _NODES or name in _OF_ONE}
     if not named:
         return False
     peer = _peer(scope, 128)
     return peer is None or not any(
         _read_node(node, 128) == peer
-        for name in set(named)
-        for node in islice(_NODES[name](_lines(scope, name)), _MOST_HOPS)
+        for name in named
+        for node in islice(_NODES.get(name, _elements)(_lines(scope, name)), _MOST_HOPS)
     )
 
 
@@ -160,6 +185,14 @@ def _for(element: str) -> str:
         at = pair.end()
     return found[0] if len(found) == 1 else ""
 
+
+_OF_ONE: Final = frozenset(
+    [
+        b"x-real-ip", b"cf-connecting-ip", b"true-client-ip", b"fastly-client-ip",
+        b"fly-client-ip", b"x-client-ip", b"x-azure-clientip", b"x-envoy-external-address",
+    ]
+)  # fmt: skip
+"""Usual fields of one address."""
 
 _NODES: Final[dict[bytes, Callable[[str], Iterator[str]]]] = {
     b"x-forwarded-for": _elements,

@@ -5,11 +5,13 @@ The law of this module: a stable id comes before a name, and a name that its bea
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
 __all__ = ["READABLE", "attribute", "is_nobody", "user_id"]
 
+_PLAIN: Final = (str, int, UUID)  # a user that is text itself
 _NAMES: Final = ("identity", "id", "pk", "sub", "uuid", "username")
 """Attributes that tell a user from others, the first that is readable; Starlette's comes first."""
 
@@ -28,11 +30,13 @@ def user_id(user: object) -> str | None:
     """
     if is_nobody(user):
         return None
-    own = _text(user)
-    if own is not None:
-        return own
-    values = (_text(attribute(user, name)) for name in _NAMES)
-    return next((value for value in values if value is not None), None)
+    if isinstance(user, _PLAIN):
+        return _text(user)
+    for name in _NAMES:
+        value = _text(attribute(user, name))
+        if value is not None:
+            return value
+    return None
 
 
 def is_nobody(user: object) -> bool:
@@ -44,12 +48,18 @@ def is_nobody(user: object) -> bool:
 
 def attribute(user: object, name: str, *, default: object = None) -> object:
     """An attribute of a user, or a key where the user is a mapping; ``default`` if not there."""
-    if isinstance(user, Mapping):
-        return user.get(name, default)
+    if _is_mapping(type(user)):
+        return user.get(name, default)  # type: ignore[attr-defined]  # it is a mapping
     try:
         return getattr(user, name, default)
     except NotImplementedError:  # starlette.authentication.BaseUser leaves some open
         return default
+
+
+@lru_cache(maxsize=256)
+def _is_mapping(kind: type) -> bool:
+    """Whether a class is of mappings; to ask the abstract class each time takes ten times as long."""
+    return issubclass(kind, Mapping)
 
 
 def _text(value: object) -> str | None:

@@ -4,25 +4,39 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from ratelimit.decisions import Check, Decision
+from ratelimit.decisions import Action, Check, Decision
 from ratelimit.responses.headers import (
     USUAL,
     Dialect,
     Refusal,
     Told,
-    draft_of_allowed,
+    drafted,
     fields,
     new_told,
+    policies_of,
 )
 from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Route"]
+__all__ = ["Admission", "Route", "told_of"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
 T = TypeVar("T")
+Passed = tuple[Any, Plan, Sequence[str], Sequence[Decision]]
+"""A limiter, what it has asked under which keys, and the decisions, which let the request pass."""
+
+_SHADOW: Final = int(Action.SHADOW)
+
+
+def told_of(plan: Plan, decisions: Sequence[Decision]) -> list[Told]:
+    """The enforced checks of a plan that a store decided."""
+    return [
+        new_told((policy, decision))
+        for policy, (*_, action), decision in zip(plan.policies, plan.asked, decisions, strict=True)
+        if action != _SHADOW and not decision[8]
+    ]
 
 
 class Route(Protocol):
@@ -44,54 +58,53 @@ class Admission:
     that no rule is decided twice and the client is told of all of them at once.
     """
 
-    # On the class what most requests leave as it is: one is made for each.
-    _told: Sequence[Told] = ()
-    _passed: tuple[Plan, Sequence[Decision]] | None = None
-    """The value of `_told`, where one plan has decided, and allowed, until now."""
-    refusal: Refusal | None = None
-    """The answer to give instead of the application's; None while the request may go on."""
-    degraded: tuple[Decision, ...] = ()
-    """Decisions assumed for checks that the store could not decide."""
-    delay_us = 0
-    """Microseconds that the request has to wait for its turn before it goes on."""
-    charges: tuple[tuple[Any, Sequence[Check], Sequence[Decision]], ...] = ()
-    """The charges made, and by which limiter; returned if something further in refuses."""
-    decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
-    """The rules that were decided, and by which store."""
+    __slots__ = (
+        "_told", "decided", "degraded", "delay_us", "dialects", "limiter", "passed", "refusal",
+        "route",
+    )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
         self.limiter = limiter
         self.route = route
         self.dialects: Sequence[str | Dialect] = limiter.rules.headers
+        self.decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
+        """The rules that were decided, and by which store."""
+        self.passed: tuple[Passed, ...] = ()
+        """What was charged, and by which limiter; returned if something further in refuses."""
+        self.refusal: Refusal | None = None
+        """The answer to give instead of the application's; None while the request may go on."""
+        self.degraded: tuple[Decision, ...] = ()
+        """Decisions assumed for checks that the store could not decide."""
+        self.delay_us = 0
+        """Microseconds that the request has to wait for its turn before it goes on."""
+        self._told: Sequence[Told] | None = None
+
+    def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
+        """Ends the request; what was told of it until now is told no more."""
+        self.refusal = refusal
+        self._told = told
 
     @property
     def told(self) -> Sequence[Told]:
         """Every enforced check that a store decided, with its policy's name."""
-        if self._passed is not None:
-            plan, decisions = self._passed
-            self.told = [*map(new_told, zip(plan.policies, decisions, strict=True))]
-        return self._told
-
-    @told.setter
-    def told(self, told: Sequence[Told]) -> None:
-        self._told, self._passed = told, None
-
-    def passed(
-        self, limiter: Any, plan: Plan, checks: Sequence[Check], decisions: Sequence[Decision]
-    ) -> None:
-        """Takes what a plan without shadows has allowed."""
-        self.charges += ((limiter, checks, decisions),)
-        if self._told or self._passed:
-            told = map(new_told, zip(plan.policies, decisions, strict=True))
-            self.told = [*self.told, *told]
-        else:
-            self._passed = plan, decisions
+        if self._told is not None:
+            return self._told
+        return [one for _, plan, _, found in self.passed for one in told_of(plan, found)]
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""
-        if self._passed is not None and self.dialects == USUAL:
-            plan, decisions = self._passed
-            return draft_of_allowed(plan.policies, decisions, plan.written)
+        if len(self.passed) == 1 and self.dialects == USUAL and not self.degraded:
+            _, plan, _, decisions = self.passed[0]
+            if not plan.shadows:  # then all were allowed, and what is written of them is kept
+                place = 0
+                if len(decisions) > 1:
+                    left = [decision[2] for decision in decisions]
+                    place = left.index(min(left))
+                written = plan.written.get(place)
+                if written is None:
+                    told = self.told
+                    written = plan.written[place] = policies_of(told, told[place])
+                return drafted(written, decisions[place])
         return fields(self.told, self.dialects)
 
     def template(self) -> str | None:
@@ -113,9 +126,14 @@ class Admission:
                 matching = [each for each in matching if each[0] not in known]
         return matching
 
+    @property
+    def charges(self) -> list[tuple[Any, list[Check], Sequence[Decision]]]:
+        """The charges made, and by which limiter."""
+        return [(owner, plan.checks(keys), found) for owner, plan, keys, found in self.passed]
+
     async def give_back(self) -> None:
         """Returns what was charged: something further in has refused the request."""
-        charges, self.charges = self.charges, ()
+        charges, self.passed = self.charges, ()
         for limiter in {id(each): each for each, _, _ in charges}.values():
             returned = [
                 check.given_back(decision)

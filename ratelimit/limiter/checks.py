@@ -14,8 +14,9 @@ from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_o
 from ratelimit.identity.proxies import Proxies
 from ratelimit.identity.users import attribute
 from ratelimit.limits import Limit
-from ratelimit.responses.headers import Refusal, forbid, unidentified
+from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
+from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.rule import Rule, policy_names
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
@@ -60,6 +61,8 @@ class Question(NamedTuple):
     key: str
     cost: int
     action: int
+    replaces: tuple[str, ...]
+    """The rules that do not apply to the request, since this one does."""
 
 
 class TurnedAway(Exception):
@@ -115,7 +118,12 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
             return None
         raise TurnedAway(rule.name, unidentified())
     key, first = found
-    limits = rule.overrides.get(first) if rule.overrides else None
+    override = _override(rule, key, first) if rule.overrides else None
+    limits = None if override is None else rule.overrides[override]
+    if limits is BLOCKED:
+        if _enforced(rule, key):
+            raise TurnedAway(rule.name, forbid())
+        return None
     if limits is None and rule.dynamic is not None:
         limits = rule.read_limits(await request.told(rule.dynamic))
     elif limits is None and rule.tiers:
@@ -126,14 +134,38 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
         limits = rule.limits
     if not limits:
         return None
-    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
-    action = _CHARGE
-    if rule.mode == "shadow" or (rule.enforce_share != 1 and not rule.enforced_on(key)):
-        action = _SHADOW
-    return Question(limits, policies, key, cost, action)
+    return _asked(rule, limits, key, cost, override)
+
+
+def _asked(
+    rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
+) -> Question:
+    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+    enforced = _enforced(rule, key)
+    if cost > MOST_COST:  # which no check can carry, and a client may have chosen
+        if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
+            raise TurnedAway(rule.name, too_costly(MOST_COST, policies))
+        cost = MOST_COST
+    # Whoever picks the value would escape the other rules by it.
+    replaces = rule.replaces if enforced and rule.is_known(override) else ()
+    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, replaces)
+
+
+def _override(rule: Rule, key: str, first: str) -> str | None:
+    """The text by which an identity has limits of its own: by all its parts, else by the first."""
+    if len(rule.by) > 1:
+        if "\0" + key in rule.overrides:
+            return "\0" + key
+        if first[:1] == "\0":  # of the application's own, which is not to name all parts
+            return None
+    return first if first in rule.overrides else None
+
+
+def _enforced(rule: Rule, key: str) -> bool:
+    return rule.mode == "enforce" and (rule.enforce_share == 1 or rule.enforced_on(key))
 
 
 async def _or(
@@ -150,12 +182,12 @@ async def _or(
 
 
 async def _cost(given: Any, request: Request) -> int:
-    """The cost that a function gives for a request."""
+    """The cost that a function gives for a request; above 2^42 it can never pass."""
     cost = await request.told(request.registered.costs[given] if isinstance(given, str) else given)
     if type(cost) is not int:
         raise TypeError(f"the cost is a whole number, not {type(cost).__name__}")
-    if not 0 <= cost <= MOST_COST:
-        raise ValueError("the cost is at least 0 and at most 2^42")
+    if cost < 0:
+        raise ValueError("the cost is at least 0")
     return cost
 
 

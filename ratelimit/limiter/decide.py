@@ -5,34 +5,48 @@ The law of `limiter` holds here as well: every exception ends as the policy of t
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
+from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
+from ratelimit.limiter.admission import Admission, told_of
+from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
-from ratelimit.responses.headers import Told, new_told, refuse
-from ratelimit.rules.matching import Matching, Plan, Terms
+from ratelimit.responses.headers import forbid, refuse
+from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
-from ratelimit.stores import Store, StoreUnavailable
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
 
 _SHADOW: Final = int(Action.SHADOW)
-_NOTHING: Final = Plan((), (), (), shadows=False)
+_NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
 _NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
+
+
+Find = Callable[[Mapping[str, Any]], Found]
+"""The rules that apply to a request, and their plan."""
 
 
 class Owner(Protocol):
     """The limiter that a request is decided for."""
+
+    everywhere: ClassVar[bool]
+    """Whether any limiter of the process limits anything."""
+    enabled: bool
+    """Whether this one does."""
+    allowlist: Networks
+    """Clients that nothing limits."""
+    denylist: Networks
+    """Clients whose requests are refused."""
 
     @property
     def store(self) -> Store:
@@ -70,6 +84,8 @@ class Decider:
         self._counts = owner.counts
         self._denials = owner.denials
         self._ask = ask
+        store = owner.store  # the store in process cannot fail, and nobody has to wait for it
+        self._alike = store.decide_alike if type(store) is MemoryStore else None
         self.now = now
         """The rules that hold now."""
         self._skip = skip
@@ -84,30 +100,43 @@ class Decider:
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        client: Address | None,
-        matching: Matching,
-        plan: Plan | None,
+        rules: Sequence[Rule],
+        find: Find,
         registered: Registered,
         route: Callable[[], str | None],
-    ) -> None:
-        """Decides rules by their ``plan``, or by what each comes to for this request."""
-        if self._switches.off or admission.decided:
-            matching = admission.still_to_decide(self._store, self._still_on(matching))
-            plan = self.now.rules.index.plan(matching)
-        admission.decided += ((self._store, matching),)
-        if not matching:
-            return
-        checks: list[Check] = []
+    ) -> Admission:
+        """Decides what ``find`` gives for a request, by its plan or one by one.
+
+        ``rules`` are those that answer where even that fails.
+        """
+        owner = self._owner
+        if not (owner.enabled and owner.everywhere):
+            return admission
+        matching: Matching | None = None
+        plan: Plan | None = None
+        keys: Sequence[str] | None = None
         try:
+            client = self.now.proxies.client(scope)
+            if not (owner.denylist.empty and owner.allowlist.empty) and self._is_listed(
+                admission, client
+            ):
+                return admission
+            matching, plan = find(scope)
+            if self._switches.off or admission.decided:
+                matching = admission.still_to_decide(self._store, self._still_on(matching))
+                plan = self.now.rules.index.plan(matching)
+            if not matching:
+                return admission
+            admission.decided += ((self._store, matching),)
             # Mistakes are seen at once, and nobody pays for the look for ever.
             seen = self.seen = self.seen + 1
             if client is None or seen < 1_000 or not seen % 64:
                 self._look(scope, client)
-            keys: Sequence[str] | None = None
             if plan is not None and self._skip is None:
                 keys = plan.keys(scope, client, matching, route)
-                for number in () if keys is None else plan.watched:
-                    self._say_missing(*matching[number], scope)
+                if plan.watched and keys is not None:
+                    for number in plan.watched:
+                        self._say_missing(*matching[number], scope)
             if plan is None or keys is None:
                 request = Request(
                     scope, client, self.now.proxies, registered, route,
@@ -115,19 +144,34 @@ class Decider:
                 )  # fmt: skip
                 plan, keys = await self._question(admission, matching, request)
                 if not keys:
-                    return
-            for limit, place, cost, rule, action in plan.asked:  # a comprehension is a call more
-                checks.append(new_check((limit, keys[place], cost, rule, action, 0, 0)))
-            decisions = await self._ask(checks)
-            lost = self._conclude(admission, plan, checks, decisions)
+                    return admission
+            if self._alike is not None and plan.alike is not None:
+                decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
+            else:
+                decisions = await self._ask(plan.checks(keys))
+                if len(decisions) != len(plan.asked):
+                    raise ValueError(f"{len(decisions)} decisions for {len(plan.asked)} checks")
+            lost = self._conclude(admission, plan, keys, decisions)
+            if lost:
+                await self._without_store(admission, matching, plan, keys, lost)
         except Exception as problem:  # noqa: BLE001  # the law of this module
-            policies = plan.policies if plan is not None and checks else ()
+            if matching is None:
+                matching = [(rule, {}) for rule in rules]
+            checks, policies = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(
                 self.now.rules, admission, matching, problem, checks, policies
             )
-        else:
-            if lost:
-                await self._without_store(admission, matching, lost)
+        return admission
+
+    def _is_listed(self, admission: Admission, client: Address | None) -> bool:
+        """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
+        if client is None:
+            return False
+        if client in self._owner.denylist:
+            self._counts["denylist", "denied"] += 1
+            admission.refuse(forbid())
+            return True
+        return client in self._owner.allowlist
 
     def _say_missing(
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
@@ -156,37 +200,48 @@ class Decider:
         self,
         admission: Admission,
         matching: Matching,
-        lost: Sequence[tuple[Check, str, Exception]],
+        plan: Plan,
+        keys: Sequence[str],
+        lost: Sequence[tuple[int, Exception]],
     ) -> None:
         """Answers for the checks that the store has not decided; one fault after the other."""
+        checks = plan.checks(keys)
         while lost and admission.refusal is None:
-            problem = lost[0][2]
-            same = [each for each in lost if each[2] is problem]
-            lost = [each for each in lost if each[2] is not problem]
+            problem = lost[0][1]
+            places = [place for place, why in lost if why is problem]
+            lost = [each for each in lost if each[1] is not problem]
             await self._fallback.answer(
                 self.now.rules,
                 admission,
                 matching,
                 problem,
-                [check for check, _, _ in same],
-                [policy for _, policy, _ in same],
+                [checks[place] for place in places],
+                [plan.policies[place] for place in places],
             )
 
     async def _question(
         self, admission: Admission, matching: Matching, request: Request
     ) -> tuple[Plan, list[str]]:
         """The plan of what a request asks by these rules, and its keys; none if it is over."""
-        keys: list[str] = []
-        terms: list[Terms] = []
+        asked: list[Question | None] = [None] * len(matching)
+        order = self.now.rules.index.order
+        places: Sequence[int] = range(len(matching))
+        if order:  # those that replace others first
+            places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
+        replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
                 return _NOTHING, []
-            for rule, path_params in matching:
+            for place in places:
+                rule, path_params = matching[place]
+                if rule.name in replaced:
+                    continue
                 if "user" in rule.by and rule.on_missing != "client":
                     self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
-                    asked = await question(rule, path_params, request, strict=word == "deny")
+                    strict = word == "deny"
+                    found = asked[place] = await question(rule, path_params, request, strict=strict)
                 except TurnedAway:
                     raise
                 except Exception as problem:  # noqa: BLE001  # the law of this module
@@ -197,16 +252,19 @@ class Decider:
                     if admission.refusal is not None:
                         return _NOTHING, []
                     continue
-                if asked is not None:
+                if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    limits, names, key, cost, action = asked
-                    keys.append(key)
-                    terms.append(Terms(rule.name, counter_of(rule), limits, names, cost, action))
+                    replaced.update(found.replaces)
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            admission.told = ()
-            admission.refusal = turned.refusal
+            admission.refuse(turned.refusal)
             return _NOTHING, []
+        keys = [each.key for each in asked if each is not None]
+        terms = [
+            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
+            for (rule, _), each in zip(matching, asked, strict=True)
+            if each is not None
+        ]
         return self.now.rules.index.plan_of(terms), keys
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
@@ -228,60 +286,37 @@ class Decider:
         self,
         admission: Admission,
         plan: Plan,
-        checks: Sequence[Check],
+        keys: Sequence[str],
         decisions: Sequence[Decision],
-    ) -> list[tuple[Check, str, Exception]]:
-        """The outcome of the decisions; returns the checks that the store has not decided."""
-        if plan.shadows or len(decisions) != len(checks):
-            return self._conclude_each(admission, plan, checks, decisions)
+    ) -> list[tuple[int, Exception]]:
+        """The outcome of the decisions; returns the places of checks that are not decided, and why."""
+        counts = self._counts
+        lost: list[tuple[int, Exception]] = []
+        refused = False
+        place = 0
         for decision in decisions:
-            if not decision[1] or decision[5] or decision[8]:
-                return self._conclude_each(admission, plan, checks, decisions)
-        # All is allowed at once: what _conclude_each comes to then, at half its cost.
-        counts = self._counts
-        for name in plan.allowed:
-            counts[name] += 1
-        if self._reports.failing:
-            self._reports.answered()
-        admission.passed(self._owner, plan, checks, decisions)
-        return []
-
-    def _conclude_each(
-        self,
-        admission: Admission,
-        plan: Plan,
-        checks: Sequence[Check],
-        decisions: Sequence[Decision],
-    ) -> list[tuple[Check, str, Exception]]:
-        """The outcome of decisions where something was refused, has to wait, or has no say."""
-        counts = self._counts
-        told: list[Told] = []
-        lost: list[tuple[Check, str, Exception]] = []
-        passed = True
-        for check, policy, (rule, _), decision in zip(
-            checks, plan.policies, plan.allowed, decisions, strict=True
-        ):
-            _, key, _, _, action, _, _ = check  # in one step, since names are slow to look up
-            _, allowed, _, retry_us, _, delay_us, _, _, degraded = decision
-            if degraded:
-                lost.append((check, policy, getattr(decision, "problem", None) or _NOT_DECIDED))
-            elif action == _SHADOW:
-                counts[rule, "shadow-allowed" if allowed else "shadow-denied"] += 1
+            # By number, since names are slow to look up.
+            if decision[8]:
+                lost.append((place, getattr(decision, "problem", None) or _NOT_DECIDED))
+            elif decision[1]:
+                counts[plan.allowed[place]] += 1
+                if decision[5] and plan.asked[place][4] != _SHADOW:
+                    admission.delay_us = max(admission.delay_us, decision[5])
             else:
-                told.append(new_told((policy, decision)))
-                if allowed:
-                    counts[rule, "allowed"] += 1
-                    admission.delay_us = max(admission.delay_us, delay_us)
+                _, key, _, _, action = plan.asked[place]
+                rule, _ = plan.allowed[place]
+                if action == _SHADOW:
+                    counts[rule, "shadow-denied"] += 1
                 else:
-                    passed = False
-                    self._denials.add(rule, key)
-                    counts[rule, "never" if retry_us is None else "denied"] += 1
+                    refused = True
+                    self._denials.add(rule, keys[key])
+                    counts[rule, "never" if decision[3] is None else "denied"] += 1
+            place += 1
         if self._reports.failing and not lost:
             self._reports.answered()
-        if passed:
-            admission.told = [*admission.told, *told] if admission.told else told
-            admission.charges += ((self._owner, checks, decisions),)
+        if not refused:
+            admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
-        admission.told = told
-        admission.refusal = refuse(told, admission.dialects, self.now.rules.retry_jitter_us)
+        told = told_of(plan, decisions)
+        admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
         return []

@@ -72,8 +72,7 @@ class Fallback:
         others = [check for check in checks if words.get(check.rule) != "local"]
         admission.degraded += assumed(others, allowed=not deny)
         if deny:
-            admission.told = ()
-            admission.refusal = overloaded() if flooded else unavailable()
+            admission.refuse(overloaded() if flooded else unavailable())
         elif local:
             names = {counter_of(rule): rule.name for rule in rules}
             await self._decide_locally(rule_set, admission, local, names)
@@ -98,6 +97,6 @@ class Fallback:
             self._counts[names[check.rule], "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
         if not passes([check for check, _ in local], decisions):
-            admission.told = told
             admission.delay_us = 0
-            admission.refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
+            refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
+            admission.refuse(refusal, told)

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 from starlette.requests import HTTPConnection, Request
@@ -20,6 +21,7 @@ from ratelimit.control.switches import Switches
 from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
+from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
@@ -29,9 +31,9 @@ from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
-from ratelimit.responses.headers import Refusal, forbid
-from ratelimit.rules.advice import advise
-from ratelimit.rules.matching import Matching
+from ratelimit.responses.headers import Refusal
+from ratelimit.rules.advice import doubts
+from ratelimit.rules.matching import Found
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
@@ -45,8 +47,8 @@ __all__ = ["Admission", "RateLimiter", "off_by_environment"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 
-MOST_CHECKED: Final = 10_000
-"""Rules of routes that are known to name registered functions."""
+MOST_ROUTES: Final = 10_000
+"""Most rules of routes that are remembered."""
 
 AT_THE_START: Final = ("client-chosen", "foreign-path")
 """Advice that is given in the log as well: such rules may limit nobody."""
@@ -94,6 +96,9 @@ class RateLimiter:
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
         self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._routes: dict[int, Rule] = {}
+        """The rules of routes that were met and need no function that is not registered; by
+        identity, as `InForce` has it."""
         self.response = response
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
@@ -108,7 +113,7 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        self._switches = Switches(store)
+        self._switches = Switches(store, self._names)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
         """Those denied most by this process."""
@@ -191,11 +196,10 @@ class RateLimiter:
             )
 
     def _take(self, rules: RuleSet) -> None:
-        self._checked: dict[int, Rule] = {}
-        """Rules whose functions are known to be registered; by identity, as `InForce` has it."""
         share, rules = rules.share, rules.in_force()
-        self.check_registered(rules.rules)
-        for advice in advise(rules):
+        for rule in rules.rules:
+            self._hold_registered(rule)
+        for advice in doubts(rules):
             if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
                 _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
         self.rules = rules
@@ -211,33 +215,37 @@ class RateLimiter:
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a rule uses a function that is not registered.
+        """Raises ValueError where a route's rule uses a function that is not registered.
 
         ``known`` are identities beside the registered ones.
         """
-        identities, tiers, costs = self._registered
         for rule in rules:
-            if self._checked.get(id(rule)) is rule:
-                continue
-            there = {*identities, *known}
-            for name in sorted(rule.registered_names - there):
+            if self._routes.get(id(rule)) is not rule:
+                self._hold_registered(rule, known)
+                if len(self._routes) >= MOST_ROUTES:
+                    self._routes.clear()
+                self._routes[id(rule)] = rule
+
+    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        identities, tiers, costs = self._registered
+        there = {*identities, *known}
+        for name in sorted(rule.registered_names - there):
+            raise ValueError(
+                f"rule {rule.name!r} limits by {name}, which is not registered"
+                + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
+                + "; pass RateLimiter(..., identities={name: callable})"
+            )
+        for kind, value, names in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+            if isinstance(value, str) and ":" not in value and value not in names:
                 raise ValueError(
-                    f"rule {rule.name!r} limits by {name}, which is not registered"
-                    + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
-                    + "; pass RateLimiter(..., identities={name: callable})"
+                    f"rule {rule.name!r} has the {kind} {value}, which is not registered"
+                    + near(value, names, 0.6, "{!r}".format)
+                    + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
                 )
-            for kind, value, known_names in (
-                ("tier", rule.tier, tiers),
-                ("cost", rule.cost, costs),
-            ):
-                if isinstance(value, str) and ":" not in value and value not in known_names:
-                    raise ValueError(
-                        f"rule {rule.name!r} has the {kind} {value}, which is not registered"
-                        + near(value, known_names, 0.6, "{!r}".format)
-                        + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
-                    )
-            if len(self._checked) < MOST_CHECKED:
-                self._checked[id(rule)] = rule
+
+    def _names(self) -> list[str]:
+        """The names of the rules, those of routes that were met among them."""
+        return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
@@ -261,20 +269,21 @@ class RateLimiter:
         """The state that a health endpoint may tell: plain values, none of them secret.
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
-        since the epoch); ``workers`` how many share a quota while the store is away;
+        since the epoch); ``workers`` how many are alive, where they make themselves known in the
+        store (``local``): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """
-        breaker = self.breaker
+        breaker, workers = self.breaker, self._failover.seen
         return {
             "status": "degraded" if breaker.state == "open" else "ok",
             "store": type(self.store).__name__,
             "breaker": breaker.state,
             "since": round(breaker.since, 3),
-            "workers": self._failover.workers,
+            **({} if workers is None else {"workers": workers}),
             "last_error": breaker.last_error,
             "servers": getattr(self.store, "servers", dict)(),
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
@@ -313,7 +322,7 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Admission:
+    def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Awaitable[Admission]:
         """Decides every rule of this limiter that matches a request; never raises.
 
         ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``route``
@@ -322,88 +331,54 @@ class RateLimiter:
         admission = scope.get("ratelimit")
         if admission is None:
             admission = Admission(self, route)
-        if not (self.enabled and RateLimiter.everywhere):
-            return admission
-        now = self._now
-        try:
-            client = now.proxies.client(scope)
-            if not (self.denylist.empty and self.allowlist.empty) and self._listed(
-                admission, client
-            ):
-                return admission
-            method = scope["method"] if scope["type"] == "http" else "GET"
-            path = route_path(scope) if scope.get("root_path") else scope["path"]
-            matching, plan = now.rules.find(method, path)
-            if method == "OPTIONS":
-                matching = self._without_preflight(matching, scope)
-                plan = now.rules.index.plan(matching)
-            if not matching or (route is not None and route.is_exempt):
-                return admission
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, (), problem)
-            return admission
-        await self._decider.decide(
-            admission, scope, client, matching, plan, self._registered, admission.template
+        find = self._find if route is None else partial(self._find, route=route)
+        return self._decider.decide(
+            admission, scope, (), find, self._registered, admission.template
         )
-        return admission
 
-    async def decide(
+    def _find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
+        """The rules for a request by its path, but none where it meets an exempt route."""
+        method = scope["method"] if scope["type"] == "http" else "GET"
+        path = route_path(scope) if scope.get("root_path") else scope["path"]
+        now = self._now
+        host = host_of(scope, now.proxies) if now.rules.index.hosts else ""
+        found = now.rules.find(method, path, host)
+        if method == "OPTIONS":
+            matching = self.rules.without_preflight(found[0], scope)
+            found = matching, now.rules.index.plan(matching)
+        if route is not None and found[0] and route.is_exempt:
+            return (), None
+        return found
+
+    def decide(
         self,
         admission: Admission,
         scope: Mapping[str, Any],
-        matching: Matching,
+        rules: Sequence[Rule],
         *,
         route: Callable[[], str | None] | None = None,
         identities: Mapping[str, Identify] | None = None,
-    ) -> None:
+    ) -> Awaitable[Admission]:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
+        The same sequence is to be given at each request, since what it comes to is kept by it.
         ``route`` names the route, where a rule counts by it; ``identities`` are known for this
         request alone, beside the registered ones.
         """
-        if not (self.enabled and RateLimiter.everywhere):
-            return
         registered = self._registered
         if identities:
             registered = registered._replace(identities={**registered.identities, **identities})
-        try:
-            client = self._now.proxies.client(scope)
-            if self._listed(admission, client):
-                return
-            method = scope["method"] if scope["type"] == "http" else "GET"
-            of_route = self._now.of_route
-            matching = [
-                (of_route(rule), path_params)
-                for rule, path_params in matching
-                if rule.mode != "off" and (rule.methods is None or method.upper() in rule.methods)
-            ]
-            plan = self._now.rules.index.plan(matching)
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(self.rules, admission, matching, problem)
-            return
-        await self._decider.decide(
-            admission, scope, client, matching, plan, registered, route or admission.template
-        )
+        return self._decider.decide(
+            admission, scope, rules, partial(self._find_of, rules), registered,
+            route or admission.template,
+        )  # fmt: skip
 
-    def _without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
-        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
-        if self.rules.preflights == "count":
-            return matching
-        names = {name for name, _ in scope.get("headers", ())}
-        if not names >= {b"origin", b"access-control-request-method"}:
-            return matching
-        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
-
-    def _listed(self, admission: Admission, client: Address | None) -> bool:
-        """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
-        if client is None:
-            return False
-        if client in self.denylist:
-            self.counts["denylist", "denied"] += 1
-            admission.told = ()
-            admission.refusal = forbid()
-            return True
-        return client in self.allowlist
+    def _find_of(self, rules: Sequence[Rule], scope: Mapping[str, Any]) -> Found:
+        """Those of a route's own rules that apply to a request's method."""
+        method = scope["method"] if scope["type"] == "http" else "GET"
+        own, plan = self._now.on_route(rules, method)
+        parameters = scope.get("path_params", {})
+        return [(rule, parameters) for rule in own], plan
 
     def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
         """Runs in the background of this event loop; says, once each, what is suspicious."""
@@ -417,6 +392,8 @@ class RateLimiter:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):
             self._reports.once("forwarded-untrusted", scope.get("client"))
+        if self._now.proxies.is_unread(scope):
+            self._reports.once("forwarded-unread", self._now.proxies.field)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

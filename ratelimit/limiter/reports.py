@@ -24,6 +24,11 @@ ONCE: Final = {
     "share one bucket per rule. Behind a unix socket or a test client, limit by something else, "
     "such as a header or a registered identity, or say `on_missing: skip` or `refuse`, or how many "
     "proxies stand in front (`trusted_hops`)",
+    "forwarded-unread": (
+        "a trusted proxy's %s is missing, is there more than once, or is not one address, so that "
+        "all such requests count as the proxy's own; see that the proxy sets it, and overwrites "
+        "what clients send"
+    ),
     "forwarded-untrusted": "a request from %.60r says whom it was forwarded for, and is not "
     "believed, so everybody behind that address is one client. If it is a proxy of yours, write "
     "its network under `trusted_proxies`, or how many stand in front under `trusted_hops`; if it "

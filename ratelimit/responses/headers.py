@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from random import randrange
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
@@ -29,14 +29,16 @@ __all__ = [
     "USUAL",
     "Dialect",
     "Field",
+    "Policies",
     "RateLimitExceeded",
     "Refusal",
     "Refused",
     "Told",
-    "draft_of_allowed",
+    "drafted",
     "fields",
     "forbid",
     "new_told",
+    "policies_of",
     "refuse",
     "unavailable",
     "unidentified",
@@ -135,37 +137,22 @@ def draft(told: Sequence[Told], binding: Told) -> list[Field]:
     draft-ietf-httpapi-ratelimit-headers-11. `t` is `Retry-After` where denied, and the window's
     end for a fixed window; elsewhere it is left out, since the quota comes back bit by bit.
     """
-    return _draft(_policies(told, binding), binding.decision)
+    return drafted(policies_of(told, binding), binding.decision)
 
 
-def _draft(written: "_Policies", decision: Decision) -> list[Field]:
-    limit, allowed, remaining, until_us, reset_us, *_ = decision
-    if allowed:
-        until_us = reset_us if limit.algorithm is _FIXED_WINDOW else None
+def drafted(written: "Policies", decision: Decision) -> list[Field]:
+    """The fields of `draft` under policies that were written before."""
+    # By number, since names are slow to look up.
+    remaining = decision[2]
     remaining = min(remaining, _LARGEST)
+    until_us = decision[3]
+    if decision[1]:
+        until_us = decision[4] if decision[0].algorithm is _FIXED_WINDOW else None
     if until_us:
         state = written.timed % (remaining, -(-until_us // 1_000_000))
     else:
         state = written.state % remaining
-    return [(b"ratelimit-policy", written.draft), (b"ratelimit", state)]
-
-
-def draft_of_allowed(
-    policies: Sequence[str], decisions: Sequence[Decision], kept: dict[int, Any]
-) -> list[Field]:
-    """The fields of `draft` where all is allowed, at half the cost.
-
-    ``kept`` is what it has written of these very policies and limits, by the binding one's place.
-    """
-    place = 0
-    if len(decisions) > 1:
-        left = [decision[2] for decision in decisions]
-        place = left.index(min(left))
-    written = kept.get(place)
-    if written is None:
-        told = [*map(new_told, zip(policies, decisions, strict=True))]
-        written = kept[place] = _policies(told, told[place])
-    return _draft(written, decisions[place])
+    return [written.draft, (b"ratelimit", state)]
 
 
 def legacy(_: Sequence[Told], binding: Told) -> list[Field]:
@@ -190,7 +177,7 @@ def draft_03(told: Sequence[Told], binding: Told) -> list[Field]:
     if not decision.allowed and decision.retry_after_us is not None:
         reset_us = decision.retry_after_us
     return [
-        (b"ratelimit-limit", _policies(told, binding).draft_03),
+        (b"ratelimit-limit", policies_of(told, binding).draft_03),
         (b"ratelimit-remaining", b"%d" % min(decision.remaining, _LARGEST)),
         (b"ratelimit-reset", b"%d" % _whole_seconds(reset_us)),
     ]
@@ -200,21 +187,22 @@ DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "dra
 """Dialects by the names under which rules choose them."""
 
 
-class _Policies(NamedTuple):
+class Policies(NamedTuple):
     """The parts that all responses under the same policies share."""
 
-    draft: bytes
+    draft: Field
     draft_03: bytes
     state: bytes
     timed: bytes
     """In the newest draft, the binding one's state, to be filled with what is left (and when)."""
 
 
-_WRITTEN: Final[dict[tuple[str, ...], _Policies]] = {}
+_WRITTEN: Final[dict[tuple[str, ...], Policies]] = {}
 _MOST_WRITTEN: Final = 4_096  # policies; a response may be under many
 
 
-def _policies(told: Sequence[Told], binding: Told) -> _Policies:
+def policies_of(told: Sequence[Told], binding: Told) -> Policies:
+    """What of a response's fields is the same under the same policies."""
     # By the limits' digests: text keeps its hash, and a Limit's own is a call.
     names = [binding[0], binding[1][0].digest]
     if len(told) > 1:
@@ -228,15 +216,18 @@ def _policies(told: Sequence[Told], binding: Told) -> _Policies:
     return written
 
 
-def _write(told: Sequence[Told], binding: Told) -> _Policies:
+def _write(told: Sequence[Told], binding: Told) -> Policies:
     policies = {binding.policy: binding.decision.limit}
     for policy, decision in told:
         policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
     with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
     quota = min(binding.decision.limit.quota, _LARGEST)
-    return _Policies(
-        ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+    return Policies(
+        (
+            b"ratelimit-policy",
+            ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+        ),
         ", ".join([str(quota), *with_windows]).encode(),
         f'"{binding.policy}";r=%d'.encode(),
         f'"{binding.policy}";r=%d;t=%d'.encode(),
@@ -267,15 +258,7 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
     extra = fields(told, dialects)
     if None in waits:
         never = [each for each in violated if each.decision.retry_after_us is None]
-        most = min(each.decision.limit.capacity for each in never)
-        return problem(
-            429,
-            NEVER,
-            "Cost Exceeds Limit",
-            f"This request costs more than the limit can ever allow at once, which is {most}.",
-            extra,
-            {"violated-policies": names},
-        )
+        return too_costly(min(each.decision.limit.capacity for each in never), names, extra)
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
     again = f"; try again in {_in_words(seconds)}" if violated else ""
@@ -286,6 +269,20 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
         f"The quota is used up{again}.",
         [*retry, *extra],
         {"violated-policies": names},
+    )
+
+
+def too_costly(
+    most: int, policies: Sequence[str], extra: Sequence[tuple[bytes, bytes]] = ()
+) -> Refusal:
+    """429 without `Retry-After`: the cost is above ``most``, which can pass at once."""
+    return problem(
+        429,
+        NEVER,
+        "Cost Exceeds Limit",
+        f"This request costs more than the limit can ever allow at once, which is {most}.",
+        extra,
+        {"violated-policies": list(policies)},
     )
 
 

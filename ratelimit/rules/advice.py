@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ratelimit.limits import BUCKETS, Algorithm
+from ratelimit.rules.effect import idle
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "advise", "doubts"]
 
 _CHOSEN: Final = ("header", "cookie", "query")
-"""Parts of an identity that a client can send as it likes."""
+"""Parts of an identity that a client can send as it likes, whatever the path."""
 
 _DAY_US: Final = 86_400_000_000
 _LARGE_LOG: Final = 10_000
@@ -34,13 +35,21 @@ class Advice(NamedTuple):
 
 
 def advise(rule_set: RuleSet) -> list[Advice]:
-    """All advice on a set of rules, in their order; rules that are off get none."""
+    """All advice on a set of rules; rules that are off get none."""
+    return [*doubts(rule_set), *(Advice(*each) for each in idle(rule_set))]
+
+
+def doubts(rule_set: RuleSet) -> list[Advice]:
+    """Advice on what a rule lets through or costs, in the order of the rules."""
     rules = [rule for rule in rule_set.rules if rule.mode != "off"]
     bounds: dict[str | None, list[Rule]] = {}
     for rule in rules:
         if _bounds(rule):
             bounds.setdefault(rule.path, []).append(rule)
-    return [*_of_set(rule_set, rules), *(each for rule in rules for each in _of_rule(rule, bounds))]
+    return [
+        *_of_set(rule_set, rules),
+        *(each for rule in rules for each in _of_rule(rule, bounds)),
+    ]
 
 
 def _of_set(rule_set: RuleSet, rules: list[Rule]) -> Iterator[Advice]:
@@ -92,14 +101,7 @@ def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Ad
             "a request without scope['user'] is counted by its address; see that the middleware "
             "that authenticates stands outside this one, or set on_missing",
         )
-    foreign = _FOREIGN.search(rule.path or "")
-    if foreign:
-        yield Advice(
-            "foreign-path",
-            rule.name,
-            f"{foreign[0]!r} in the path stands for itself; a parameter is written {{name}}, or "
-            "{rest:path} for all that follows",
-        )
+    yield from _of_match(rule, bounds)
     limits = [*rule.limits, *(each for some in rule.tiers.values() for each in some)]
     for limit in dict.fromkeys(limits):
         if limit.algorithm is Algorithm.FIXED_WINDOW:
@@ -127,6 +129,26 @@ def _of_rule(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Ad
                 )
 
 
+def _of_match(rule: Rule, bounds: Mapping[str | None, list[Rule]]) -> Iterator[Advice]:
+    if rule.host is not None and rule.mode == "enforce":
+        beside = [*bounds.get(None, ()), *bounds.get(rule.path, ())]
+        if not any(other.host is None and _covers(other, rule) for other in beside):
+            yield Advice(
+                "host-only",
+                rule.name,
+                "a client that names another host is not limited by it; put a rule without host, "
+                "with a higher limit, beside it",
+            )
+    foreign = _FOREIGN.search(rule.path or "")
+    if foreign:
+        yield Advice(
+            "foreign-path",
+            rule.name,
+            f"{foreign[0]!r} in the path stands for itself; a parameter is written {{name}}, or "
+            "{rest:path} for all that follows",
+        )
+
+
 def _bounds(rule: Rule) -> bool:
     """Whether a rule bounds every client that it matches, by nothing that the client chooses."""
     return (
@@ -134,6 +156,8 @@ def _bounds(rule: Rule) -> bool:
         and rule.enforce_share == 1
         and rule.cost != 0
         and rule.skip is None
+        and rule.host is None
+        and not rule.except_
         and (rule.on_missing != "skip" or rule.by == ("client",))
         and all(rule.tiers.values())
         and not any(part.partition(":")[0] in (*_CHOSEN, "path") for part in rule.by)

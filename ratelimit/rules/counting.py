@@ -1,13 +1,10 @@
 """Limits and the options that count them: read as text, and held against each other."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import EllipsisType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-from ratelimit.identity.addresses import read_address
-from ratelimit.identity.keys import LONGEST_VALUE
 from ratelimit.limits import Algorithm, Limit, Rounding
 from ratelimit.rules.reading import Reading, text
 from ratelimit.rules.values import ATTRIBUTE, REGISTERED, TOKEN
@@ -23,18 +20,16 @@ MOST_COST: Final = 2**42
 DEFAULT_MAX_DELAY: Final = 10.0
 """Seconds that a leaking bucket may hold a request, where a rule does not say."""
 
-_IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}", re.ASCII)
-"""An IPv4 address, which is its own key: a shortcut, since there may be many."""
 _MOST_LIMITS: Final = 20
 
-COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay")
+COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay", "free")
 """The options that go with limits given as text."""
 
 
 class Counting:
     """The algorithm, and its options, that count the limits given as text."""
 
-    __slots__ = ("algorithm", "burst", "max_delay", "rounding")
+    __slots__ = ("algorithm", "burst", "free", "max_delay", "rounding")
 
     def __init__(
         self,
@@ -42,6 +37,7 @@ class Counting:
         burst: int | None = None,
         rounding: Rounding | None = None,
         max_delay: float | EllipsisType | None = ...,
+        free: int | None = None,
     ) -> None:
         self.algorithm = Algorithm.SLIDING_COUNTER if algorithm is None else algorithm
         self.burst = burst
@@ -52,6 +48,7 @@ class Counting:
         elif max_delay is None and not leaks:
             raise ValueError(f"a max_delay belongs to a leaking_bucket; {self.algorithm} has none")
         self.max_delay = max_delay
+        self.free = free
         if rounding is not None and self.algorithm != Algorithm.SLIDING_COUNTER:
             raise ValueError(f"a rounding belongs to a sliding_counter; {algorithm} has none")
 
@@ -60,12 +57,14 @@ class Counting:
         """As a ready-made limit is counted, but for its burst."""
         counting = cls(limit.algorithm)
         counting.rounding, counting.max_delay = limit.rounding, limit.max_delay
+        counting.free = limit.free
         return counting
 
     def limits(self, value: object, *, burst: bool = True) -> tuple[Limit, ...]:
         """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
 
-        ``burst`` False leaves out the burst that is given beside a text (an override has its own).
+        ``burst`` False leaves out the burst that is given beside a text (an override has its own),
+        and lets no more pass at once than the bucket holds.
         """
         if value is None or value == UNLIMITED:
             return ()
@@ -76,17 +75,32 @@ class Counting:
                 self.burst if burst else None,
                 self.rounding,
                 self.max_delay,
+                self.free,
+                burst,
             )
         return ready_limits(value)
 
 
 @lru_cache(maxsize=4096)  # a file repeats few texts in many overrides, and so do dynamic limits
 def _parsed(
-    text: str, algorithm: str, burst: int | None, rounding: Rounding, max_delay: float | None
+    text: str,
+    algorithm: str,
+    burst: int | None,
+    rounding: Rounding,
+    max_delay: float | None,
+    free: int | None,
+    exactly: bool,
 ) -> tuple[Limit, ...]:
     limits = Limit.parse_all(
-        text, algorithm=algorithm, burst=burst, rounding=rounding, max_delay=max_delay
+        text,
+        algorithm=algorithm,
+        burst=burst,
+        rounding=rounding,
+        max_delay=max_delay,
+        free=free if exactly else None,
     )
+    if free is not None and not exactly:
+        limits = tuple(each.with_free(min(free, each.burst or 1)) for each in limits)
     return _few(limits)
 
 
@@ -179,6 +193,13 @@ def max_delay(value: float | None, reading: Reading) -> float | None:
     return _beside(value, reading, Counting(reading["algorithm"], None, None, value))
 
 
+def free(value: int, reading: Reading) -> int:
+    """Units, at least 1, that pass a leaking bucket at once."""
+    return _beside(
+        value, reading, Counting(reading["algorithm"], reading["burst"], None, ..., value)
+    )
+
+
 def _beside(value: T, reading: Reading, counting: Counting) -> T:
     """A value that goes with the texts of a rule's limits."""
     limit = reading["limit"]
@@ -249,76 +270,3 @@ def cost(value: object, limits: Iterable[Limit]) -> Any:
                 f"{limit.capacity} at once"
             )
     return value
-
-
-class BadIdentity(ValueError):
-    """An override's identity that cannot be meant."""
-
-
-class GivenTwice(BadIdentity):
-    """An override whose identity is that of an earlier one, ``first``."""
-
-    def __init__(self, identity: str, key: str, first: str) -> None:
-        super().__init__(f"the override {shown(identity)} is given twice, as {key}; give one")
-        self.first = first
-
-
-def overrides(values: Mapping[str, Any], reading: Reading) -> dict[str, "Override"]:
-    """The limits of single identities, by the text that the first part of ``by`` gives."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
-    first_part = reading["by"][0]
-    if values and first_part == "global":
-        raise ValueError("overrides are given for 'global'; all requests share its one identity")
-    counting, units = counting_of(reading), reading.get("cost", 0)
-    own: dict[str, Override] = {}
-    for identity, limit in values.items():
-        key = reading.at((identity,), _override_key, identity, first_part, own)
-        if key is not None:
-            limits = reading.at((identity,), _override_limits, limit, counting, units)
-            own[key] = Override(identity, limits or ())
-    return own
-
-
-class Override(NamedTuple):
-    """The limits of one identity, and the text by which it was given."""
-
-    identity: str
-    limits: tuple[Limit, ...]
-
-
-def _override_key(value: object, part: str, own: Mapping[str, Override]) -> str:
-    identity = text("an override's identity", value)
-    try:
-        key = address_key(identity) if part == "client" else identity
-        if not key:
-            raise ValueError("an override's identity is empty; it is that of the first part of by")
-        if len(key) > LONGEST_VALUE:
-            raise ValueError(
-                f"an override's identity has {len(key)} characters; it has at most {LONGEST_VALUE}"
-            )
-    except ValueError as error:
-        raise BadIdentity(str(error)) from None
-    if key in own:
-        raise GivenTwice(identity, key, own[key].identity)
-    return key
-
-
-def _override_limits(limit: object, counting: Counting | None, units: Any) -> tuple[Limit, ...]:
-    if counting is None:  # the mistake is told at the option that has it
-        return ()
-    limits = counting.limits(limit, burst=False)
-    cost(units, limits)
-    return limits
-
-
-def address_key(value: str) -> str:
-    """The key that requests from an address are counted under; for IPv6, that of its network."""
-    if _IPV4.fullmatch(value):
-        return value
-    address = read_address(value)
-    if address is None or "%" in value:
-        raise ValueError(
-            f"the override {shown(value)} is not an IP address; by client, overrides name addresses"
-        )
-    return address.key

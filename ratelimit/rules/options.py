@@ -13,12 +13,11 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import counting, values
+from ratelimit.rules import counting, overriding, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.values import (
     METHODS,
     MOST_WORKERS,
-    ForwardedHeader,
     Header,
     Mode,
     OnMissing,
@@ -44,7 +43,7 @@ def _networks(about: str, key: str) -> Option:
     return Option(about, Form("networks"), values.networks, (), also=also)
 
 
-_COUNTED: Final = ("limit", "algorithm", "burst", "rounding", "max_delay")
+_COUNTED: Final = ("limit", *counting.COUNTED)
 
 
 class _Matching(TypedDict, total=False):
@@ -58,6 +57,38 @@ class _Matching(TypedDict, total=False):
             Form("path", examples=("/api/{rest:path}",)),
             values.path,
             inside="match",
+        ),
+    ]
+    except_: Annotated[
+        str | Sequence[str],
+        Option(
+            "Paths that the rule is not for, in the same syntax; a request is left out only where "
+            "its path is one of them as it was sent and also without `//`, `/./` and `/../`.",
+            Form("paths", examples=("/health", "/static/{rest:path}")),
+            values.paths,
+            (),
+            code="bad-path",
+            inside="match",
+        ),
+    ]
+    host: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "The host that a request names, one or several, compared without port and case; "
+            "`X-Forwarded-Host` counts from trusted proxies alone; every host if left out.",
+            Form("hosts", examples=("app.example.com",)),
+            values.hosts,
+            inside="match",
+        ),
+    ]
+    replaces: Annotated[
+        Sequence[str],
+        Option(
+            "Rules that do not apply where this one is enforced and has counted the request, such "
+            "as a looser or tighter limit for one path under a rule for all.",
+            Form("names", examples=("everything",)),
+            values.names,
+            (),
         ),
     ]
     by: Annotated[
@@ -135,6 +166,16 @@ class RouteOptions(TypedDict, total=False):
             needs=("limit", "algorithm"),
         ),
     ]
+    free: Annotated[
+        int | None,
+        Option(
+            "How many units pass a leaking bucket at once, while the others wait their turn; 1 if "
+            "left out.",
+            Form("whole", (), 1),
+            counting.free,
+            needs=("limit", "algorithm", "burst"),
+        ),
+    ]
     cost: Annotated[
         int | str | Ask[int],
         Option(
@@ -189,9 +230,10 @@ class RouteOptions(TypedDict, total=False):
     overrides: Annotated[
         Mapping[str, SomeLimits],
         Option(
-            "Limits, or `unlimited`, of single identities, by the first part of `by`.",
+            "Limits, `unlimited` or `blocked` (403), of single identities, by the first part of "
+            "`by`, or by all of its parts with a bar between.",
             Form("overrides"),
-            counting.overrides,
+            overriding.overrides,
             MappingProxyType({}),
             needs=("by",),
             shows=(*_COUNTED, "cost"),
@@ -294,10 +336,11 @@ FILE: Final = Options(
     trusted_hops=_whole(
         "Instead of `trusted_proxies`: how many proxies stand in front, at most 32.", 0, 32, 0
     ),
-    forwarded_header=_choice(
-        "The field in which the proxies write where a request came from; `x-forwarded-for` if "
-        "left out.",
-        ForwardedHeader,
+    forwarded_header=Option(
+        "The field in which the proxies write where a request came from: `x-forwarded-for` (if "
+        "left out), `forwarded`, or one that holds a single address, such as `x-real-ip`.",
+        Form("field", examples=("x-real-ip", "cf-connecting-ip")),
+        values.forwarded_header,
         "x-forwarded-for",
     ),
     ipv6_prefix=_whole(

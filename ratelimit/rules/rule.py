@@ -12,16 +12,24 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
-from ratelimit.identity.addresses import Network, read_address
+from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
-from ratelimit.rules.paths import Path
+from ratelimit.rules.overriding import override_key
+from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
-from ratelimit.rules.values import BUILT_IN_BY, Mode, OnMissing, OnStoreFailure, SomeLimits
+from ratelimit.rules.values import (
+    BUILT_IN_BY,
+    CLIENT_CHOSEN,
+    Mode,
+    OnMissing,
+    OnStoreFailure,
+    SomeLimits,
+)
 
 __all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
 
@@ -66,6 +74,12 @@ class Rule:
     """The parts of an identity, in order; header names in lower case."""
     path: str | None
     """In Starlette's route syntax; None for every path."""
+    except_: tuple[str, ...]
+    """Paths that it is not for."""
+    host: frozenset[str] | None
+    """The hosts, in lower case, of which a request names one; None for every host."""
+    replaces: tuple[str, ...]
+    """Names of rules that do not apply where this one has counted a request."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
@@ -79,8 +93,9 @@ class Rule:
     """The outcome for a request that lacks a part of ``by``: it counts under the client's address,
     the rule does not apply, or it is refused (403)."""
     overrides: Mapping[str, tuple[Limit, ...]] = field(hash=False)
-    """Limits of single identities, by the text of the first part of ``by``; none for unlimited.
-    An IPv6 address stands for its network of 64 bits, which is what clients are counted by."""
+    """Limits of single identities, by the text of the first part of ``by``, or, behind a NUL, by
+    that of all parts; none for unlimited, `BLOCKED` for refused. An IPv6 address stands for its
+    network of 64 bits, which is what clients are counted by."""
     allowlist: tuple[Network, ...]
     """Clients to whom this rule does not apply."""
     denylist: tuple[Network, ...]
@@ -94,6 +109,8 @@ class Rule:
     denied_clients: Networks = field(repr=False, compare=False)
     compiled: Path | None = field(repr=False, compare=False)
     """``path``, as requests are matched by it."""
+    excepted: tuple[Path, ...] = field(repr=False, compare=False)
+    """``except_``, as requests are matched by it."""
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
@@ -130,6 +147,8 @@ class Rule:
             "tiers": MappingProxyType(tiers),
             "dynamic": limit if callable(limit) else None,
             "path": reading.given["path"] if path else None,
+            "except_": tuple(text for text, _ in reading["except_"]),
+            "excepted": tuple(each for _, each in reading["except_"]),
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
@@ -166,14 +185,15 @@ class Rule:
 
         @cache  # a file repeats few limits in many overrides
         def scaled(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-            return limits if part == 1 else tuple(limit.scaled(part) for limit in limits)
+            whole = part == 1 or not limits
+            return limits if whole else tuple(limit.scaled(part) for limit in limits)
 
         overrides = {key: scaled(own) for key, own in self.overrides.items()}
-        if self.by[0] == "client" and ipv6_prefix != 64:
-            overrides = {}
-            for text, own in self._named.items():
-                address = read_address(text, ipv6_prefix)
-                overrides[text if address is None else address.key] = scaled(own)
+        if "client" in self.by and ipv6_prefix != 64:
+            overrides = {
+                override_key(text, self.by, ipv6_prefix)[0]: scaled(own)
+                for text, own in self._named.items()
+            }
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
         cost(self.cost, _all_limits(limits, tiers, overrides))
@@ -201,11 +221,44 @@ class Rule:
         ).digest()
         return int.from_bytes(digest) < self.enforce_share * 2**48
 
+    def excepts(self, path: str, normal: str) -> bool:
+        """Whether a request is left out: by its path as it is, and as `normalised` has it."""
+        return any(
+            each.match(path) is not None
+            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            for each in self.excepted
+        )
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a client can pick the identity by which this rule counts."""
+        return any(map(self.is_chosen_part, self.by))
+
+    @staticmethod
+    def is_chosen_part(part: str) -> bool:
+        """Whether a client can pick a part of an identity, and another with each request."""
+        return part.partition(":")[0] in CLIENT_CHOSEN
+
+    @property
+    def names_all_it_counts(self) -> bool:
+        """Whether some identity that it counts is known: by what it is, or by an override."""
+        return not self.is_chosen or any(self.is_known(key) for key in self.overrides)
+
+    def is_known(self, override: str | None) -> bool:
+        """Whether an identity, by the text of its override if any, is not for clients to pick."""
+        if override is None:
+            return not self.is_chosen
+        rest = () if override[:1] == "\0" else self.by[1:]
+        return not any(map(self.is_chosen_part, rest))
+
     def match(self, method: str, path: str) -> dict[str, object] | None:
         """The path's parameters, converted, if this rule applies to a request; None if not.
 
-        ``path`` is the decoded path below ``root_path``. Never raises.
+        ``path`` is the decoded path below ``root_path``; the host has its say elsewhere. Never
+        raises.
         """
+        if self.excepted and self.excepts(path, normalised(path)):
+            return None
         if self.methods is not None and method.upper() not in self.methods:
             return None
         return {} if self.compiled is None else self.compiled.match(path)

@@ -14,8 +14,9 @@ from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import Networks
 from ratelimit.rules.matching import Found, Index, Matching
 from ratelimit.rules.options import FILE
+from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule, TooManyLimits
-from ratelimit.rules.values import ForwardedHeader, OnStoreFailure, Preflights
+from ratelimit.rules.values import LISTS_OF_HOPS, OnStoreFailure, Preflights
 from ratelimit.words import shown
 
 __all__ = ["Rule", "RuleSet", "TooManyLimits"]
@@ -47,7 +48,7 @@ class RuleSet:
     trusted_proxies: tuple[Network, ...] = ()
     trusted_hops: int = 0
     """The number of proxies that stand in front, instead of their networks; at most 32."""
-    forwarded_header: ForwardedHeader = "x-forwarded-for"
+    forwarded_header: str = "x-forwarded-for"
     """The field in which the proxies write where a request came from."""
     ipv6_prefix: int = 64
     """The number of bits of an IPv6 address that are one client, 16 to 128."""
@@ -67,8 +68,8 @@ class RuleSet:
     denied_clients: Networks = field(init=False, repr=False, compare=False)
     index: Index = field(init=False, repr=False, compare=False)
     """The rules as requests find them."""
-    find: Callable[[str, str], Found] = field(init=False, repr=False, compare=False)
-    """`Index.find`: what `matching` gives for a method and a path, and the plan of these rules."""
+    find: Callable[..., Found] = field(init=False, repr=False, compare=False)
+    """`Index.find`: the rules for a method, a path and a host, and the plan of these rules."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -78,9 +79,16 @@ class RuleSet:
             put(self, ATTRIBUTES.get(key, key), value)
         if self.trusted_hops and self.trusted_proxies:
             raise ValueError("both trusted_hops and trusted_proxies are given; give one of them")
+        if self.trusted_hops and self.forwarded_header not in LISTS_OF_HOPS:
+            raise ValueError(
+                f"{self.forwarded_header} holds one address, so that no hops can be counted in it; "
+                "give trusted_proxies instead of trusted_hops"
+            )
         put(self, "allowed_clients", Networks(self.allowlist))
         put(self, "denied_clients", Networks(self.denylist))
         _unique_names(self.rules)
+        for mistake in misplaced(dict(enumerate(self.rules))):
+            raise ValueError(f"rule {self.rules[mistake.rule].name!r} replaces: {mistake.message}")
         put(self, "index", Index(self.rules))
         put(self, "find", self.index.find)
         _few_at_once(self.rules)
@@ -119,13 +127,24 @@ class RuleSet:
         of_file = {ATTRIBUTES.get(key, key): value for key, value in top.items()}
         return cls(rules, files=files, **of_file)
 
-    def matching(self, method: str, path: str) -> Matching:
+    def matching(self, method: str, path: str, host: str = "") -> Matching:
         """Every rule that applies and is not off, in order, each with the path's parameters.
+
+        ``host`` is in lower case, without port and final dot; no rule with a host applies to "".
 
         Looks only at rules whose literal start is the path's own, so the number of other rules
         does not matter. The list is not to be changed.
         """
-        return self.find(method, path)[0]
+        return self.find(method, path, host)[0]
+
+    def without_preflight(self, matching: Matching, scope: Mapping[str, Any]) -> Matching:
+        """Leaves a browser's question before a request alone, except to rules that name OPTIONS."""
+        if self.preflights == "count" or scope["method"] != "OPTIONS":
+            return matching
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names >= {b"origin", b"access-control-request-method"}:
+            return matching
+        return [each for each in matching if "OPTIONS" in (each[0].methods or ())]
 
     @property
     def registered_names(self) -> frozenset[str]:

@@ -11,12 +11,12 @@ from ratelimit.identity.addresses import Network, unwrapped
 from ratelimit.limits import Limit
 from ratelimit.rules.paths import Path
 from ratelimit.rules.reading import Reading, text
+from ratelimit.stores import check_uri
 from ratelimit.words import near, shown, whole
 
 Mode = Literal["enforce", "shadow", "off"]
 OnStoreFailure = Literal["allow", "deny", "local"]
 OnMissing = Literal["client", "skip", "refuse"]
-ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 Header = Literal["draft", "legacy", "draft-03"]
 Preflights = Literal["free", "count"]
 
@@ -26,6 +26,8 @@ SomeLimits = str | Limit | Sequence[Limit] | None
 
 BUILT_IN_BY: Final = ("client", "global", "route", "user")
 NAMED_BY: Final = ("header", "cookie", "query", "path")
+CLIENT_CHOSEN: Final = ("header", "cookie", "query", "path")
+"""Parts of an identity whose value a client can pick as it likes."""
 METHODS: Final = frozenset(HTTPMethod) | {
     "QUERY", "PURGE", "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT",
     "SEARCH",
@@ -36,12 +38,18 @@ TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 REGISTERED: Final = re.compile("[a-z_][a-z0-9_]{0,63}", re.ASCII)
 ATTRIBUTE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _MOST_PARTS: Final = 10
+_MOST_LISTED: Final = 100
+_HOST: Final = re.compile(
+    r"[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_](?:[a-z0-9_-]{0,62})){0,126}|[0-9a-f:.]{2,45}",
+    re.ASCII,
+)
+_PORT: Final = re.compile(r"^[^:]+:[0-9]+$|\]:[0-9]+$")
 
+LISTS_OF_HOPS: Final = ("x-forwarded-for", "forwarded")
+"""Fields that hold the address of each hop; any other holds one address alone."""
+_NO_ADDRESS: Final = frozenset({"host", "via", "x-forwarded-host", "x-forwarded-proto"})
 MOST_WORKERS: Final = 10_000
 LONGEST_JITTER_US: Final = 60_000_000
-STORE_SCHEMES: Final = (
-    "memory", "redis", "rediss", "unix", "redis+cluster", "redis+sentinel",
-)  # fmt: skip
 
 
 def name(value: object, _: Reading) -> str:
@@ -57,6 +65,53 @@ def name(value: object, _: Reading) -> str:
 def path(value: object, _: Reading) -> Path:
     """A path's pattern, compiled."""
     return Path(text("path", value))
+
+
+def paths(values: object, reading: Reading) -> tuple[tuple[str, Path], ...]:
+    """Patterns of paths, each with its text."""
+    texts = _listed(reading.key.rstrip("_"), values)
+    read = [reading.at((number,), path, each, reading) for number, each in enumerate(texts)]
+    return tuple(zip(map(str, texts), filter(None, read), strict=False))
+
+
+def hosts(values: object, reading: Reading) -> frozenset[str]:
+    """Names of hosts, in lower case, without a final dot."""
+    texts = _listed("host", values)
+    return frozenset(str(reading.at((number,), _host, each)) for number, each in enumerate(texts))
+
+
+def _host(value: object) -> str:
+    host = text("host", value).lower().removesuffix(".")
+    if _PORT.search(host):
+        raise ValueError(f"host is {shown(value)}; it is compared without port, so leave it out")
+    if not _HOST.fullmatch(host):
+        raise ValueError(
+            f"host is {shown(value)}; it is a name such as app.example.com, or an address, without "
+            "scheme, path and wildcards"
+        )
+    return host
+
+
+def names(values: object, reading: Reading) -> tuple[str, ...]:
+    """Names of rules, each once."""
+    texts = _listed(reading.key, values)
+    read = [str(reading.at((number,), name, each, reading)) for number, each in enumerate(texts)]
+    for each in read:
+        if read.count(each) > 1:
+            raise ValueError(f"{reading.key} names {shown(each)} twice; once is enough")
+    return tuple(read)
+
+
+def _listed(what: str, values: object) -> Sequence[object]:
+    """One text, or several, as several."""
+    texts = (values,) if isinstance(values, str) else values
+    if not isinstance(texts, Sequence | frozenset):
+        raise TypeError(f"{what} is text or several texts, not {type(values).__name__}")
+    if not texts:
+        raise ValueError(f"{what} is empty; leave it out")
+    if len(texts) > _MOST_LISTED:
+        raise ValueError(f"{what} has {len(texts)} items; it has at most {_MOST_LISTED}")
+    return tuple(texts)
 
 
 def methods(values: Iterable[str], reading: Reading) -> frozenset[str]:
@@ -211,9 +266,21 @@ def retry_jitter(value: object, _: Reading) -> int:
     return value
 
 
+def forwarded_header(value: object, _: Reading) -> str:
+    """A field's name, in lower case."""
+    name = text("forwarded_header", value).lower()
+    hint = near(name, LISTS_OF_HOPS, 0.85)
+    if not TOKEN.fullmatch(name) or name in _NO_ADDRESS or (hint and name not in LISTS_OF_HOPS):
+        raise ValueError(
+            f"forwarded_header is {shown(value)}{hint}; it is x-forwarded-for, forwarded or a "
+            "field that holds one address, such as x-real-ip"
+        )
+    return name
+
+
 def headers(values: Iterable[Any], _: Reading) -> tuple[Any, ...]:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
-    found = tuple(values)
+    found = tuple(dict.fromkeys(values))
     for header in found:
         if header not in get_args(Header) and not callable(header):
             names = ", ".join(map(repr, get_args(Header)))
@@ -228,26 +295,8 @@ def skip(value: object, _: Reading) -> Any:
     return value
 
 
-def store(uri: object, _: Reading) -> str:
-    """A store's URI; mistakes show no more of it than its scheme."""
-    scheme, colon, rest = text("store", uri).partition("://")
-    if not colon:
-        raise ValueError("the store is not a URI; write one such as redis://localhost:6379/0")
-    if scheme not in STORE_SCHEMES:
-        hint = near(scheme.lower(), STORE_SCHEMES, 0.6, "{}://".format)
-        raise ValueError(
-            f"the store's scheme is {shown(scheme)}{hint}; there are "
-            + ", ".join(f"{each}://" for each in STORE_SCHEMES)
-        )
-    if scheme == "memory" and rest:
-        raise ValueError("something follows memory:// in the store; it is memory:// alone")
-    if scheme != "memory" and not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", rest):
-        raise ValueError(f"nothing, or a space, follows {scheme}:// in the store; name a server")
-    if scheme == "unix" and "/" not in rest:
-        raise ValueError("no path follows unix:// in the store; write unix:///path/of/the/socket")
-    if scheme == "redis+sentinel" and not re.fullmatch("[^/]+/[^/?]+.*", rest):
-        raise ValueError(
-            "no service follows the hosts in the store; write "
-            "redis+sentinel://host:port,host:port/service"
-        )
-    return str(uri)
+def store(value: object, _: Reading) -> str:
+    """A store's URI; mistakes show no more of it than its scheme and the names of its options."""
+    uri = text("store", value)
+    check_uri(uri)
+    return uri

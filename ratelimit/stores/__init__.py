@@ -1,15 +1,13 @@
 """Stores of counters: the `Store` protocol, and `open_store` from a URI to a store."""
 
 from collections.abc import Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ratelimit.decisions import Check, Decision
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.stores.memory import MemoryStore
 
-SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
-
-__all__ = ["MemoryStore", "Store", "StoreUnavailable", "open_store"]
+__all__ = ["MemoryStore", "Store", "StoreUnavailable", "check_uri", "open_store"]
 
 
 @runtime_checkable
@@ -40,23 +38,26 @@ def open_store(uri: str, *, deadline: float = 0.05) -> Store:
 
     ``memory://``, and what `RedisStore` takes: ``redis://``, ``rediss://`` and ``unix://`` with
     redis-py's options in the query, ``redis+sentinel://host:port,host:port/service`` and
-    ``redis+cluster://host:port,host:port``.
+    ``redis+cluster://host:port,host:port``; the same with ``valkey`` for ``redis``.
     ``deadline``, in seconds, bounds a decision in Redis.
 
-    Raises ValueError, in one sentence that shows no password, for a URI that names no store, and
-    ImportError where redis-py is not installed.
+    Raises what `check_uri` raises, and ImportError where redis-py is not installed, or one that is
+    not supported.
     """
-    if not isinstance(uri, str):
-        raise TypeError(f"a store's URI is text, not {type(uri).__name__}")
-    scheme, found, rest = uri.partition("://")
-    if uri == "memory://":
-        return MemoryStore()
-    if found and scheme in SCHEMES and rest:
-        from ratelimit.stores.redis import RedisStore  # redis-py is an extra
+    from ratelimit.stores.redis import RedisStore
+    from ratelimit.stores.redis.uris import read_uri
 
-        return RedisStore(uri, deadline=deadline)
-    shown = f"{scheme}://" if found else "the text"
-    raise ValueError(
-        f"{shown} names no store; there are memory://, redis://host:port/db, "
-        "rediss://host:port/db, unix:///path, redis+sentinel://host:port/service and redis+cluster://host:port"
-    )
+    if read_uri(uri).kind == "memory":
+        return MemoryStore()
+    return RedisStore(uri, deadline=deadline)
+
+
+def check_uri(uri: str) -> None:
+    """Returns where a store can be opened at a URI; neither redis-py nor a server is asked.
+
+    Raises TypeError for what is not text, and ValueError for any mistake in it, TLS files that
+    cannot be used among them: one sentence, which shows neither names, passwords nor hosts.
+    """
+    from ratelimit.stores.redis.uris import read_uri
+
+    read_uri(uri)

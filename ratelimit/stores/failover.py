@@ -69,12 +69,18 @@ class Failover:
         self._beats = local and isinstance(store, Heartbeats)
         self._name = ""
         self._named_in = 0  # the process, since workers may be forked from one that has a limiter
-        self._counted: deque[int] = deque([workers] * (BEATS - 1), maxlen=BEATS)
+        self._stated = workers
+        self._counted: deque[int] = deque(maxlen=BEATS)
         self._local: MemoryStore | None = None
         self._shares: dict[tuple[str, int], Limit] = {}
         self._owed: set[tuple[Limit, str, str]] = set()
         self._owed_bytes = 0
         self._heartbeat = Background("heartbeat", self._beat)
+
+    @property
+    def seen(self) -> int | None:
+        """The number of workers alive, as last seen; None where none has made itself known."""
+        return max(self._counted, default=None)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """The store's decisions; raises StoreUnavailable at once while it is known to be away."""
@@ -209,5 +215,7 @@ class Failover:
                 else:
                     # After an outage, the first to speak is alone for a moment.
                     self._counted.append(max(1, count))
-                    self.workers = max(self._counted)
+                    # Until all have had time to speak, the rule file may know better.
+                    unheard = [self._stated] if len(self._counted) < BEATS else []
+                    self.workers = max([*self._counted, *unheard])
             await asyncio.sleep(HEARTBEAT)

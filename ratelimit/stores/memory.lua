@@ -259,19 +259,9 @@ return function(source, max_keys, seed)
   end
   local decide, algorithm_of = setfenv(chunk, sandbox)()(read, write)
 
-  local limits, checks, reply = {}, {}, {}
+  local kinds, reply = {}, {}
 
-  local function put(i, key, limit, cost, action, at, level)
-    local check = checks[i]
-    if not check then
-      check = {}
-      checks[i] = check
-    end
-    check.key, check.limit, check.algorithm = key, limit, algorithm_of(limit)
-    check.cost, check.action, check.charged_us, check.charged_level = cost, action, at, level
-  end
-
-  local function mark_spent(count)
+  local function mark_spent(checks, count)
     for i = 1, count do
       if reply[FIELDS * i - FIELDS + 1] == 0 then
         local record = db[checks[i].key]
@@ -282,56 +272,74 @@ return function(source, max_keys, seed)
     end
   end
 
-  return {
-    -- Makes a limit's six numbers known as number `place`.
-    limit = function(place, ...)
-      limits[place] = {...}
-    end,
-    -- Forgets them all, so that limits built without end do not stay.
-    no_limits = function()
-      limits = {}
-    end,
-    -- One check of the commonest kinds (charge, shadow, force): six numbers, and where keys were
-    -- evicted since the last call, how many have been so far.
-    -- Nothing where the limit is not known (any more).
-    one = function(now, key, place, cost, action)
-      local limit = limits[place]
-      if not limit then
-        return nil
-      end
-      now_us = now
-      collect()
-      put(1, key, limit, cost, action)
-      decide(now, checks, 1, reply, 0)
+  -- Decides a request whose checks are filled in: six numbers for each, and where keys were evicted
+  -- since the last call, how many have been so far.
+  local function answer(now, checks, count)
+    now_us = now
+    collect()
+    decide(now, checks, count, reply, 0)
+    if count == 1 and evicted == told then
       if reply[1] == 0 then
-        mark_spent(1)
-      end
-      if evicted > told then
-        told = evicted
-        return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], evicted
+        mark_spent(checks, 1)
       end
       return reply[1], reply[2], reply[3], reply[4], reply[5], reply[6]
+    end
+    mark_spent(checks, count)
+    local last = FIELDS * count
+    reply[last + 1] = nil
+    if evicted > told then
+      told = evicted
+      last = last + 1
+      reply[last] = evicted
+    end
+    return unpack(reply, 1, last)
+  end
+
+  return {
+    -- Makes a kind of request known as number `place`, seven arguments for each check: what its key
+    -- begins with (false where it is given as a whole), and its limit's six numbers.
+    know = function(place, ...)
+      local given, checks = {...}, {}
+      for i = 1, #given, 7 do
+        local limit = {unpack(given, i + 1, i + 6)}
+        checks[#checks + 1] = {
+          begin = given[i], limit = limit, algorithm = algorithm_of(limit), key = false, cost = 0,
+          action = 0, charged_us = 0, charged_level = 0,
+        }
+      end
+      kinds[place] = checks
     end,
-    -- Any checks of one request, six arguments each: key, place, cost, action, at_us, level.
-    several = function(now, count, ...)
-      now_us = now
-      collect()
-      local arguments = {...}
+    -- Forgets them all, so that limits built without end do not stay.
+    forget_kinds = function()
+      kinds = {}
+    end,
+    -- A request of a kind in which all checks are of one key, at one cost, and no give-back.
+    -- Nothing where the kind is not known (any more).
+    alike = function(now, place, key, cost, action)
+      local checks = kinds[place]
+      if not checks then
+        return nil
+      end
+      local count = #checks
       for i = 1, count do
-        local at = 6 * i - 5
-        put(i, arguments[at], limits[arguments[at + 1]], arguments[at + 2], arguments[at + 3],
-          arguments[at + 4], arguments[at + 5])
+        local check = checks[i]
+        local begin = check.begin
+        check.key = begin and begin .. key or key
+        check.cost, check.action = cost, action
       end
-      decide(now, checks, count, reply, 0)
-      mark_spent(count)
-      local last = FIELDS * count
-      reply[last + 1] = nil
-      if evicted > told then
-        told = evicted
-        last = last + 1
-        reply[last] = evicted
+      return answer(now, checks, count)
+    end,
+    -- Any request of a known kind, five arguments for each check: key, cost, action, at_us, level.
+    each = function(now, place, ...)
+      local checks, given = kinds[place], {...}
+      for i = 1, #checks do
+        local check, at = checks[i], 5 * i - 5
+        local begin, key = check.begin, given[at + 1]
+        check.key = begin and begin .. key or key
+        check.cost, check.action = given[at + 2], given[at + 3]
+        check.charged_us, check.charged_level = given[at + 4], given[at + 5]
       end
-      return unpack(reply, 1, last)
+      return answer(now, checks, #checks)
     end,
     forget = function(key)
       return commands.DEL(key)

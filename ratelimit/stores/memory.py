@@ -17,11 +17,12 @@ from typing import Any, Final, Literal, NamedTuple, Self
 from ratelimit.decisions import (
     FIELDS,
     Action,
+    Alike,
     Check,
     Decision,
     decision_of,
+    decisions_of,
     identity_digest,
-    read_reply,
 )
 from ratelimit.limits import Limit
 from ratelimit.stores.script import SCRIPT
@@ -37,7 +38,7 @@ _LOG: Final = logging.getLogger("ratelimit")
 _LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
 _LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
 _MOST_CHECKS: Final = 500  # per request; six numbers each have to fit Lua's stack
-_MOST_LIMITS: Final = 10_000  # known to the Lua at once; dynamic limits may come without end
+_MOST_LIMITS: Final = 10_000  # of kinds known to the Lua; dynamic limits may come without end
 
 
 class MemoryStatistics(NamedTuple):
@@ -93,56 +94,87 @@ class MemoryStore:
     def _forget_lua(self) -> None:
         """Goes back to before the first decision, which is also how a forked child starts."""
         self._lua: Any = None
-        self._one: Any = None
-        self._several: Any = None
-        self._places: dict[str, int] = {}
-        self._known: dict[tuple[str, str], tuple[int, bytes]] = {}
-        """The limit's place and the start of its keys, by the limit's digest and the rule."""
+        self._alike: Any = None
+        self._kinds: dict[tuple[str, ...], tuple[int, bytes]] = {}
+        """A kind's number and the start of its keys, by its counters (`Alike` has them so)."""
+        self._kinds_hold = 0
+        """Checks in all kinds."""
         self._lock = threading.Lock()
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """One decision per check, all charged or none; see `Store.decide`."""
-        clock = self.clock
-        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
         if len(checks) == 1:
-            # The commonest case by far, without a lock: lupa runs one call at a time.
-            one = self._one  # read before the places, which are of the same Lua or of a later one
             limit, key, cost, rule, action, _, _ = checks[0]
-            known = self._known.get((limit.digest, rule))
-            if known is not None and one is not None and action != _GIVE_BACK:
-                reply = one(now_us, known[1] + _spelled(key), known[0], cost, action)
-                if reply is not None:
-                    if len(reply) != FIELDS:
-                        self._warn_full()
-                        reply = reply[:FIELDS]
-                    return (decision_of(limit, reply),)
+            if action != _GIVE_BACK:
+                return self.decide_alike(((limit,), (limit.digest, rule), cost, action), key)
         elif not checks:
             return ()
-        reply = self._decide_several(now_us, checks)
-        if len(reply) > FIELDS * len(checks):
-            self._warn_full()
-        return read_reply(checks, reply)
-
-    def _decide_several(self, now_us: int, checks: Sequence[Check]) -> tuple[int, ...]:
-        if len(checks) > _MOST_CHECKS:
+        elif len(checks) > _MOST_CHECKS:
             raise ValueError(f"{len(checks)} checks in one request; at most {_MOST_CHECKS}")
+        clock = self.clock
+        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        counters: list[str] = []
+        arguments: list[int | bytes] = []
+        for limit, key, cost, rule, action, at_us, level in checks:
+            counters += limit.digest, rule
+            arguments += _spelled(key), cost, action, at_us, level
+        limits = [check[0] for check in checks]
         with self._lock:
-            if self._lua is None:
-                self._build()
-            if len(self._known) + len(checks) > _MOST_LIMITS:
-                self._known.clear()
-                self._places.clear()
-                self._lua.no_limits()
+            place, begin = self._kind(tuple(counters), limits)
+            if begin:  # of a single check, to which the Lua adds nothing
+                arguments[0] = begin + arguments[0]  # type: ignore[operator]
+            reply = self._lua.each(now_us, place, *arguments)
+        if len(reply) % FIELDS:
+            self._warn_full()
+        return decisions_of(limits, reply)
+
+    def decide_alike(self, alike: Alike, key: str) -> tuple[Decision, ...]:
+        """What `decide` gives for checks of one key that are alike; at once, and at half its cost.
+
+        Not for give-backs.
+        """
+        limits, counters, cost, action = alike
+        clock = self.clock
+        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        decide = self._alike  # read before the kinds, which are of the same Lua or of a later one
+        kind = self._kinds.get(counters)
+        reply = None
+        # Without a lock: lupa runs one call at a time.
+        if kind is not None and decide is not None:
+            reply = decide(now_us, kind[0], kind[1] + _spelled(key), cost, action)
+        if reply is None:
+            with self._lock:
+                place, begin = self._kind(counters, limits)
+                reply = self._alike(now_us, place, begin + _spelled(key), cost, action)
+        if len(reply) == FIELDS:
+            return (decision_of(limits[0], reply),)
+        if len(reply) % FIELDS:
+            self._warn_full()
+        return decisions_of(limits, reply)
+
+    def _kind(self, counters: tuple[str, ...], limits: Sequence[Limit]) -> tuple[int, bytes]:
+        """A kind of request that the Lua knows; its number is never used for another."""
+        if self._lua is None:
+            self._build()
+        kind = self._kinds.get(counters)
+        if kind is None:
+            self._kinds_hold += len(limits)
+            if self._kinds_hold > _MOST_LIMITS:
+                self._kinds.clear()
+                self._lua.forget_kinds()
+                self._kinds_hold = len(limits)
+            self._next_place += 1
+            begins: list[bytes | bool] = [*map(_begin, limits, counters[1::2])]
+            # A key that was put together here is known to the Lua; one that it makes is garbage.
+            first = b""
+            if len(limits) == 1:
+                first, begins = _begin(limits[0], counters[1]), [False]
             arguments: list[int | bytes] = []
-            known = self._known
-            last, spelled = None, b""
-            for limit, key, cost, rule, action, at_us, level in checks:
-                if key is not last:  # most often one client, under several rules
-                    last, spelled = key, _spelled(key)
-                place, begin = known.get((limit.digest, rule)) or self._know(limit, rule)
-                arguments += (begin + spelled, place, cost, action, at_us, level)
-            reply: tuple[int, ...] = self._several(now_us, len(checks), *arguments)
-        return reply
+            for limit, begin in zip(limits, begins, strict=True):
+                arguments += begin, *limit.numbers
+            self._lua.know(self._next_place, *arguments)
+            kind = self._kinds[counters] = self._next_place, first
+        return kind
 
     async def reset(self, checks: Sequence[Check]) -> None:
         """Forgets the counters that these checks name; costs and actions play no part."""
@@ -189,24 +221,17 @@ class MemoryStore:
         shim = files("ratelimit.stores").joinpath("memory.lua").read_bytes()
         build = lua.execute(shim)
         api = build(SCRIPT.encode(), self._max_keys, int.from_bytes(os.urandom(4)))
-        self._one, self._several = api[b"one"], api[b"several"]
-        self._lua = _Lua(lua, api[b"limit"], api[b"no_limits"], api[b"forget"], api[b"statistics"])
+        self._alike = api[b"alike"]
+        self._lua = _Lua(
+            lua, api[b"each"], api[b"know"], api[b"forget_kinds"], api[b"forget"],
+            api[b"statistics"],
+        )  # fmt: skip
         if several_workers():
             _LOG.warning(
                 "memory-in-workers: this process looks like one of several workers, and each "
                 "counts alone with memory://, so clients get each quota once per worker; use "
                 "redis://, or one worker"
             )
-
-    def _know(self, limit: Limit, rule: str) -> tuple[int, bytes]:
-        """Makes a limit known to the Lua; its place is never used for another."""
-        place = self._places.get(limit.digest)
-        if place is None:
-            self._next_place += 1
-            place = self._places[limit.digest] = self._next_place
-            self._lua.limit(place, *limit.numbers)
-        known = self._known[limit.digest, rule] = place, _begin(limit, rule)
-        return known
 
     def _warn_full(self) -> None:
         if not self._warned_full:
@@ -229,11 +254,12 @@ def _read(clock: Clock) -> int:
 
 
 class _Lua(NamedTuple):
-    """The runtime, and the functions of memory.lua that are called now and then."""
+    """The runtime, and the functions of memory.lua but the one that is called most."""
 
     runtime: Any
-    limit: Any
-    no_limits: Any
+    each: Any
+    know: Any
+    forget_kinds: Any
     forget: Any
     statistics: Any
 

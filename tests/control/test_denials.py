@@ -1,7 +1,11 @@
 """Who was denied most: what is counted, how much of it, and what is never shown."""
 
 import asyncio
+import sys
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 
@@ -69,8 +73,96 @@ async def test_what_is_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     denials = Denials(MemoryStore())
     for number in range(9):
         denials.add("a", f"192.0.2.{number}")
-    denials.add("a", "192.0.2.0")
-    assert denials.busiest() == [("a 192.0.2.0", 2), ("a 192.0.2.1", 1), ("a 192.0.2.2", 1)]
+    assert len(denials.busiest(100)) == 3
+
+
+NAMES = [f"2001:db8:{number:x}::/64" for number in range(1_000)]
+
+
+def test_strangers_who_were_denied_once_hide_nobody_who_is_denied_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether they come before, after or in between."""
+    monkeypatch.setattr(module, "MOST", 20)
+    for order in (
+        [*NAMES, *["192.0.2.1"] * 100],
+        [*["192.0.2.1"] * 100, *NAMES],
+        [key for name in NAMES[:100] for key in (*[name] * 5, "192.0.2.1")],
+    ):
+        denials = Denials(MemoryStore())
+        for key in order:
+            denials.add("a", key)
+        (name, number), *_ = denials.busiest()
+        assert name == "a 192.0.2.1"
+        assert 100 - denials.missed <= number <= 100
+        assert len(denials.busiest(1_000)) == 20
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_number_is_never_too_high_and_too_low_by_no_more_than_is_told(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a name which is not there at all."""
+    random = Random(seed)
+    monkeypatch.setattr(module, "MOST", random.randint(1, 30))
+    now = [0.0]
+    denials = Denials(MemoryStore(), clock=lambda: now[0])
+    true: Counter[str] = Counter()
+    for _ in range(3_000):
+        key = NAMES[min(int(random.expovariate(0.1)), 999)]
+        denials.add("a", key)
+        true[f"a {key}"] += 1
+        now[0] += random.random() * 0.3  # some 450 s: within two spans of time
+    found = dict(denials.busiest(1_000))
+    for name, number in true.items():
+        assert number - denials.missed <= found.get(name, 0) <= number
+
+
+def test_nothing_is_missed_until_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 3)
+    denials = Denials(MemoryStore())
+    for _ in range(2):
+        for name in NAMES[:3]:
+            assert denials.missed < 2
+            denials.add("a", name)
+    denials.add("a", NAMES[3])
+    assert denials.missed == 2
+
+
+def test_denials_are_forgotten_after_ten_to_twenty_minutes() -> None:
+    now = [0.0]
+    denials = Denials(MemoryStore(), clock=lambda: now[0])
+    denials.add("a", "192.0.2.1")
+    now[0] = module.SPAN - 1
+    denials.add("a", "192.0.2.2")
+    now[0] = module.SPAN + 1
+    denials.add("a", "192.0.2.2")
+    assert denials.busiest() == [("a 192.0.2.2", 2), ("a 192.0.2.1", 1)]
+    now[0] = 2 * module.SPAN + 2
+    assert denials.busiest() == [("a 192.0.2.2", 1)]
+    denials.add("a", "192.0.2.2")
+    now[0] = 4 * module.SPAN + 3
+    assert denials.busiest() == []
+    assert denials.missed == 0
+
+
+def test_event_loops_in_threads_may_share_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 5)
+    denials = Denials(MemoryStore())
+
+    def deny_all() -> None:
+        for name in NAMES:
+            denials.add("a", name)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            threads = [pool.submit(deny_all) for _ in range(4)]
+        assert all(thread.exception() is None for thread in threads)
+    finally:
+        sys.setswitchinterval(before)
+    assert len(denials.busiest(100)) == 5
 
 
 async def test_only_the_most_denied_are_reported(
@@ -84,9 +176,25 @@ async def test_only_the_most_denied_are_reported(
     await reported(denials)
     assert notes.noted == [{"a y": 3, "a z": 2}]
     denials.add("a", "x")
+    denials.add("a", "y")
     await reported(denials)
-    assert notes.noted[1:] == [{"a x": 1}]
+    assert notes.noted[1:] == [{"a y": 1, "a x": 2}], "what was not reported yet is now"
     assert dict(denials.busiest())["a x"] == 2
+
+
+async def test_names_that_lost_their_place_are_reported_by_what_was_counted_since(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST", 2)
+    denials = Denials(notes)
+    for name in ("x", "x", "y", "z"):
+        denials.add("a", name)
+    await reported(denials)
+    assert notes.noted == [{"a x": 2, "a z": 1}]
+    for name in ("y", "z"):
+        denials.add("a", name)
+    await reported(denials)
+    assert notes.noted[1:] == [{"a y": 1, "a z": 1}]
 
 
 @pytest.mark.parametrize(

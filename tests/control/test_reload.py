@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import watchfiles
@@ -600,6 +600,22 @@ async def test_the_documentation_turns_rules_off_and_on(redis_server: Server) ->
             redis_server.ask(*shlex.split(line.removeprefix("redis-cli ")))
             found.append(await store.switches())
     assert found == [{"search"}, set(), {"*"}, set()]
+
+
+async def test_a_rule_file_that_becomes_a_pipe_or_a_device_changes_nothing(file: RuleFile) -> None:
+    watcher = Watcher(file.path)
+    before = watcher.rules
+    for kind in ("pipe", "device"):
+        file.path.unlink()
+        if kind == "pipe":
+            os.mkfifo(file.path)
+        else:
+            file.path.symlink_to("/dev/zero")
+        async with asyncio.timeout(5):
+            assert not await watcher.reload()
+        assert watcher.rules is before
+        (mistake,) = cast("list[str]", watcher.health()["mistakes"])
+        assert f"it is a {kind}, not a file" in mistake
 
 
 def test_a_list_that_is_a_pipe_is_a_mistake_and_never_waited_for(tmp_path: Path) -> None:

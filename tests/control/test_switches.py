@@ -2,19 +2,24 @@
 
 import asyncio
 import gc
+import logging
+import os
 import re
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
 import httpx
 import pytest
 
-from ratelimit import Check, Limit, MemoryStore, RateLimiter, RedisStore, Rule
+from ratelimit import Check, Limit, MemoryStore, RateLimiter, RedisStore, Rule, RuleSet
 from ratelimit.background import Background
+from ratelimit.control import switches as module
 from ratelimit.control.switches import Switches
 from ratelimit.stores import StoreUnavailable
+from ratelimit.stores.redis import store as redis
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.apps import running
 from tests.support.clusters import cluster
@@ -126,6 +131,147 @@ async def test_a_file_that_cannot_be_read_says_what_it_said_last(
     assert len(unread) == 2
     assert str(kill_file.path) in unread[0]
     assert "can't decode byte 0xff" in unread[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pipe", "it is a pipe, not a file"),
+        ("folder", "it is a folder, not a file"),
+        ("device", "it is a device, not a file"),
+        ("socket", "it is a socket, not a file"),
+        ("long", "it is longer than 100000 bytes"),
+    ],
+)
+async def test_a_place_of_another_kind_than_a_file_says_what_it_said_last(
+    kill_file: KillFile, kind: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing waits for it, and the other places are heard."""
+
+    class Store(MemoryStore):
+        async def switches(self) -> frozenset[str]:
+            return frozenset({"search"})
+
+    switches = Switches(Store())
+    kill_file.says("login\n")
+    await switches.look()
+    kill_file.vanishes()
+    with socket.socket(socket.AF_UNIX) as listener:
+        match kind:
+            case "pipe":
+                os.mkfifo(kill_file.path)
+            case "folder":
+                kill_file.path.mkdir()
+            case "device":
+                kill_file.path.symlink_to("/dev/zero")
+            case "socket":
+                listener.bind(os.path.relpath(kill_file.path))  # noqa: ASYNC240  # a path has to be short
+            case _:
+                kill_file.says("api\n" * 30_000)
+        async with asyncio.timeout(5):
+            await switches.look()
+    assert switches.off == {"login", "search"}
+    (line,) = [line for line in caplog.messages if line.startswith("switches-unread: ")]
+    assert said in line
+
+
+# --- the rules that there are --------------------------------------------------------------------
+
+
+async def told(store: RedisStore, names: set[str]) -> None:
+    """Returns when the store has been told exactly these names; TimeoutError after 2 s."""
+    async with asyncio.timeout(2):
+        while await store.rules() != names:  # noqa: ASYNC110  # told by a task of the limiter's
+            await asyncio.sleep(0.01)
+
+
+async def test_workers_tell_the_store_the_names_of_their_rules(switchboard: Server) -> None:
+    """At the start, and when they change; those of routes from their first request on."""
+    async with (
+        RedisStore(switchboard.url, deadline=10) as store,
+        RateLimiter([Rule("login", DAY), Rule("old", DAY, mode="off")], store=store) as limiter,
+    ):
+        assert await store.rules() == NOBODY
+        limiter.start()
+        await told(store, {"login", "old"})
+        limiter.check_registered([Rule("a.route", DAY)])
+        await told(store, {"login", "old", "a.route"})
+        assert 20_000 < int(switchboard.ask("PTTL", "rl:rules")) <= 26_000
+        limiter.use(RuleSet((Rule("search", DAY),)))
+        await told(store, {"login", "old", "a.route", "search"})
+        switchboard.ask("ZADD", "rl:rules", "1", "login", "1", "old")  # reported long ago
+        await store.report_rules(["search"], 20)
+        assert await store.rules() == {"search", "a.route"}, "what nobody reports any more is gone"
+
+
+class Told(MemoryStore):
+    """A store that writes down the names that it is told, or raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[list[str]] = []
+        self.error: Exception | None = None
+
+    async def switches(self) -> frozenset[str]:
+        return NOBODY
+
+    async def report_rules(self, names: Sequence[str], alive_for: float) -> None:
+        self.told.append(list(names))
+        if self.error is not None:
+            raise self.error
+
+
+async def test_names_are_told_again_only_when_they_change_or_time_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, names = Told(), ["b", "a", "b"]
+    switches = Switches(store, lambda: names)
+    for _ in range(3):
+        await switches._report()
+    assert store.told == [["a", "b"]]
+    names.remove("a")
+    await switches._report()
+    monkeypatch.setattr(module, "REPORT", 0)
+    await switches._report()
+    assert store.told[1:] == [["b"], ["b"]]
+
+
+async def test_a_report_is_bounded_and_says_that_there_are_more(
+    monkeypatch: pytest.MonkeyPatch, switchboard: Server
+) -> None:
+    monkeypatch.setattr(module, "MOST_REPORTED", 2)
+    store = Told()
+    await Switches(store, lambda: ["c", "b", "a"])._report()
+    assert store.told == [["a", "b", "*"]]
+    monkeypatch.setattr(redis, "MOST_RULES", 3)
+    async with RedisStore(switchboard.url, deadline=10) as shared:
+        for number in range(5):
+            await shared.report_rules([f"rule-{number}"], 10 + number)
+        assert await shared.rules() == {"rule-2", "rule-3", "rule-4", "*"}
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "tries"),
+    [
+        (StoreUnavailable("no reply", kind="deadline"), 0, 3),
+        (StoreUnavailable("may not", kind="permission"), 1, 1),
+        (RuntimeError("a bug"), 1, 1),
+    ],
+)
+async def test_a_report_that_fails_is_said_once_and_one_that_is_lost_is_tried_again(
+    error: Exception, said: int, tries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ratelimit")
+    store = Told()
+    store.error = error
+    switches = Switches(store, lambda: ["a"])
+    for _ in range(3):
+        await switches._report()
+    assert len(store.told) == tries
+    assert caplog.text.count("rules-unreported: ") == said
+
+
+# --- what is done about it -----------------------------------------------------------------------
 
 
 async def test_each_change_is_one_line_in_the_log(

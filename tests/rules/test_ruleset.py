@@ -10,6 +10,7 @@ from starlette.routing import Route, compile_path
 
 from ratelimit import RateLimiter
 from ratelimit.rules import paths
+from ratelimit.rules.paths import normalised
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from tests.support.asgi import http_scope
@@ -95,7 +96,9 @@ def test_a_thousand_rules_match_as_if_each_were_tried_in_turn() -> None:
         in_turn = [
             (rule, parameters)
             for rule in rule_set.rules
-            if rule.mode != "off" and (parameters := rule.match(method, path)) is not None
+            if rule.mode != "off"
+            for each in [(rule.match(method, path), rule.match(method, normalised(path)))]
+            if (parameters := each[1] if each[0] is None else each[0]) is not None
         ]
         assert rule_set.matching(method, path) == in_turn
         hits += len(in_turn)
@@ -171,7 +174,7 @@ SETS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"trusted_hops": -1}, "trusted_hops is -1; it is 0 to 32"),
     ({"trusted_hops": 33}, "trusted_hops is 33; it is 0 to 32"),
     ({"trusted_hops": 1, "trusted_proxies": [ip_network("::1")]}, "both trusted_hops and trusted"),
-    ({"forwarded_header": "via"}, "forwarded_header is 'via'; it is 'x-forwarded-for' or"),
+    ({"forwarded_header": "via"}, "forwarded_header is 'via'; it is x-forwarded-for"),
     ({"ipv6_prefix": 129}, "ipv6_prefix is 129; it is 16 to 128"),
     ({"retry_jitter_us": 60_000_001}, "the jitter is 60.000001 s; it is at most 60 s"),
     ({"preflights": "no"}, "preflights is 'no'; it is 'free' or 'count'"),
@@ -237,7 +240,6 @@ def test_methods_without_end_are_not_remembered() -> None:
         assert names(rule_set, f"M{number}", "/") == ["a"]
         assert names(rule_set, "GET", f"/{number}") == ["a"]
         assert names(rule_set, "GET", f"/{number}\n") == ["a"]
-    assert len(rule_set.index.known) == 1
     assert len(rule_set.index.candidates) == 1
 
 

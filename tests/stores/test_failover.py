@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -285,6 +286,26 @@ async def test_health_tells_the_change_and_since_when(
     assert told == ["open", "closed"]
     said = [record.getMessage().partition(":")[0] for record in caplog.records]
     assert said == ["store-failed", "breaker-open", "breaker-closed"]
+
+
+async def test_health_tells_how_many_workers_were_seen_and_nothing_where_none_was(
+    store: Switched, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the rule file's number, which may be wrong, nor one for a store in process."""
+    monkeypatch.setattr(failovers, "HEARTBEAT", 0.001)
+    local = RuleSet((Rule("all", "100/minute"),), on_store_failure="local", workers=7)
+    assert "workers" not in RateLimiter(local).health()
+    assert "workers" not in RateLimiter(local, store=store).health()
+    redis_server.command("FLUSHALL")
+    for rules, known in ((replace(local, on_store_failure="allow"), False), (local, True)):
+        shared = RedisStore(redis_server.url, deadline=10)
+        async with RateLimiter(rules, store=shared) as limiter:
+            await shared.heartbeat("another", 60)
+            await limiter.admit(http_scope("/"))
+            async with asyncio.timeout(5):
+                while known and "workers" not in limiter.health():
+                    await asyncio.wait([running(limiter._failover._heartbeat)], timeout=0.001)
+            assert limiter.health().get("workers") == (2 if known else None)
 
 
 async def test_the_first_to_speak_after_an_outage_is_not_alone(

@@ -449,7 +449,7 @@ def test_limits_without_end_leave_nothing_behind(clock: ManualClock, runtime: Ru
         limit = Limit.of(quota, 60_000_000 + quota, algorithm="fixed_window")
         assert decide(store, Check(limit, "k"))[0].remaining == quota - 1
     assert decide(store, Check(first, "k", 0))[0].remaining == 3
-    assert len(store._places) <= 10_000
+    assert len(store._kinds) <= 10_000
 
 
 def test_the_store_names_its_lua(runtime: Runtime) -> None:

@@ -46,9 +46,10 @@ class Bucket:
         self.capacity: int = limit.burst
         self.tick_us: int = limit.tick_us
         if limit.max_delay is not None:
-            places = floor(Fraction(str(limit.max_delay)) * 1_000_000 * self.rate) + 1
+            places = floor(Fraction(str(limit.max_delay)) * 1_000_000 * self.rate) + limit.free
             self.capacity = min(self.capacity, places)
         self.waits = limit.algorithm == "leaking_bucket"
+        self.at_once: int = limit.free or 1
 
     def moved(self, state: State, time_us: int) -> Any:
         last_us, level = state
@@ -76,9 +77,10 @@ class Bucket:
         return ceil(instant / self.tick_us) * self.tick_us
 
     def delay_us(self, view: State, now_us: int) -> int:
-        if not self.waits or view[1] == 0:
+        ahead = Fraction(view[1]) - (self.at_once - 1)
+        if not self.waits or ahead <= 0:
             return 0
-        return view[0] - (now_us - now_us % self.tick_us) + ceil(Fraction(view[1]) / self.rate)
+        return view[0] - (now_us - now_us % self.tick_us) + ceil(ahead / self.rate)
 
     def returned(self, state: State, view: State, cost: int, charge: Answer) -> State | None:
         """What a charge has not refilled since: it was last in the queue of what was missing."""

@@ -31,6 +31,7 @@ def random_limit(rng: Random, algorithm: Algorithm | None = None) -> Limit:
     algorithm = algorithm or rng.choice(list(Algorithm))
     quota, window_us = rng.choice(QUOTAS)
     burst = rng.choice((1, 2, 5, quota // 2 + 1, quota + 1))
+    free = rng.randint(1, min(burst, quota))
     delay = rng.choice((0, 0.5, 3, window_us / 2e6))
     return Limit.of(
         quota,
@@ -39,6 +40,7 @@ def random_limit(rng: Random, algorithm: Algorithm | None = None) -> Limit:
         burst=burst if algorithm in BUCKETS and rng.random() < 0.5 else None,
         rounding="up" if algorithm == "sliding_counter" and rng.random() < 0.5 else "down",
         max_delay=delay if algorithm == "leaking_bucket" and rng.random() < 0.4 else None,
+        free=free if algorithm == "leaking_bucket" and rng.random() < 0.4 else None,
     )
 
 

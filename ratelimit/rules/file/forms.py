@@ -114,9 +114,12 @@ _TYPES: Final[Mapping[str, Any]] = {
     "by": Annotated[list[str], BeforeValidator(_listed)],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
+    "hosts": Annotated[list[str], BeforeValidator(_listed)],
     "methods": list[str],
+    "names": Annotated[list[str], BeforeValidator(_listed)],
     "networks": list[_Network],
     "overrides": dict[str, str],
+    "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "tiers": dict[str, str],
@@ -164,12 +167,13 @@ _LIMITS: Final = rf"[\s;,|]*{_LIMIT}([;,|]({_LIMIT}|\s*))*"
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "delay": (_DURATION, "none"),
     "duration": (_DURATION,),
+    "field": (_TOKEN,),
     "name": ("[A-Za-z][A-Za-z0-9_.:-]{0,63}",),
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
     "store": (
         "memory://",
-        r"(rediss?|redis\+cluster)://\S+",
-        r"redis\+sentinel://[^/\s]+/[^/?\s]\S*",
+        r"((redis|valkey)s?(\+cluster)?)://\S+",
+        r"(redis|valkey)s?\+sentinel://[^/\s]+/[^/?\s]\S*",
         r"unix://\S*/\S*",
     ),
     "tier": (f"user:{_ATTRIBUTE}", f"header:{_TOKEN}", _NAME),
@@ -197,10 +201,13 @@ def _list(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
-def _mapping(**more: Any) -> dict[str, Any]:
-    return {
-        "type": "object", "additionalProperties": {"$ref": "#/$defs/limits_or_none"}, **more,
-    }  # fmt: skip
+def _mapping(values: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{values}"}, **more}
+
+
+def _one_or_more(*patterns: str, **more: Any) -> dict[str, Any]:
+    one = text(*patterns, **more)
+    return {"anyOf": [one, _list(one, minItems=1, maxItems=100)]}
 
 
 _BY: Final = {"$ref": "#/$defs/by"}
@@ -212,8 +219,11 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "methods": lambda form: _list(
         {"anyOf": [{"enum": list(form.words)}, text(_any_case(form.words))]}, minItems=1
     ),
+    "hosts": lambda form: _one_or_more("[A-Za-z0-9_:.-]+", examples=form.examples),
+    "names": lambda form: _one_or_more(*_TEXTS["name"], examples=form.examples),
+    "paths": lambda form: _one_or_more(*_TEXTS["path"], examples=form.examples),
     "networks": lambda _: _list({"$ref": "#/$defs/network"}),
-    "overrides": lambda _: _mapping(),
+    "overrides": lambda _: _mapping("limits_of_one"),
     "proxies": lambda _: _list({"$ref": "#/$defs/network"}),
     "share": lambda _: {
         "anyOf": [
@@ -222,11 +232,13 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
         ]
     },
     "some-word": lambda form: choice(form.words),
-    "tiers": lambda _: _mapping(propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1),
+    "tiers": lambda _: _mapping(
+        "limits_or_none", propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1
+    ),
     "whole": _number,
     "whole-or-name": lambda form: _number(form, _NAME),
     "word": lambda form: choice(form.words),
-    "words": lambda form: _list(choice(form.words), uniqueItems=True),
+    "words": lambda form: _list(choice(form.words)),
 }
 
 
@@ -239,6 +251,9 @@ def shape_of(form: Form) -> dict[str, Any]:
 
 DEFINITIONS: Final[Mapping[str, Any]] = {
     "limits": text(_LIMITS, examples=["100/minute", "5/second; 1000/hour"]),
+    "limits_of_one": text(
+        _LIMITS, "unlimited", "blocked", examples=["1000/minute", "unlimited", "blocked"]
+    ),
     "limits_or_none": text(_LIMITS, "unlimited", examples=["1000/minute", "unlimited"]),
     "network": text("[0-9A-Fa-f:.]+(/[0-9]{1,3})?"),
     "by": text(

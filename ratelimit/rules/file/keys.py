@@ -26,7 +26,8 @@ def _keys(options: Mapping[str, Option], inside: str) -> Iterator[tuple[str, Key
     for key, option in options.items():
         if option.form is None or option.inside != inside:
             continue
-        yield key, Key(option.about, option.form, key == "name")
+        # A keyword of Python's has a line behind it there.
+        yield key.rstrip("_"), Key(option.about, option.form, key == "name")
         if option.also is not None:
             other, form, about = option.also
             yield other, Key(about, form)
@@ -65,7 +66,11 @@ RuleKeys: Final = _model(
 
 FILE_KEYS: Final[dict[str, Key]] = {
     "version": Key("The version of this format, which is 1.", None, needed=True),
-    "rules": Key("The rules; all that match a request apply to it.", None, needed=True),
+    "rules": Key(
+        "The rules; all that match a request apply to it. Without any, the rest serves limits on "
+        "routes.",
+        None,
+    ),
     **dict(_keys(FILE, "")),
 }
 FileKeys: Final = _model(
@@ -76,5 +81,5 @@ FileKeys: Final = _model(
     rules=list[Any],
 )
 
-NEEDED: Final[dict[str, Any]] = {"version": "1", "rules": [], "name": "a"}
+NEEDED: Final[dict[str, Any]] = {"version": "1", "name": "a"}
 """Values that stand in for required keys with a mistake, while the other keys are looked at."""

@@ -7,14 +7,13 @@ environment.
 import os
 import re
 from collections.abc import Callable
-from errno import ENOENT
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import networks_in
-from ratelimit.rules.file.yaml import Mistakes, decoded, reason
-from ratelimit.words import shown
+from ratelimit.rules.file.contents import contents
+from ratelimit.rules.file.yaml import Mistakes, decoded, identity_shown, reason
 
 __all__ = ["Lists", "Override"]
 
@@ -101,11 +100,8 @@ class Lists:
 
     def _text(self, path: str, place: str, mistakes: Mistakes) -> str | None:
         try:
-            if not Path(path).is_file():  # reading a pipe could take for ever
-                raise FileNotFoundError(ENOENT, "no file of that name is there")
-            with Path(path).open("rb") as file:
-                raw = file.read(MOST_BYTES + 1)
-        except OSError as error:
+            raw = contents(path, MOST_BYTES + 1)
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"the file cannot be read ({reason(error)}); name one that is there, relative to "
                 "the rule file"
@@ -124,12 +120,12 @@ def _overrides(text: str, place: str, mistakes: Mistakes) -> dict[str, Override]
         column = content.index(identity) + 1
         if len(words) == 1:
             mistakes.add(
-                number, column, place, f"{shown(identity)} is there without a limit; write an "
-                "identity, a space and its limit, or 'unlimited'", "bad-override",
+                number, column, place, "an identity is there without a limit; write an "
+                "identity, a space and its limit, 'unlimited' or 'blocked'", "bad-override",
             )  # fmt: skip
         elif identity in found:
             mistakes.add(
-                number, column, place, f"{shown(identity)} was given on line "
+                number, column, place, f"{identity_shown(identity)} was given on line "
                 f"{found[identity].line} already; give it once", "same-override",
             )  # fmt: skip
         else:

@@ -8,11 +8,11 @@ replaced.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from keyword import iskeyword
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from ratelimit.rules.counting import BadIdentity, GivenTwice
 from ratelimit.rules.file.contradictions import contradictions
 from ratelimit.rules.file.keys import (
     MATCH_KEYS,
@@ -30,10 +30,13 @@ from ratelimit.rules.file.yaml import (
     Node,
     TooManyMistakes,
     below,
+    identity_shown,
+    named,
     read,
     text_of,
 )
 from ratelimit.rules.options import FILE, RULE
+from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
 from ratelimit.rules.reading import Note, Options, Place
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
@@ -152,10 +155,10 @@ class _Checker:
         arguments = self.with_networks(top, root, "")
         reading = FILE.read(arguments, self.noting(FILE, root, ""), bad)
         node = root.value.get("rules", root)
-        given = self.rules(node)
+        given = self.rules(node) if "rules" in root.value else {}
         rules = {number: rule for number, (rule, _) in given.items()}
         keys = {number: one for number, (_, one) in given.items()}
-        for found in contradictions(top, rules, keys, bad):
+        for found in contradictions(top, rules, keys, bad, set(self.names(node))):
             at, place = root.at("", found.place)
             nodes = [at, *(root.at("", other)[0] for other in found.against)]
             secret = tuple(dict.fromkeys(name for each in nodes for name in each.variables))
@@ -173,12 +176,16 @@ class _Checker:
         self.in_force(rules, reading, node)
         return None if self.mistakes else rule_set
 
+    def names(self, node: Node) -> Iterator[str]:
+        """The names of all rules, whatever else of them is wrong."""
+        for each in node.value if isinstance(node.value, list) else ():
+            if isinstance(each.value, dict) and "name" in each.value:
+                yield str(each.value["name"].value)
+
     def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
         """The rules without a mistake, by number, each with the values that the file itself has."""
         if not isinstance(node.value, list):
             return {}
-        if not node.value:
-            self.add(node, "rules", "the list is empty; a rule file has rules", "no-rules")
         found: dict[int, tuple[Rule, dict[str, Any]]] = {}
         lines: dict[str, int] = {}
         for number, each in enumerate(node.value):
@@ -211,9 +218,9 @@ class _Checker:
                 self.mistyped(model, node, place, each)
                 loc = each["loc"]
                 if loc == ("match",):
-                    bad |= MATCH_KEYS.keys()
+                    bad |= set(map(_keyword, MATCH_KEYS))
                 elif loc:
-                    bad.add(str(loc[loc[0] == "match"]))
+                    bad.add(_keyword(str(loc[loc[0] == "match"])))
                 _drop(plain, loc)
             if not isinstance(plain, dict):
                 return {}, bad
@@ -238,8 +245,8 @@ class _Checker:
                 write=lambda key: repr(key) if key in known else f"{key!r} in 'match'",
             )  # fmt: skip
             self.add(
-                key_node, below(place, key_node.shown),
-                f"the key {shown(key_node.shown)} is unknown"
+                key_node, below(place, key_node.shown) if named(key_node.shown) else place,
+                f"the key {named(key_node.shown)}is unknown"
                 f"{hint or '; known are ' + ', '.join(known)}", "unknown-key", (),
             )  # fmt: skip
         elif kind == "refused":
@@ -262,7 +269,8 @@ class _Checker:
             return None
         matched = keys.pop("match", None)
         if matched is not None:
-            keys |= {key: getattr(matched, key) for key in matched.model_fields_set}
+            of_match = {key: getattr(matched, key) for key in matched.model_fields_set}
+            keys |= {_keyword(key): value for key, value in of_match.items()}
         unclear = self.tiered(node, place)
         arguments = self.with_networks(keys, node, place)
         if "limits" in arguments:
@@ -365,7 +373,7 @@ class _Checker:
             if key == "limit" and "limits" in node.keys:
                 loc = ("limits", *loc[1:])
             if option.inside:
-                loc = (option.inside, *loc)
+                loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
             code = option.code or f"bad-{key.replace('_', '-')}"
             secret = self.variables(node, loc, (*option.needs, *option.shows))
@@ -384,13 +392,12 @@ class _Checker:
     def given_twice(self, given: _Given, identity: str, first: str) -> None:
         """Reports an override whose identity is that of another, in the list or before it."""
         if first in given.keys.get("overrides", ()):
-            overrides = given.node.at("", ("overrides",))[0]
-            key = overrides.keys[first]
+            key = given.node.at("", ("overrides",))[0].keys[first]
             where, name = f"line {key.line} of the rule file", key.shown
         else:
             where, name = f"line {given.listed[first].line}", first
-        known = "" if first == identity else f", as {shown(name)}"
-        message = f"{shown(identity)} is given on {where} already{known}; give it once"
+        known = f", as {shown(name)}" if first != identity and is_address(first) else ""
+        message = f"{identity_shown(identity)} is given on {where} already{known}; give it once"
         self.override(given, identity, message, "same-override")
 
     def override(
@@ -456,6 +463,11 @@ class _Checker:
         if self.mistakes.unset.intersection(names):
             return  # which is a mistake already
         self.mistakes.add(node.line, node.column, place, _hidden(names) or message, code)
+
+
+def _keyword(key: str) -> str:
+    """The option of a key; some are words of Python's."""
+    return f"{key}_" if iskeyword(key) else key
 
 
 def _hidden(variables: tuple[str, ...]) -> str:

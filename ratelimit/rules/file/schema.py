@@ -42,8 +42,8 @@ def schema() -> dict[str, Any]:
                 "dependentSchemas": {
                     "burst": _only_with("algorithm", sorted(BUCKETS), given=True),
                     "max_delay": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),
+                    "free": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),
                     "rounding": _only_with("algorithm", [Algorithm.SLIDING_COUNTER]),
-                    "enforce_share": _only_with("mode", ["enforce"]),
                 },
             },
             "match": _object(MatchKeys.__doc__, MATCH_KEYS),
@@ -79,7 +79,7 @@ def _only_with(key: str, values: list[Any], *, given: bool = False) -> dict[str,
 
 _OWN: Final[Mapping[str, Any]] = {
     "version": {"anyOf": [{"enum": [1, "1"]}, VARIABLE]},
-    "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}, "minItems": 1},
+    "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}},
     "match": {"$ref": "#/$defs/match"},
 }
 """The shapes of keys whose values have keys of their own, and of the version."""

@@ -9,13 +9,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import yaml
 
+from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import Mistake
+from ratelimit.rules.overriding import is_address
 from ratelimit.words import shown
 
 __all__ = [
@@ -134,16 +135,31 @@ def below(place: str, key: str | int) -> str:
     """The place of a key or an index in the value at ``place``: ``rules[0].match.path``."""
     if isinstance(key, int):
         return f"{place}[{key}]"
+    if place.endswith(".overrides") and not is_address(key):
+        return place  # an identity may be a secret; the line tells which
     if not _PLAIN_KEY.fullmatch(key):
         return f"{place}[{shown(key)}]"
     return f"{place}.{key}" if place else key
 
 
+def named(key: str) -> str:
+    """A key as a sentence may show it, with a blank behind: not one that may be a secret.
+
+    An identity that stands in the wrong place, say.
+    """
+    plain = is_address(key) or not re.search("[0-9]", key) or "${" in key
+    return f"{shown(key)} " if plain and len(key) <= 40 else ""
+
+
+def identity_shown(identity: str) -> str:
+    """An identity as a sentence may show it."""
+    return shown(identity) if is_address(identity) else "the identity"
+
+
 def text_of(path: str, mistakes: Mistakes) -> str | None:
     """The text of the file at ``path``; None where it cannot be read, is too large or not UTF-8."""
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        raw = contents(path, MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         mistakes.add(
             1, 1, "", f"the file cannot be read ({reason(error)}); it is one that this process "
@@ -353,7 +369,7 @@ class _Reader:
                 first = keys[key.value].line
                 self.mistakes.add(
                     key.line, key.column, under,
-                    f"the key {shown(key.shown)} was given on line {first} already; give it once",
+                    f"the key {named(key.shown)}was given on line {first} already; give it once",
                     "duplicate-key",
                 )  # fmt: skip
             else:

@@ -11,10 +11,12 @@ from collections.abc import (
     Callable,
     Coroutine,
 )
+from inspect import signature
 from typing import Any
 
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.stores.redis.errands import ERRANDS, TOLD_AFTER, within
+from ratelimit.stores.redis.installed import check_installed, unlike
 from ratelimit.stores.redis.kinds import Dialing, Kind
 from ratelimit.stores.redis.names import (
     PATIENCE,
@@ -24,24 +26,15 @@ from ratelimit.stores.redis.names import (
     remapper,
     spelt,
 )
+from ratelimit.stores.redis.plans import of_client, of_uri, tls_options
 from ratelimit.stores.redis.sentinels import Sentinels
 from ratelimit.stores.redis.tls import Tls
-from ratelimit.stores.redis.uris import read_client, read_uri, tls_options
 
 __all__ = ["Dialer", "Target"]
 
 
-# --- blocking work, outside the event loop -------------------------------------------------------
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=ERRANDS.forget)
-
-
-# --- addresses -----------------------------------------------------------------------------------
-
-
-# --- TLS -----------------------------------------------------------------------------------------
 
 
 # --- connections ---------------------------------------------------------------------------------
@@ -141,6 +134,8 @@ class Dialer:
             raise progress.late() from None
         except (RedisError, OSError, StoreUnavailable) as error:
             raise progress.told(error) from None
+        except (AttributeError, TypeError, ImportError) as error:
+            raise unlike(error) from error
 
     async def aclose(self) -> None:
         """Closes the connections to sentinels."""
@@ -157,29 +152,28 @@ class Target:
     ``address_remap`` is for a Cluster or Sentinel whose servers announce addresses that cannot be
     reached from here.
 
-    Raises ImportError where redis-py is missing or another than it was, TypeError and ValueError,
-    in one sentence that shows no password.
+    Raises ImportError where redis-py is missing or another than those tested, TypeError and
+    ValueError, in one sentence that shows no password.
     """
 
     def __init__(self, target: Any, deadline: float, address_remap: Remap | None = None) -> None:
-        try:
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-            from redis.maint_notifications import MaintNotificationsConfig
-        except ImportError:
-            raise ImportError(
-                "a RedisStore needs redis-py 8 or newer: pip install 'ratelimit-asgi[redis]'"
-            ) from None
+        check_installed()
+        from redis.asyncio.connection import AbstractConnection
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
         self._patience = max(deadline, PATIENCE)
-        options = {
+        options: dict[str, Any] = {
             "socket_timeout": None,
             "socket_connect_timeout": None,  # `within` bounds it, which no stall of ours uses up
             "retry": Retry(NoBackoff(), 0),
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
-        plan = (
-            read_uri(target, options) if isinstance(target, str) else read_client(target, options)
-        )
+        # Since 8.1 they would change a connection's timeouts by themselves.
+        if "maint_notifications_config" in signature(AbstractConnection).parameters:
+            from redis.maint_notifications import MaintNotificationsConfig
+
+            options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+        plan = of_uri(target, options) if isinstance(target, str) else of_client(target, options)
         self.is_cluster = bool(plan.seeds)
         self.seeds = plan.seeds
         """The nodes of a cluster that were named."""

@@ -2,12 +2,14 @@
 
 import contextlib
 import re
+import ssl
 from collections.abc import (
     Mapping,
 )
 from typing import Any, ClassVar
 
 from ratelimit.stores.redis.errands import within
+from ratelimit.stores.redis.installed import version
 from ratelimit.stores.redis.names import (
     Address,
     Progress,
@@ -120,11 +122,13 @@ class Kind:
             found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if found is None:
                 raise
-            hint = "; write rediss:// for TLS" if found[1] == "ssl" else ""
-            raise ValueError(f"{found[1]!r} is not an option of a connection{hint}") from None
+            raise ValueError(
+                f"{found[1]!r} is not an option of a connection of redis-py {version()}"
+            ) from None
         except RedisError as error:
             raise ValueError(f"no connection can be made of these options: {error}") from None
         fresh = getattr(connection, "ssl_context", None)
+        self._refuse_unverified(fresh)
         if hasattr(fresh, "get") and hasattr(fresh, "context"):
             try:
                 self.tls.read(fresh)
@@ -133,21 +137,23 @@ class Kind:
                     f"the certificates or keys for TLS cannot be used: {error}"
                 ) from None
 
+    def _refuse_unverified(self, context: Any) -> None:
+        """Raises ValueError for TLS with any server, unless "none" says that it is meant."""
+        asked = self.settings.get("ssl_cert_reqs", "required")
+        if asked in ("none", None):
+            return
+        modes = [getattr(context, name, None) for name in ("cert_reqs", "verify_mode")]
+        if ssl.CERT_NONE in (asked, *modes):
+            raise ValueError(
+                "TLS with CERT_NONE would trust any server; give its authority in ssl_ca_certs, "
+                "or ssl_cert_reqs='none' where that is meant"
+            )
+
 
 def _resolves_as_usual(connection_class: Any) -> bool:
-    """Whether a class of connections looks names up as redis-py does; others go on by themselves.
+    """Whether a class looks names up as redis-py does; others go on by themselves."""
+    from redis.asyncio.connection import Connection
 
-    Raises ImportError where redis-py has changed so that this cannot be told.
-    """
-    import redis
-    from redis.asyncio.connection import Connection, SSLConnection
-
-    for name in ("_connect", "_connection_arguments"):
-        if not callable(getattr(SSLConnection, name, None)):
-            raise ImportError(  # noqa: TRY004 # another version of it would do
-                f"redis-py {redis.__version__} is not supported: its SSLConnection has no {name}; "
-                "install a version of it that ratelimit was tested with"
-            )
     return (
         isinstance(connection_class, type)
         and issubclass(connection_class, Connection)

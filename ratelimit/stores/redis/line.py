@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ratelimit.decisions import Check
 from ratelimit.stores.errors import StoreUnavailable, explain
+from ratelimit.stores.redis.installed import is_not_supported
 from ratelimit.stores.redis.names import Address
 from ratelimit.stores.redis.wire import NOTHING, PUSHED, reader
 
@@ -123,8 +124,7 @@ class Line(asyncio.Protocol):
         transport = getattr(writer, "transport", None)
         if transport is None or stream is None:
             raise StoreUnavailable(
-                f"{type(connection).__name__} of this redis-py has no stream that can be taken "
-                "over; ratelimit takes redis-py 8",
+                is_not_supported(f"its {type(connection).__name__} has no stream to take over"),
                 kind="old",
             )
         if transport.is_closing() or stream.at_eof():

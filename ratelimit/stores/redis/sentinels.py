@@ -29,6 +29,32 @@ class _Said:
         return self._masters
 
 
+def _states(said: Any) -> dict[str, dict[str, Any]]:
+    """The state of each service by its name, with what redis-py's judgement looks at.
+
+    Raises StoreUnavailable for what no sentinel says.
+    """
+    states = {}
+    try:
+        for each in said:
+            pairs = (
+                each.items() if isinstance(each, dict) else zip(each[::2], each[1::2], strict=True)
+            )
+            state: dict[str, Any] = {_text(name): _text(value) for name, value in pairs}
+            flags = state["flags"].split(",")
+            state["num-other-sentinels"] = int(state["num-other-sentinels"])
+            for name, flag in (("master", "master"), ("sdown", "s_down"), ("odown", "o_down")):
+                state[f"is_{name}"] = flag in flags
+            states[state["name"]] = state
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise StoreUnavailable("what answers is not a sentinel", kind="not-redis") from None
+    return states
+
+
+def _text(said: Any) -> str:
+    return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+
+
 class Sentinels:
     """One event loop's way to the sentinels: the master's address from the first that tells it."""
 
@@ -91,9 +117,10 @@ class Sentinels:
         )
 
     async def _ask(self, number: int) -> Address:
-        masters = await self._clients[number].sentinel_masters()
+        # In two words, of which redis-py makes nothing: before 8 it could not read it in RESP3.
+        said = await self._clients[number].execute_command("SENTINEL", "MASTERS")
         judge = copy.copy(self._manager)
-        judge.sentinels = [_Said(masters)]
+        judge.sentinels = [_Said(_states(said))]
         host, port = await judge.discover_master(self._service)
         return str(host), int(port)
 

@@ -26,6 +26,9 @@ MOST_BREAKERS: Final = 1_000  # nodes of a cluster, which come and go
 MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
 
+MOST_RULES: Final = 10_000
+"""Names of rules that are kept of what workers report."""
+
 
 class RedisStore:
     """Counters in Redis or Valkey, shared by all workers that name the same server.
@@ -178,7 +181,32 @@ class RedisStore:
 
         Workers keep their own clocks out of it: the server's counts, to the second.
         """
-        key = f"{self._prefix}workers"
+        return await self._sign_of_life("workers", (worker,), alive_for)
+
+    async def report_rules(self, names: Sequence[str], alive_for: float) -> None:
+        """Makes names of rules known for ``alive_for`` seconds, by the server's clock.
+
+        Of all workers together, at most 10,000 names are kept.
+        """
+        if await self._sign_of_life("rules", names, alive_for) > MOST_RULES:
+            key = f"{self._prefix}rules"
+            await self._way().command(key, "ZREMRANGEBYRANK", key, "0", str(-MOST_RULES - 1))
+
+    async def rules(self) -> frozenset[str]:
+        """The names of the rules that workers have reported; empty where none has of late.
+
+        ``*`` among them says that there are more.
+        """
+        key = f"{self._prefix}rules"
+        reply = await self._way().command(key, "ZRANGE", key, "0", str(MOST_RULES))
+        names = _list(reply)
+        if len(names) >= MOST_RULES:
+            names.append(b"*")
+        return frozenset(name.decode("utf-8", "replace") for name in names)
+
+    async def _sign_of_life(self, what: str, names: Sequence[str], alive_for: float) -> int:
+        """Keeps names for so many seconds; gives how many are kept."""
+        key = f"{self._prefix}{what}"
         way = self._way()
         time = await way.command(key, "TIME")
         if isinstance(time, Exception):
@@ -186,7 +214,7 @@ class RedisStore:
         now = int(time[0]) + int(time[1]) / 1_000_000
         count: Any = 0
         for command in (
-            ("ZADD", key, f"{now + alive_for:.3f}", worker),
+            ("ZADD", key, *(word for name in names for word in (f"{now + alive_for:.3f}", name))),
             ("ZREMRANGEBYSCORE", key, "-inf", f"({now:.3f}"),
             ("PEXPIRE", key, str(round(alive_for * 1000) + 1000)),
             ("ZCARD", key),
@@ -204,25 +232,23 @@ class RedisStore:
         key = f"{self._prefix}switches"
         # The same as SMEMBERS, but for a set that grew without bounds, which nobody has to read.
         reply = await self._way().command(key, "SRANDMEMBER", key, str(MOST_SWITCHES + 1))
-        if isinstance(reply, Exception):
-            raise explain(reply) from None
-        if not isinstance(reply, list):
-            raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
-        if len(reply) > MOST_SWITCHES:
+        names = _list(reply)
+        if len(names) > MOST_SWITCHES:
             raise StoreUnavailable(
                 f"{key} holds more than {MOST_SWITCHES} names; turn off * instead", kind="switches"
             )
-        return frozenset(name.decode("utf-8", "replace") for name in reply)
+        return frozenset(name.decode("utf-8", "replace") for name in names)
 
-    async def switch(self, rule: str, *, off: bool) -> None:
+    async def switch(self, rule: str, *, off: bool) -> bool:
         """Turns a rule off for all workers, until it is turned on again; ``*`` is every rule.
 
-        Raises StoreUnavailable where it may not have been.
+        False where it was already. Raises StoreUnavailable where it may not have been turned.
         """
         key = f"{self._prefix}switches"
         reply = await self._way().command(key, "SADD" if off else "SREM", key, rule)
         if isinstance(reply, Exception):
             raise explain(reply) from None
+        return bool(reply)
 
     async def note_denials(self, counts: Mapping[str, int]) -> None:
         """Adds to who was denied how often in these ten minutes, by ``rule identity``."""
@@ -248,14 +274,9 @@ class RedisStore:
             reply = await self._way().command(
                 key, "ZREVRANGE", key, "0", str(MOST_DENIED - 1), "WITHSCORES"
             )
-            if isinstance(reply, Exception):
-                raise explain(reply) from None
-            if not isinstance(reply, list):
-                raise StoreUnavailable(
-                    "what answers at this address is not Redis", kind="not-redis"
-                )
             # RESP3 gives pairs, RESP2 one list.
-            flat = [part for pair in reply for part in (pair if isinstance(pair, list) else [pair])]
+            pairs = _list(reply)
+            flat = [part for pair in pairs for part in (pair if isinstance(pair, list) else [pair])]
             for name, score in zip(flat[::2], flat[1::2], strict=True):
                 total[name.decode("utf-8", "replace")] += int(float(score))
         return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
@@ -337,6 +358,15 @@ class RedisStore:
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))
+
+
+def _list(reply: object) -> list[Any]:
+    """A reply that is a list; raises StoreUnavailable where it is not."""
+    if isinstance(reply, Exception):
+        raise explain(reply) from None
+    if not isinstance(reply, list):
+        raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
+    return reply
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -219,7 +219,7 @@ ADDRESSES = ", ".join(map(address, range(50_000)))
     ("text", "code"),
     [
         ("".join(f"%TAG !a{n}! tag:x\n" for n in range(100_000)) + f"---\n{SMALL}", "too-large"),
-        ("version: 1\nheaders: [" + "draft, " * 150_000 + "]\n" + SMALL[11:], "more-mistakes"),
+        ("version: 1\nheaders: [" + "craft, " * 150_000 + "]\n" + SMALL[11:], "more-mistakes"),
         ("? " + "a" * 2_500_000 + "\n:\n" + "  k: 1\n" * 60_000, "more-mistakes"),
         (SMALL + "".join(f"    k{n}: 1\n" for n in range(90_000)), "more-mistakes"),
         (
@@ -258,7 +258,7 @@ def test_of_a_rule_file_a_thousand_mistakes_are_told() -> None:
     assert error is not None
     assert len(error.mistakes) == 1_001
     assert str(error.mistakes[-1]) == (
-        "<rules>:1005:5: rules[0].k1000: there are more mistakes than these 1000; mend them first "
+        "<rules>:1005:5: rules[0]: there are more mistakes than these 1000; mend them first "
         "[more-mistakes]"
     )
 
@@ -559,64 +559,3 @@ def test_a_refusal_that_belongs_to_no_key_is_a_mistake_of_the_rule(
     monkeypatch.setattr(Rule, "of", refuse)
     error = refusal(SMALL)
     assert str(error) == "<rules>:3:5: rules[0]: no; never [bad-rule]"
-
-
-# --- contradictions ------------------------------------------------------------------------------
-
-HARMLESS = {
-    "a limit that can be reached": "limit: 10/minute; 609/hour",
-    "a burst that is smaller": "limit: 9/minute burst 5; 99/hour burst 20, algorithm: token_bucket",
-    "a larger burst": "limit: 9/m burst 20; 99/m burst 5, algorithm: token_bucket",
-    "windows that do not begin together": "limit: 10/minute; 21/90s, algorithm: fixed_window",
-    "algorithms with a coarser clock": "limit: 1000000000/day; 99999999999/week",
-    "the default written out": "limit: 1/second, mode: enforce, by: client",
-    "an override like the rule": "limit: 1/second, overrides: {192.0.2.1: 1/second}",
-    "one family of addresses": 'limit: 1/second, allowlist: ["::/0"]',
-    "a denylist beyond the file's": "limit: 1/second, denylist: [203.0.113.0/24, 192.0.2.0/24]",
-    "a part of an allowed network": "limit: 1/second, allowlist: [203.0.0.0/16]",
-}
-
-
-@pytest.mark.parametrize("rule", HARMLESS.values(), ids=HARMLESS)
-def test_a_part_that_makes_a_difference_is_not_a_contradiction(rule: str) -> None:
-    denied = "203.0.113.0/24, 203.0.0.0/24"
-    text = f"version: 1\ndenylist: [{denied}]\nrules: [{{name: a, {rule}}}]\n"
-    assert refusal(text) is None
-
-
-WIDE = "name: wide, limit: 10/minute"
-BESIDE = {
-    "another identity": (WIDE, "limit: 10/minute, by: user"),
-    "requests that the other does not match": (
-        f"{WIDE}, match: {{path: /a}}",
-        "limit: 10/minute, match: {path: /b}",
-    ),
-    "methods that the other does not match": (
-        f"{WIDE}, match: {{methods: [GET]}}",
-        "limit: 10/minute, match: {methods: [POST]}",
-    ),
-    "preflights": (WIDE, "limit: 10/minute, match: {methods: [OPTIONS]}"),
-    "a higher cost": (WIDE, "limit: 10/minute, cost: 2, match: {path: /a}"),
-    "a shadow": (WIDE, "limit: 10/minute, mode: shadow"),
-    "beside a shadow": (f"{WIDE}, mode: shadow", "limit: 10/minute"),
-    "beside a share": (f"{WIDE}, enforce_share: 50%", "limit: 10/minute"),
-    "beside an override": (f"{WIDE}, overrides: {{192.0.2.1: 20/minute}}", "limit: 10/minute"),
-    "beside an allowlist": (f"{WIDE}, allowlist: [192.0.2.1]", "limit: 10/minute"),
-    "another answer when the store fails": (WIDE, "limit: 10/minute, on_store_failure: deny"),
-    "an override of its own": (WIDE, "limit: 10/minute, overrides: {192.0.2.1: 1/minute}"),
-    "tiers": (WIDE, "limits: {a: 10/minute}, tier: user:plan"),
-    "another rounding": (WIDE, "limit: 10/minute, rounding: up"),
-    "another answer to a missing identity": (
-        f"{WIDE}, by: user, on_missing: skip",
-        "limit: 10/minute, by: user",
-    ),
-    "a registered cost": (WIDE, "limit: 10/minute, cost: tokens"),
-}
-
-
-@pytest.mark.parametrize(("wide", "rule"), BESIDE.values(), ids=BESIDE)
-def test_a_limit_of_another_rule_is_only_in_the_way_where_it_always_refuses_first(
-    wide: str, rule: str
-) -> None:
-    assert refusal(f"version: 1\nrules:\n  - {{{wide}}}\n  - {{name: a, {rule}}}\n") is None
-    assert refusal(f"version: 1\nrules:\n  - {{{WIDE}}}\n  - {{name: a, limit: 10/minute}}\n")

@@ -28,9 +28,9 @@ BEYOND = {
     # other files, and the environment
     "unreadable", "more-mistakes", "missing-variable", "bad-variable",
     # what two values are to each other, or to what is between them
-    "allowed-and-denied", "allows-everyone", "pointless-denylist", "pointless-forwarded-header",
-    "pointless-on-missing", "pointless-override", "same-name", "same-override", "same-policy",
-    "too-many-limits", "trusts-everyone", "unreachable-limit", "untrusted-tier",
+    "allows-everyone", "hops-of-one-address", "replaces-by-choice", "replaces-circle",
+    "replaces-itself", "same-name", "same-override", "same-policy", "too-many-limits",
+    "trusts-everyone", "unknown-rule", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
 
@@ -38,7 +38,7 @@ BEYOND_FILES = {
     "what a text means": {
         "deadline_long", "deadline_zero", "limit_inexact", "limit_many", "limit_twice",
         "network_host_bits", "path_brace", "path_convertor", "path_parameter_twice",
-        "retry_jitter_long",
+        "forwarded_header_bad", "retry_jitter_long",
     },
     "what two values are to each other": {
         "burst_in_text_of_window", "burst_twice", "by_path_other", "by_path_without_path",
@@ -110,7 +110,7 @@ def test_the_schema_is_one_of_2020_12() -> None:
 
 @pytest.mark.parametrize("file", [*GOOD, ROOT / "examples" / "rules.yaml"], ids=lambda it: it.stem)
 def test_a_file_that_the_loader_accepts_is_valid(file: Path) -> None:
-    assert RuleSet.load(file).rules
+    RuleSet.load(file)
     assert mistakes_of(in_yaml_1_2(file.read_text(encoding="utf-8-sig"))) == []
 
 
@@ -210,7 +210,7 @@ def test_loader_and_schema_say_the_same_of_a_value(key: str, value: object) -> N
         ({"limit": "1/s", "rounding": "up", "algorithm": "sliding_counter"}, False),
         ({"limit": "1/s", "rounding": "up", "algorithm": "sliding_log"}, True),
         ({"limit": "1/s", "enforce_share": "25%"}, False),
-        ({"limit": "1/s", "enforce_share": "25%", "mode": "shadow"}, True),
+        ({"limit": "1/s", "enforce_share": "25%", "mode": "shadow"}, False),
     ],
     ids=str,
 )

@@ -26,6 +26,7 @@ from redis.credentials import CredentialProvider
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.stores.redis import errands
 from ratelimit.stores.redis.connect import Dialer, Target
+from ratelimit.stores.redis.installed import TESTED
 from tests.support.clusters import Cluster, cluster
 from tests.support.servers import (
     Certificates,
@@ -504,11 +505,54 @@ async def test_a_store_goes_on_after_a_rotation(
 
 
 def test_a_redis_py_without_what_is_relied_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its version, when the store is built."""
+    """With its version and those that were tested, when the store is built."""
     monkeypatch.delattr(SSLConnection, "_connection_arguments")
     monkeypatch.delattr(Connection, "_connection_arguments")
-    with pytest.raises(ImportError, match=f"^redis-py {re.escape(redis.__version__)} is not supp"):
-        Target("redis://127.0.0.1", DEADLINE)
+    said = re.escape(
+        f"redis-py {redis.__version__} is not supported: it has no redis.asyncio.connection."
+        f"SSLConnection._connection_arguments; ratelimit was tested with redis-py {TESTED}"
+    )
+    with pytest.raises(ImportError, match=f"^{said}$"):
+        RedisStore("redis://127.0.0.1")
+
+
+async def test_a_redis_py_that_keeps_its_streams_elsewhere_is_told(server: Server) -> None:
+    """At the first connection, with its version and those that were tested."""
+
+    class Hidden:
+        """A writer that shows no transport."""
+
+        def __init__(self, writer: asyncio.StreamWriter) -> None:
+            self.close, self.wait_closed = writer.close, writer.wait_closed
+
+    class Other(Connection):
+        async def connect(self) -> None:
+            await super().connect()  # type: ignore[no-untyped-call]
+            self._writer: Any = Hidden(self._writer)
+
+    pool = ConnectionPool(connection_class=Other, port=server.port)
+    async with RedisStore(Redis(connection_pool=pool), deadline=5) as store:
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.decide([CHECK])
+    assert caught.value.kind == "old"
+    assert f"redis-py {redis.__version__} is not supported: its Other has no stream" in str(
+        caught.value
+    )
+    assert f"tested with redis-py {TESTED}" in str(caught.value)
+
+
+async def test_a_redis_py_that_raises_what_is_no_failure_is_told() -> None:
+    """Where a method that it calls inside is not there any more."""
+
+    class Broken(Connection):
+        async def connect(self) -> None:
+            self.vanished()  # type: ignore[attr-defined]
+
+    pool = ConnectionPool(connection_class=Broken)
+    error = await refused(Target(Redis(connection_pool=pool), DEADLINE).dialer())
+    assert error.kind == "old"
+    assert str(error).startswith(f"redis-py {redis.__version__} made no connection (AttributeError")
+    assert str(error).endswith(f"tested with redis-py {TESTED}")
 
 
 # --- clients -------------------------------------------------------------------------------------
@@ -611,9 +655,15 @@ def test_a_password_that_is_not_encoded_is_refused_and_not_shown(uri: str) -> No
         ("redis://h?ssl=true", "'ssl' is not an option of a connection; write rediss:// for TLS"),
         ("redis://h?timeout=1", "'timeout' is not an option of a connection"),
         ("redis+cluster://h?databse=1", "'databse' is not an option of a connection"),
-        ("redis+sentinel://h/s?sentinel_user=x", "'user' is not an option of a connection"),
-        ("rediss://h?ssl_cert_reqs=CERT_NONE", "Invalid SSL Certificate Requirements Flag"),
-        ("redis+sentinel://h/s?min_other_sentinels=a", "min_other_sentinels is 'a'"),
+        (
+            "redis+sentinel://h/s?sentinel_user=x",
+            "'sentinel_user' is not an option of a connection",
+        ),
+        ("rediss://h?ssl_cert_reqs=CERT_NONE", "'ssl_cert_reqs' takes none, optional or required"),
+        (
+            "redis+sentinel://h/s?min_other_sentinels=a",
+            "'min_other_sentinels' takes a whole number",
+        ),
     ],
 )
 def test_an_option_that_does_not_exist_is_refused(uri: str, said: str) -> None:

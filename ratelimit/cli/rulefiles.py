@@ -1,0 +1,176 @@
+"""Rule files before they are deployed: every mistake, and what each limit lets through at worst."""
+
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Final
+
+import click
+
+from ratelimit.cli.output import Row, as_json, say, show
+from ratelimit.limits import Algorithm, Limit
+from ratelimit.rules.advice import advise
+from ratelimit.rules.file.mistakes import RuleFileError
+from ratelimit.rules.file.schema import schema as rule_file_schema
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.words import near, shown
+
+__all__ = ["check", "load", "no_such_rule", "schema", "spelled"]
+
+MISTAKES: Final = 1
+"""The exit code of a rule file with mistakes."""
+
+MOST_NAMED: Final = 20
+"""Most rules that a message names."""
+
+BYTES_OF_A_KEY: Final = 136
+"""Size of a bucket's or a window's key in Redis 7, its name included (benchmarks/redis.py)."""
+
+BYTES_OF_A_UNIT: Final = 12.5
+"""Size of each unit that a sliding log keeps, measured likewise."""
+
+SHOWN: Final = ("rule", "whose", "mode", "limit", "algorithm", "at worst", "store away", "bytes")
+"""The columns that fit a terminal. ``at worst`` is the most in any window, ``store away`` that
+while the store fails, and ``bytes`` the size of one identity's key in Redis."""
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--strict", is_flag=True, help="Advice counts as a mistake.")
+@as_json
+def check(files: Sequence[str], strict: bool, json_: bool) -> None:
+    """Tells every mistake in rule FILES, and what each rule can let through at worst."""
+    failed = False
+    reports: list[Row] = []
+    for file in files:
+        try:
+            rules = RuleSet.load(file)
+        except RuleFileError as error:
+            failed = True
+            reports.append({"file": file, "mistakes": [each._asdict() for each in error.mistakes]})
+            if not json_:
+                _tell(error)
+            continue
+        in_force = rules.in_force().rules
+        rows = [_row(rule, limit, rules) for rule in in_force for limit in _limits(rule)]
+        advice = advise(rules)
+        failed = failed or (strict and bool(advice))
+        cluster = len({rule.by for rule in rules.rules if rule.mode != "off"})
+        scripts = f"one per request; in a Cluster at most {cluster}"
+        reports.append(
+            {
+                "file": file,
+                "mistakes": [],
+                "rules": rows,
+                "advice": [each._asdict() for each in advice],
+                "scripts": scripts,
+            }
+        )
+        if not json_:
+            say(f"{file}: {len(rules.rules)} rules, no mistake", "green")
+            few = [{column: row[column] for column in SHOWN if column in row} for row in rows]
+            show(few, json_=False)
+            say(f"scripts in Redis: {scripts}; deny caches add nothing to what passes")
+            for each in advice:
+                say(f"advice: {each}", "yellow")
+    if json_:
+        show(reports, json_=True)
+    if failed:
+        sys.exit(MISTAKES)
+
+
+@click.command()
+@as_json
+def schema(json_: bool) -> None:  # noqa: ARG001  # every command takes it, and this is JSON anyway
+    """Prints the JSON Schema of rule files, for editors."""
+    show(rule_file_schema(), json_=True)
+
+
+def load(file: str) -> RuleSet:
+    """The rules in a file; ends the command with its mistakes."""
+    try:
+        return RuleSet.load(file)
+    except RuleFileError as error:
+        _tell(error)
+        sys.exit(MISTAKES)
+
+
+def _tell(error: RuleFileError) -> None:
+    for mistake in error.mistakes:
+        say(str(mistake))
+
+
+def no_such_rule(name: str, names: Sequence[str]) -> str:
+    """The beginning of a sentence that tells of a name that none of these rules has."""
+    more = ", ..." if len(names) > MOST_NAMED else ""
+    there = f"; there are {', '.join(names[:MOST_NAMED])}{more}" if names else ""
+    return f"there is no rule {shown(name)}{near(name, names, write=repr) or there}"
+
+
+def spelled(limit: Limit) -> str:
+    """A limit as a rule file would have it."""
+    burst = f" burst {limit.burst}" if limit.burst not in (None, limit.quota) else ""
+    return f"{limit}{burst}"
+
+
+def _limits(rule: Rule) -> list[tuple[str, Limit | None]]:
+    """Every limit of a rule with whose it is; None where it is chosen by request, or unlimited."""
+    found: list[tuple[str, Limit | None]] = []
+    groups: list[tuple[str, tuple[Limit, ...]]] = [("", rule.limits)]
+    if rule.tiers:
+        groups = [(f"tier {name}", limits) for name, limits in rule.tiers.items()]
+    # Overrides come by the thousand, and repeat few limits. What is no address may be a secret.
+    names = {
+        limits: f"override {name if rule.by[0] == 'client' else f'no. {number}'}"
+        for number, (name, limits) in reversed([*enumerate(rule.overrides.items(), 1)])
+    }
+    groups += [(name, limits) for limits, name in names.items()]
+    for whose, limits in groups:
+        found += [(whose, limit) for limit in limits] or [(whose, None)]
+    return found
+
+
+def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[str, object]:
+    whose, limit = found
+    part = "" if rule.enforce_share == 1 else f" {float(rule.enforce_share * 100):g}%"
+    row: dict[str, object] = {
+        "rule": rule.name,
+        "whose": whose or "all",
+        "by": ", ".join(rule.by),
+        "mode": rule.mode + part,
+        "limit": "unlimited",
+    }
+    if limit is None:
+        return row
+    failure = rule.on_store_failure or rules.on_store_failure
+    return row | {
+        "limit": spelled(limit),
+        "algorithm": limit.algorithm.value,
+        "at worst": limit.worst_case,
+        "store away": _while_away(limit, failure, rules.workers, rule.cost),
+        "deny cache adds": 0,
+        "bytes": _bytes(limit),
+    }
+
+
+def _while_away(limit: Limit, failure: str, workers: int, cost: object = 1) -> str:
+    """Units that a window lets through beside while the store is away, at worst."""
+    if failure == "allow":
+        return "everything"
+    if failure == "deny":
+        return "nothing"
+    share = limit.scaled(Fraction(1, workers))
+    # A part below one unit is one in a longer window, of which this one sees two at most.
+    units = share.worst_case
+    if isinstance(cost, int) and cost > share.capacity:  # it is then all that the share holds
+        units = units // share.capacity * cost
+    more = f"{workers * units} more"
+    return more if isinstance(cost, int) else f"{more}, at a cost up to {share.capacity}"
+
+
+def _bytes(limit: Limit) -> int:
+    """An estimate of what one identity takes in Redis."""
+    if limit.algorithm is Algorithm.SLIDING_LOG:
+        return round(BYTES_OF_A_KEY + BYTES_OF_A_UNIT * limit.quota)
+    return BYTES_OF_A_KEY

@@ -1,0 +1,80 @@
+"""Rules that take the place of others: what cannot be meant, and the order to ask them in."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import NamedTuple
+
+from ratelimit.rules.rule import Rule
+from ratelimit.words import near, shown
+
+__all__ = ["Misplaced", "misplaced", "order"]
+
+
+class Misplaced(NamedTuple):
+    """A name in ``replaces`` that cannot be meant: its rule, its place there, and why."""
+
+    rule: int
+    place: int
+    code: str
+    message: str
+
+
+def misplaced(rules: Mapping[int, Rule], names: Collection[str] = ()) -> Iterator[Misplaced]:
+    """Every name in ``replaces`` that cannot be meant, of rules by their number.
+
+    ``names`` are those of rules beside them, which have a mistake of their own.
+    """
+    named = {rule.name: rule for rule in rules.values()}
+    for number, rule in rules.items():
+        for place, name in enumerate(rule.replaces):
+            other = named.get(name)
+            if other is None and name in names:
+                continue
+            if other is None:
+                hint = near(name, named)
+                message = f"{shown(name)} is not the name of a rule{hint}; name one of this file"
+                yield Misplaced(number, place, "unknown-rule", message)
+            elif other is rule:
+                message = "a rule cannot replace itself; name another"
+                yield Misplaced(number, place, "replaces-itself", message)
+            elif not rule.names_all_it_counts and not other.is_chosen:
+                chosen = next(part for part in rule.by if rule.is_chosen_part(part))
+                yield Misplaced(
+                    number, place, "replaces-by-choice",
+                    f"{name!r} bounds a client whatever it sends, and would be escaped by sending "
+                    f"another {chosen.replace(':', ' ')} with each request; name the values that "
+                    "are meant in overrides, or count by something that the application knows",
+                )  # fmt: skip
+    yield from _circle(rules)
+
+
+def _circle(rules: Mapping[int, Rule]) -> Iterator[Misplaced]:
+    graph = {
+        rule.name: {name for name in rule.replaces if name != rule.name} for rule in rules.values()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        for number, rule in rules.items():
+            for place, name in enumerate(rule.replaces):
+                if rule.name in circle and name in circle and name != rule.name:
+                    message = (
+                        f"{' and '.join(map(repr, sorted(set(circle))))} replace each other, so "
+                        "that neither would apply; leave one out"
+                    )
+                    yield Misplaced(number, place, "replaces-circle", message)
+                    return
+
+
+def order(rules: Iterable[Rule]) -> dict[str, int]:
+    """The rules' places in an order in which each comes behind those that replace it.
+
+    Empty where none replaces another.
+    """
+    replacing = [rule for rule in rules if rule.replaces]
+    graph: dict[str, set[str]] = {}
+    for rule in replacing:
+        for name in rule.replaces:
+            graph.setdefault(name, set()).add(rule.name)
+    return {name: place for place, name in enumerate(TopologicalSorter(graph).static_order())}
