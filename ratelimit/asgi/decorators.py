@@ -322,6 +322,15 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     return whole  # type: ignore[no-any-return]  # frameworks await what an endpoint returns
 
 
+def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
+    """The connection among the values that an endpoint is called with."""
+    for each in values:
+        # Most often it is exactly that; to ask the abstract class costs ten times as much.
+        if type(each) is Request or isinstance(each, HTTPConnection):
+            return each
+    return None
+
+
 def _tell(response: Response, admission: Admission) -> None:
     """Sets the fields, rather than adding them: a response may be one that is returned again."""
     raw = response.raw_headers

@@ -222,6 +222,22 @@ async def test_a_client_of_sentinels_is_taken_over(grounds: Sentinels) -> None:
         await each.aclose()
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_sentinels_are_read_in_both_protocols(grounds: Sentinels, protocol: int) -> None:
+    """Also by a redis-py that cannot read their states in RESP3."""
+    await close(Target(f"{grounds.url}?sentinel_protocol={protocol}", 5))
+
+
+async def test_what_is_no_sentinel_is_told(grounds: Sentinels) -> None:
+    """Such as the master's own port, where that of a sentinel belongs."""
+    port = (await asyncio.to_thread(grounds.master)).port
+    dialer = Target(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}", 5).dialer()
+    with pytest.raises(StoreUnavailable, match="no sentinel answers there") as caught:
+        await dialer.open()
+    assert caught.value.kind == "no-master"
+    await dialer.aclose()
+
+
 async def test_sentinels_have_credentials_of_their_own(grounds: Sentinels) -> None:
     """``sentinel_username`` and ``sentinel_password``; a wrong one is told and not shown."""
     for each in grounds.sentinels:

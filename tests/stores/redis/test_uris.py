@@ -261,6 +261,21 @@ def test_tls_asks_for_the_name_unless_it_is_told_not_to() -> None:
         assert connection.ssl_context.get().check_hostname is asks
 
 
+@pytest.mark.parametrize(
+    "uri", ["redis://h", "valkeys://h", "redis+cluster://h", "redis+sentinel://h/s"]
+)
+def test_a_uri_means_the_same_with_every_redis_py(uri: str) -> None:
+    """RESP3, and probes of an idle connection, which not every release has by itself."""
+    target = RedisStore(uri)._target
+    for kind in (target._kind, *target._sentinels):
+        connection = kind.make()
+        assert connection.protocol == 3
+        assert connection.socket_keepalive
+        assert sorted(connection.socket_keepalive_options.values()) == [3, 5, 30]
+        assert connection.socket_timeout is None
+    assert RedisStore(f"{uri}?protocol=2")._target._kind.make().protocol == 2
+
+
 def test_files_of_tls_are_looked_at(tmp_path: Path) -> None:
     """One that holds something else, a key of another certificate, a key that wants a password."""
     (tmp_path / "one").mkdir()
@@ -443,6 +458,22 @@ def test_a_synchronous_client_is_refused(client: Callable[[], Any]) -> None:
     ) as caught:
         RedisStore(client())
     assert SECRET not in str(caught.value)
+
+
+def test_an_asynchronous_client_of_another_library_is_refused_as_such() -> None:
+    """It would be called synchronous otherwise, where its connections are opened in another way."""
+
+    class Unlike:
+        def connect(self) -> None: ...
+
+    class Other:
+        class connection_pool:  # noqa: N801
+            connection_class = Unlike
+
+        async def __aenter__(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"a redis\.asyncio client, not .*\.Other$"):
+        RedisStore(Other())
 
 
 @pytest.mark.parametrize(
