@@ -965,3 +965,32 @@ async def test_a_limit_by_an_unregistered_identity_is_told_with_the_name() -> No
 
     with pytest.raises(ValueError, match="limits by tenant, which is not registered"):
         await ask(starlette(Route("/", endpoint)))
+
+
+class Account:
+    """A user of a kind that has no id to be read."""
+
+    is_authenticated = True
+
+
+@pytest.mark.parametrize("on_missing", ["client", "skip", "refuse"])
+@pytest.mark.parametrize("by", ["user", ["client", "user"]])
+async def test_users_that_cannot_be_told_apart_are_told_once(
+    on_missing: Any, by: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = starlette(Route("/", limit("1/minute", by=by, on_missing=on_missing)(ok)))
+    expected = {"client": [200, 429], "skip": [200, 200], "refuse": [403, 403]}[on_missing]
+    assert await statuses(app, "/", "/", user=Account()) == expected
+    assert caplog.text.count("user-unreadable: a rule limits by user, but cannot tell one A") == 1
+    caplog.clear()
+    for user in (None, "ann", {"id": 7}):
+        await ask(starlette(Route("/", limit("1/minute", by=by)(ok))), user=user)
+    assert "user-unreadable" not in caplog.text
+
+
+async def test_a_user_that_is_a_mapping_has_a_tier_too() -> None:
+    tiers = {"free": "1/minute", "pro": "2/minute"}
+    app = starlette(Route("/", limit(tiers, by="user", tier="user:plan")(ok)))
+    ann = {"id": "ann", "plan": "pro"}
+    assert await statuses(app, "/", "/", "/", user=ann) == [200, 200, 429]
+    assert await statuses(app, "/", "/", user={"id": "bob"}) == [200, 429]
