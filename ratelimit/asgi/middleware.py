@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections.abc import Awaitable
 from operator import itemgetter
 from typing import Any, Final
@@ -18,7 +17,7 @@ from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
 from ratelimit.asgi.start import mistakes
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.rules.paths import route_path
+from ratelimit.rules.paths import normalised, route_path
 
 __all__ = ["RateLimitMiddleware"]
 
@@ -99,8 +98,8 @@ class RateLimitMiddleware:
             self._reads_otherwise = self._reads != NOTHING
         here = route_path(scope)
         paths = {here, *(route_path({**scope, "root_path": each}) for each in self._reads.roots)}
-        if self._reads.files and ("//" in here or "/." in here or here[-1:] == "/"):
-            paths |= {posixpath.normpath("/" + each.lstrip("/")) for each in paths}
+        if self._reads.files and here.endswith(("/", "/.", "/..")):
+            paths |= {normalised(each).rstrip("/") or "/" for each in paths}
         for path in sorted(paths - {here}):
             read = {**scope, "path": path, "root_path": "", SCOPE_KEY: admission}
             await self.limiter.admit(read, route)

@@ -69,8 +69,7 @@ class Readers(NamedTuple):
     """What stands further in than a middleware, as far as it reads paths in another way."""
 
     files: bool
-    """Whether some of it is no route, such as a folder, which takes ``//a`` and ``/./a`` for
-    ``/a``."""
+    """Whether some of it is no route, such as a folder, which takes ``/a/`` for ``/a``."""
     roots: frozenset[str]
     """The `root_path` that applications set for themselves (``FastAPI(root_path=...)``)."""
 
