@@ -247,6 +247,15 @@ def test_options_of_pools_and_clients_are_taken_and_without_effect() -> None:
     check_uri("rediss://h?ssl=true")  # redundant, and not wrong
 
 
+def test_sentinels_behind_tls_take_the_options_of_the_master() -> None:
+    """Where they have none of their own, and where they are behind TLS at all."""
+    uri = "rediss+sentinel://h/s?ssl_cert_reqs=none"
+    assert read_uri(uri).to_sentinels == {}
+    assert read_uri(f"{uri}&sentinel_ssl=true").to_sentinels["ssl_cert_reqs"] == "none"
+    own = read_uri(f"{uri}&sentinel_ssl=true&sentinel_ssl_cert_reqs=required").to_sentinels
+    assert own == {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+
+
 def test_tls_asks_for_the_name_unless_it_is_told_not_to() -> None:
     """With every release of redis-py, some of which do not by themselves."""
     for query, asks in (
