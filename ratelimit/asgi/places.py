@@ -66,7 +66,7 @@ def placed(
 
 
 class Readers(NamedTuple):
-    """What stands further in than a middleware, as far as it reads paths in another way."""
+    """Readers of paths further in than a middleware, which read them in another way."""
 
     files: bool
     """Whether some of it is no route, such as a folder, which takes ``/a/`` for ``/a``."""
@@ -78,7 +78,7 @@ NOTHING: Final = Readers(False, frozenset())
 
 
 def readers(app: Any, seen: tuple[Any, ...] = ()) -> Readers:
-    """What of an application reads paths in another way than a middleware in front of it."""
+    """The parts of an application that read paths in another way than a middleware around it."""
     inner, _ = beneath(app, None)
     if not hasattr(inner, "routes"):
         return Readers(True, frozenset())
@@ -132,7 +132,7 @@ class OfEndpoint(Generic[T]):
         self._known: dict[tuple[int, int], tuple[ref[Any], ref[Any], T]] = {}
 
     def __call__(self, scope: Mapping[str, Any]) -> T:
-        """What was found; that of another router, or of an endpoint that is gone, never serves."""
+        """Gives what was found; never that of another router, or of an endpoint that is gone."""
         router, endpoint = scope.get("router") or scope.get("app"), scope.get("endpoint")
         name = id(router), id(endpoint)
         kept = self._known.get(name)
