@@ -7,18 +7,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from starlette.requests import HTTPConnection
-
 from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask, connection
 from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.identity.proxies import Proxies
+from ratelimit.identity.users import attribute
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.rule import Rule, policy_names
-from ratelimit.rules.values import Ask
 
 __all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
 
@@ -47,10 +46,11 @@ class Request(NamedTuple):
     failed: Callable[[str, str, Exception], None]
     """Told of a function that failed: whose it is, what comes of it, and why."""
 
-    async def told(self, ask: Callable[[HTTPConnection], Any]) -> Any:
+    async def told(self, ask: Ask[T]) -> T:
         """The application's answer about it, sync or async."""
-        answer = ask(HTTPConnection(dict(self.scope)))
-        return await answer if isawaitable(answer) else answer
+        answer: Any = ask(connection(self.scope))
+        found: T = await answer if isawaitable(answer) else answer
+        return found
 
 
 class Question(NamedTuple):
@@ -196,7 +196,7 @@ async def _tier(chooser: Any, request: Request) -> str | None:
     if not isinstance(chooser, str):
         found = await request.told(chooser)
     elif chooser.startswith("user:"):
-        found = getattr(scope.get("user"), chooser.removeprefix("user:"), None)
+        found = attribute(scope.get("user"), chooser.removeprefix("user:"))
     elif chooser.startswith("header:"):
         if not request.proxies.trusts_peer(scope):
             return None  # a client does not choose its own tier

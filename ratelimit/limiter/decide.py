@@ -11,7 +11,9 @@ from ratelimit.control.denials import Denials
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
+from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, told_of
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
@@ -19,8 +21,8 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
@@ -164,12 +166,24 @@ class Decider:
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
     ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
-        if rule.by[0] == "user" and "user" not in scope:
-            self._reports.once("user-missing", rule.name)
+        if "user" in rule.by:
+            if "user" not in scope:
+                self._reports.once("user-missing", rule.name)
+            elif self.seen < 1_000 or not self.seen % 64:  # as for every look
+                self._say_unreadable(scope["user"])
         if rule.by != ("user",):
             for part in rule.by:
                 if part.startswith("path:") and part[5:] not in path_params:
                     self._reports.once("path-missing", f"{rule.name} by {part}")
+
+    def _say_unreadable(self, user: object) -> None:
+        """Says, once, that users of a kind cannot be told apart."""
+        try:
+            unreadable = user_id(user) is None and not is_nobody(user)
+        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
+            return
+        if unreadable:
+            self._reports.once("user-unreadable", type(user).__name__)
 
     async def _without_store(
         self,
@@ -211,6 +225,8 @@ class Decider:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
                     continue
+                if "user" in rule.by and rule.on_missing != "client":
+                    self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
                     strict = word == "deny"
@@ -237,7 +253,7 @@ class Decider:
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, each.limits, each.policies, each.cost, each.action)
+            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -279,7 +295,8 @@ class Decider:
                 if decision[5] and plan.asked[place][4] != _SHADOW:
                     admission.delay_us = max(admission.delay_us, decision[5])
             else:
-                _, key, _, rule, action = plan.asked[place]
+                _, key, _, _, action = plan.asked[place]
+                rule, _ = plan.allowed[place]
                 if action == _SHADOW:
                     counts[rule, "shadow-denied"] += 1
                 else:

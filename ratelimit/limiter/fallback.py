@@ -5,7 +5,7 @@ A fault of the limiter never becomes a fault of the application: it ends as an a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ratelimit.decisions import Action, Check, assumed, passes
@@ -13,6 +13,7 @@ from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores.failover import Failover
@@ -48,11 +49,11 @@ class Fallback:
         default = rule_set.on_store_failure
         asking = {check.rule for check in checks}
         shadows = {check.rule for check in checks if check.action == _SHADOW}
-        rules = [rule for rule, _ in matching if not checks or rule.name in asking]
+        rules = [rule for rule, _ in matching if not checks or counter_of(rule) in asking]
         words = {
-            rule.name: rule.on_store_failure or default
+            counter_of(rule): rule.on_store_failure or default
             for rule in rules
-            if rule.mode == "enforce" and rule.name not in shadows
+            if rule.mode == "enforce" and counter_of(rule) not in shadows
         }
         for rule in rules:
             self._counts[rule.name, "store-failed"] += 1
@@ -73,10 +74,15 @@ class Fallback:
         if deny:
             admission.refuse(overloaded() if flooded else unavailable())
         elif local:
-            await self._decide_locally(rule_set, admission, local)
+            names = {counter_of(rule): rule.name for rule in rules}
+            await self._decide_locally(rule_set, admission, local, names)
 
     async def _decide_locally(
-        self, rule_set: RuleSet, admission: Admission, local: Sequence[tuple[Check, str]]
+        self,
+        rule_set: RuleSet,
+        admission: Admission,
+        local: Sequence[tuple[Check, str]],
+        names: Mapping[str, str],
     ) -> None:
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
@@ -88,7 +94,7 @@ class Fallback:
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
         for (check, _), decision in zip(local, decisions, strict=True):
-            self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
+            self._counts[names[check.rule], "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
         if not passes([check for check, _ in local], decisions):
             admission.delay_us = 0

@@ -12,13 +12,15 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.websockets import WebSocket
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Check
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
@@ -35,11 +37,12 @@ from ratelimit.rules.matching import Found
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.rules.values import Ask
+from ratelimit.rules.values import BUILT_IN_BY
 from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
+from ratelimit.words import near
 
-__all__ = ["Admission", "RateLimiter"]
+__all__ = ["Admission", "RateLimiter", "off_by_environment"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -47,7 +50,14 @@ _LOG: Final = logging.getLogger("ratelimit")
 MOST_ROUTES: Final = 10_000
 """Most rules of routes that are remembered."""
 
-Answer = Callable[[HTTPConnection, Refusal], Any]
+AT_THE_START: Final = ("client-chosen", "foreign-path")
+"""Advice that is given in the log as well: such rules may limit nobody."""
+
+Answer = (
+    Callable[[HTTPConnection, Refusal], Any]
+    | Callable[[Request, Refusal], Any]
+    | Callable[[WebSocket, Refusal], Any]
+)
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
 
 
@@ -190,10 +200,12 @@ class RateLimiter:
         for rule in rules.rules:
             self._hold_registered(rule)
         for advice in doubts(rules):
-            if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
-                _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+            if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
+                _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
         self.rules = rules
         """The rules that hold now."""
+        self.names = frozenset(rule.name.lower() for rule in rules.rules)
+        """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
         self._now = InForce.of(rules, share)
@@ -216,17 +228,19 @@ class RateLimiter:
 
     def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
         identities, tiers, costs = self._registered
-        unknown = rule.registered_names - identities.keys() - set(known)
-        if unknown:
+        there = {*identities, *known}
+        for name in sorted(rule.registered_names - there):
             raise ValueError(
-                f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
-                "registered; pass RateLimiter(..., identities={name: callable})"
+                f"rule {rule.name!r} limits by {name}, which is not registered"
+                + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
+                + "; pass RateLimiter(..., identities={name: callable})"
             )
-        for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
-            if isinstance(value, str) and ":" not in value and value not in there:
+        for kind, value, names in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+            if isinstance(value, str) and ":" not in value and value not in names:
                 raise ValueError(
-                    f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
-                    f"RateLimiter(..., {name}s={{name: callable}})"
+                    f"rule {rule.name!r} has the {kind} {value}, which is not registered"
+                    + near(value, names, 0.6, "{!r}".format)
+                    + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
                 )
 
     def _names(self) -> list[str]:
@@ -388,8 +402,12 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
+def off_by_environment() -> bool:
+    """Whether RATELIMIT_ENABLED says that nothing is limited."""
+    return os.environ.get("RATELIMIT_ENABLED", "1").lower() in ("0", "false", "no", "off")
+
+
 def _enabled_by_environment() -> bool:
-    if os.environ.get("RATELIMIT_ENABLED", "1").lower() not in ("0", "false", "no", "off"):
-        return True
-    _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
-    return False
+    if off_by_environment():
+        _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
+    return not off_by_environment()

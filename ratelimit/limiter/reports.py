@@ -36,6 +36,9 @@ ONCE: Final = {
     "user-missing": "rule %.60r limits by user, but nothing has set scope['user'], so clients are "
     "counted by address. Put the middleware inside of the one that authenticates, or limit by what "
     "the request carries",
+    "user-unreadable": "a rule limits by user, but cannot tell one %.60s from another, so that the "
+    "user counts as missing. Give it an identity, id, pk, sub, uuid or username that is text, a "
+    "whole number or a UUID, or limit by an identity that you register",
     "not-asyncio": "the event loop is not asyncio's: nothing is learnt in the background, neither "
     "switches nor changes of the rule file, and only a store in process decides there (this one is "
     "a %s)",
