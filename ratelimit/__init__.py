@@ -2,6 +2,7 @@
 
 from ratelimit.asgi.decorators import RateLimit, exempt, limit
 from ratelimit.asgi.middleware import RateLimitMiddleware
+from ratelimit.control.events import Event
 from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit
@@ -16,6 +17,7 @@ __all__ = [
     "Algorithm",
     "Check",
     "Decision",
+    "Event",
     "Limit",
     "MemoryStore",
     "RateLimit",

@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
 from ratelimit.asgi.endpoints import is_async, refuse_misplaced, scope_of, with_injected
-from ratelimit.asgi.routing import EXEMPT, innermost
+from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
@@ -298,7 +298,8 @@ async def _admit(
     delay_us = 0
     for limiter, own in rules.by_limiter(outer.limiter if outer else None):
         if admission is None:
-            admission = scope[ROUTE_KEY] = Admission(limiter, None)
+            ahead = Ahead(scope.get("app"), scope) if limiter.events.has_listener else None
+            admission = scope[ROUTE_KEY] = Admission(limiter, ahead)
         limiter.check_registered(own, known=identities)
         await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:
