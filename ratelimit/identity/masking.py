@@ -18,6 +18,9 @@ SHOWN: Final = 4
 LONG_ENOUGH: Final = 16
 """Characters of a value from which on its first ones are shown, since they do not give it away."""
 
+DIGEST: Final = len(identity_digest(""))
+"""Characters of a digest."""
+
 _PLAIN: Final = ("client", "route", "global")
 
 
@@ -38,7 +41,8 @@ def _masked(part: str) -> tuple[str, bool]:
     if not equals:
         if part == UNIDENTIFIED or read_address(part.partition("/")[0]) is not None:
             return part, True
-        return f"{_printable(kind.partition('#')[0])}=…", False  # too long to be kept
+        kind, _, digest = part.rpartition("#")  # of a value that is too long to be kept
+        return f"{_printable(kind)}=…" if len(digest) == DIGEST else "…", False
     if kind in _PLAIN:
         return f"{kind}={_printable(value)}" if value else kind, True
     start = _printable(value[:SHOWN]) if len(value) >= LONG_ENOUGH else ""

@@ -206,7 +206,7 @@ class Decider:
         if client in self._owner.denylist:
             self._counts["denylist", "denied"] += 1
             admission.refuse(forbid())
-            tell_blocked(self._events, admission, (), TurnedAway("", forbid(), client.key))
+            tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
         return client in self._owner.allowlist
 
@@ -281,7 +281,7 @@ class Decider:
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
-            tell_blocked(self._events, admission, matching, turned)
+            tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
@@ -339,24 +339,11 @@ class Decider:
         if self._reports.failing and not lost:
             self._reports.answered()
         if short and self._events.wanted:
-            self._tell(admission, plan, keys, decisions)
+            found = zip(plan.checks(keys), plan.policies, decisions, strict=True)
+            tell_refused(self._events, admission, [each for each in found if not each[2].degraded])
         if not refused:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
         admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
         return []
-
-    def _tell(
-        self,
-        admission: Admission,
-        plan: Plan,
-        keys: Sequence[str],
-        decisions: Sequence[Decision],
-    ) -> None:
-        """Tells whoever listens of the rules that refuse, or would in earnest."""
-        matching = admission.decided[-1][1] if admission.decided else ()
-        found = zip(plan.checks(keys), plan.policies, decisions, strict=True)
-        tell_refused(
-            self._events, admission, matching, [each for each in found if not each[2].degraded]
-        )

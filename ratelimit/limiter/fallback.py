@@ -80,14 +80,10 @@ class Fallback:
         if deny:
             admission.refuse(overloaded() if flooded else unavailable())
         elif local:
-            await self._decide_locally(rule_set, admission, matching, local)
+            await self._decide_locally(rule_set, admission, local)
 
     async def _decide_locally(
-        self,
-        rule_set: RuleSet,
-        admission: Admission,
-        matching: Sequence[tuple[Rule, Any]],
-        local: Sequence[tuple[Check, str]],
+        self, rule_set: RuleSet, admission: Admission, local: Sequence[tuple[Check, str]]
     ) -> None:
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
@@ -102,7 +98,7 @@ class Fallback:
             self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
         found = [(*each, decision) for each, decision in zip(local, decisions, strict=True)]
-        tell_refused(self._events, admission, matching, found)
+        tell_refused(self._events, admission, found)
         if not passes([check for check, _ in local], decisions):
             admission.delay_us = 0
             refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)

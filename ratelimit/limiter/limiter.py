@@ -303,8 +303,10 @@ class RateLimiter:
         self._begin()
         if self._is_blocked(asked):
             self.counts[asked.rule.name, "turned-away"] += 1
+            admission = Admission(self, None)
+            admission.decided = ((self.store, [(asked.rule, {})]),)
             turned = TurnedAway(asked.rule.name, forbid(), asked.key)
-            tell_blocked(self.events, Admission(self, None), [(asked.rule, {})], turned)
+            tell_blocked(self.events, admission, turned)
             return Outcome.of(asked.refused(), allowed=False)
         if self._is_free(asked) or not limits:
             return Outcome.of((), allowed=True)
@@ -331,12 +333,10 @@ class RateLimiter:
 
     def _is_blocked(self, asked: Identified) -> bool:
         """Whether a request of an identity is refused with 403."""
-        if not self._is_on(asked.rule):
-            return False
         client = asked.client
-        if client is not None and (client in self.denylist or client in self.allowlist):
-            return client in self.denylist
-        return asked.is_blocked
+        if client is not None and client in self.denylist:
+            return self.enabled and self.everywhere
+        return not self._is_free(asked) and asked.is_blocked
 
     def _is_free(self, asked: Identified) -> bool:
         """Whether nothing limits an identity by a rule."""

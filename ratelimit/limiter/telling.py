@@ -4,27 +4,23 @@ The law of this module: whatever fails in here, a refused request stays refused.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from ratelimit.control.events import Event, Events, Kind
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import TurnedAway
-from ratelimit.rules.rule import Rule
 
 __all__ = ["tell_blocked", "tell_refused"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 _SHADOW: Final = int(Action.SHADOW)
 
-Matching = Sequence[tuple[Rule, Any]]
-
 
 def tell_refused(
     events: Events,
     admission: Admission,
-    matching: Matching,
     found: Iterable[tuple[Check, str, Decision]],
 ) -> None:
     """Tells of the rules that refuse, or would in earnest, by checks with policy and decision."""
@@ -48,7 +44,7 @@ def tell_refused(
                     policy,
                     "shadow" if shadow else "enforce",
                     check.key,
-                    _path(admission, matching, check.rule),
+                    _path(admission, check.rule),
                     decision.retry_after,
                 )
             )
@@ -56,16 +52,14 @@ def tell_refused(
         _LOG.exception("event-lost: a refusal could not be told of; it stands")
 
 
-def tell_blocked(
-    events: Events, admission: Admission, matching: Matching, turned: TurnedAway
-) -> None:
+def tell_blocked(events: Events, admission: Admission, turned: TurnedAway) -> None:
     """Tells of a request that was turned away without being counted."""
     if not events.wanted:
         return
     try:
         kind: Kind = "blocked" if turned.refusal.status == 403 else "never"
         mode = "enforce" if turned.rule else ""
-        path = _path(admission, matching, turned.rule)
+        path = _path(admission, turned.rule)
         events.refused(Event(kind, turned.rule, "", mode, turned.identity, path))
     except Exception:  # noqa: BLE001  # the law of this module
         _LOG.exception("event-lost: a refusal could not be told of; it stands")
@@ -75,9 +69,10 @@ def _ends(decision: Decision) -> float:
     return float("inf") if decision.retry_after_us is None else decision.retry_after_us
 
 
-def _path(admission: Admission, matching: Matching, name: str) -> str | None:
+def _path(admission: Admission, name: str) -> str | None:
     """The template of the route, where somebody knows a router; else the path of the rule."""
     template = admission.template()
     if template is not None:
         return template
-    return next((rule.path for rule, _ in matching if rule.name == name), None)
+    asked = (rule for _, matching in admission.decided for rule, _ in matching)
+    return next((rule.path for rule in asked if rule.name == name), None)
