@@ -7,7 +7,7 @@ listener raises is logged once and goes no further.
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from ratelimit.identity.masking import masked
 
@@ -22,33 +22,61 @@ Kind = Literal[
 """The kinds of events; more may come."""
 
 
-class Event(NamedTuple):
+Where = str | Callable[[], str | None] | None
+
+
+class _Event(NamedTuple):
+    kind: Kind
+    rule: str
+    policy: str
+    mode: str
+    identity: str
+    where: Where
+    retry_after: float | None
+    detail: str
+
+
+class Event(_Event):
     """Something that the application may want to know; made only where somebody listens.
 
-    ``denied``: a rule refused a request; ``never``: at a cost that can never pass;
-    ``shadow-denied``: a rule on trial would have. ``blocked``: 403, by a denylist, an override, or
-    for want of an identity. ``overloaded``, ``store-failed`` and ``store-answers``,
-    ``rules-reloaded`` and ``rules-not-reloaded``, ``switched``: as the log lines of these names.
+    ``kind`` is ``denied``: a rule refused a request; ``never``: it did, at a cost that can never
+    pass; ``shadow-denied``: a rule on trial would have; ``blocked``: 403, by a denylist, an
+    override, or for want of an identity. ``overloaded``, ``store-failed`` and ``store-answers``,
+    ``rules-reloaded`` and ``rules-not-reloaded``, ``switched``: as the log lines of these names,
+    of which ``detail`` is the sentence.
 
-    Its text, unlike ``identity``, may be logged: ``masked`` stands in it.
+    ``rule`` is its name, empty where it is not a rule's doing (the denylist of all, a fault);
+    ``policy`` the name of the limit before clients, of several that refuse the one that ends last;
+    ``mode`` "enforce" or "shadow", as it was for this identity; ``retry_after`` the seconds until
+    it passes again, None for never and for what is not counted. ``identity`` is the text that it
+    is counted under, in full, *and may be a secret*: an address by ``client``,
+    ``header:x-api-key=…`` and so on; empty where nobody could be told. Everything else may be
+    logged, and so may the event itself: its text has ``masked`` for ``identity``.
     """
 
-    kind: Kind
-    rule: str = ""
-    """The rule's name; empty where it is no rule's doing (the denylist of all rules among it)."""
-    policy: str = ""
-    """The name of the limit before clients, the one that ends last of those that refuse."""
-    mode: str = ""
-    """``enforce`` or ``shadow``, as it was for this identity; empty where there is no rule."""
-    identity: str = ""
-    """The text that it is counted under, in full: an address by ``client``, else
-    ``header:x-api-key=…`` and so on, also a secret; empty where nothing was counted."""
-    path: str | None = None
-    """The template of the route, else the rule's own path; never what a client wrote."""
-    retry_after: float | None = None
-    """Seconds until it passes again; None where that is never, or not known."""
-    detail: str = ""
-    """One sentence on a fault, a reload or a switch."""
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        kind: Kind,
+        rule: str = "",
+        policy: str = "",
+        mode: str = "",
+        identity: str = "",
+        path: Where = None,
+        retry_after: float | None = None,
+        detail: str = "",
+    ) -> Self:
+        """``path`` may be a function that gives it, called when it is read."""
+        return tuple.__new__(cls, (kind, rule, policy, mode, identity, path, retry_after, detail))
+
+    @property
+    def path(self) -> str | None:
+        """The template of the route, else the rule's own path; never what a client wrote.
+
+        Looked up when it is read, which takes as long as a router does.
+        """
+        return self.where() if callable(self.where) else self.where
 
     @property
     def masked(self) -> str:
@@ -59,9 +87,21 @@ class Event(NamedTuple):
         """
         return masked(self.identity)
 
+    def for_log(self) -> dict[str, str | float | None]:
+        """All that may be logged, by name: ``masked`` stands for ``identity``."""
+        return {
+            "kind": self.kind,
+            "rule": self.rule,
+            "policy": self.policy,
+            "mode": self.mode,
+            "masked": self.masked,
+            "path": self.path,
+            "retry_after": self.retry_after,
+            "detail": self.detail,
+        }
+
     def __repr__(self) -> str:
-        fields = self._asdict() | {"identity": self.masked}
-        given = [f"{name}={value!r}" for name, value in fields.items() if value not in ("", None)]
+        given = [f"{name}={value!r}" for name, value in self.for_log().items() if value]
         return f"Event({', '.join(given)})"
 
 

@@ -30,6 +30,8 @@ def masked(identity: str) -> str:
     ``203.0.113.9`` stays; ``header:x-api-key=sk_live_51HxQ7`` is ``header:x-api-key=sk_l…
     #8YkX0mTn1FJcVQ2Z``. Behind the ``#`` is the digest that the store's keys and the command show.
     """
+    if not identity:
+        return ""
     shown = [_masked(part) for part in _parts(identity)]
     text = " ".join(part for part, _ in shown)
     return text if all(whole for _, whole in shown) else f"{text} #{identity_digest(identity)}"

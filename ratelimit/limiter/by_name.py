@@ -19,6 +19,9 @@ from ratelimit.words import near, shown
 
 __all__ = ["Identified", "Outcome", "no_such_rule", "rule_named"]
 
+LONGEST_NAME: Final = 100
+"""Characters of a name that are compared with those of rules, which have 64 at most."""
+
 MOST_NAMED: Final = 20
 """Most rules that a message names."""
 
@@ -100,6 +103,10 @@ class Identified(NamedTuple):
         request alone, or the rule has no such tier.
         """
         rule = self.rule
+        if tier is not None and not isinstance(tier, str):
+            raise TypeError(
+                f"a tier is given by its name, which is text, not {type(tier).__name__}"
+            )
         if tier is not None and tier not in rule.tiers:
             hint = near(tier, rule.tiers, write=repr) if rule.tiers else "; it has no tiers"
             raise ValueError(f"rule {rule.name!r} has no tier {shown(tier)}{hint}")
@@ -143,8 +150,10 @@ def rule_named(name: str, rules: Sequence[Rule], on_routes: Iterable[Rule] = ())
     """The rule of a name: one of ``rules``, else one of a route's own.
 
     Raises ValueError, in one sentence, where there is none, or where several limits of routes
-    have the name and are not the same.
+    have the name and are not the same; TypeError where the name is not text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a rule is given by its name, which is text, not {type(name).__name__}")
     for rule in rules:
         if rule.name == name:
             return rule
@@ -160,7 +169,7 @@ def rule_named(name: str, rules: Sequence[Rule], on_routes: Iterable[Rule] = ())
             "each a name of its own"
         )
     if not found:
-        raise ValueError(no_such_rule(name, names))
+        raise ValueError(no_such_rule(name, list(dict.fromkeys(names))))
     return found[0]
 
 
@@ -168,7 +177,7 @@ def no_such_rule(name: str, names: Sequence[str]) -> str:
     """The beginning of a sentence that tells of a name that none of these rules has."""
     more = ", ..." if len(names) > MOST_NAMED else ""
     there = f"; there are {', '.join(names[:MOST_NAMED])}{more}" if names else ""
-    return f"there is no rule {shown(name)}{near(name, names, write=repr) or there}"
+    return f"there is no rule {shown(name)}{near(name[:LONGEST_NAME], names, write=repr) or there}"
 
 
 def _text(part: str, value: object) -> str:

@@ -5,6 +5,7 @@ The law of this module: whatever fails in here, a refused request stays refused.
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from ratelimit.control.events import Event, Events, Kind
@@ -44,7 +45,7 @@ def tell_refused(
                     policy,
                     "shadow" if shadow else "enforce",
                     check.key,
-                    _path(admission, check.rule),
+                    partial(_path, admission, check.rule),
                     decision.retry_after,
                 )
             )
@@ -59,7 +60,7 @@ def tell_blocked(events: Events, admission: Admission, turned: TurnedAway) -> No
     try:
         kind: Kind = "blocked" if turned.refusal.status == 403 else "never"
         mode = "enforce" if turned.rule else ""
-        path = _path(admission, turned.rule)
+        path = partial(_path, admission, turned.rule)
         events.refused(Event(kind, turned.rule, "", mode, turned.identity, path))
     except Exception:  # noqa: BLE001  # the law of this module
         _LOG.exception("event-lost: a refusal could not be told of; it stands")

@@ -292,6 +292,9 @@ async def test_limits_on_routes_that_share_a_name_and_differ_cannot_be_told_apar
 
 MISTAKES: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     (("logn", "x"), {}, "there is no rule 'logn'; did you mean 'login'"),
+    ((HOUR, "x"), {}, "a rule is given by its name, which is text, not Rule"),
+    (("l" * 1_000_000, "x"), {}, "there is no rule 'lll"),
+    (("user", "x"), {"tier": 5}, "a tier is given by its name, which is text, not int"),
     (("login",), {}, "rule 'login' counts by client: give 1 text, not 0"),
     (("login", "192.0.2.1", "x"), {}, "rule 'login' counts by client: give 1 text, not 2"),
     (("all", "x"), {}, "rule 'all' counts by global: give no texts, not 1"),

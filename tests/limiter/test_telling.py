@@ -87,7 +87,8 @@ async def test_a_refusal_is_told_with_who_it_was_by_which_rule_and_where() -> No
     assert event.retry_after is not None
     assert 0 < event.retry_after <= 60
     assert event.masked == f"header:x-api-key=sk_l… #{identity_digest(event.identity)}"
-    assert KEY not in f"{event} {event!r}"
+    assert KEY not in f"{event} {event!r} {event.for_log()}"
+    assert event.masked in str(event)
     with pytest.raises(AttributeError):
         event.rule = "x"  # type: ignore[misc]
 
@@ -161,6 +162,39 @@ async def test_what_a_client_wrote_is_never_told_as_the_path() -> None:
     app.add_middleware(RateLimitMiddleware, limiter=limiter)
     assert (await ask(app, f"/n/{'9' * 5_000}")).status == 429  # which the converter cannot read
     assert heard[-1].path is None
+
+
+async def test_the_route_is_looked_up_only_for_who_reads_it_also_afterwards() -> None:
+    asked: list[str] = []
+
+    class Watched(Route):
+        def matches(self, scope: Any) -> Any:
+            asked.append(scope["path"])
+            return super().matches(scope)
+
+    heard = Heard()
+    app = Starlette(routes=[Mount("/v1", routes=[Watched("/{id}", Inner())])])
+    limiter = limiting(heard, Rule("r", "1/hour"), Rule("trial", "1/hour", mode="shadow"))
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    assert (await ask(app, "/v1/1")).status == 200
+    assert (await ask(app, "/v1/1", client=("192.0.2.2", 1))).status == 200
+    asked.clear()
+    await ask(app, "/v1/1")
+    assert heard.kinds == ["denied", "shadow-denied"]
+    assert asked == []
+    assert [event.path for event in heard] == ["/v1/{id}"] * 2
+    assert asked == ["/v1/1"]
+
+
+def test_an_event_is_made_by_hand_for_a_test_of_a_function() -> None:
+    event = Event("denied", "login", identity="192.0.2.1", path="/login", retry_after=2.5)
+    assert (event.kind, event.rule, event.path, event.masked) == (
+        "denied", "login", "/login", "192.0.2.1",
+    )  # fmt: skip
+    assert str(event) == (
+        "Event(kind='denied', rule='login', masked='192.0.2.1', path='/login', retry_after=2.5)"
+    )
+    assert Event("switched", path=lambda: "/x").path == "/x"
 
 
 async def test_the_handshake_of_a_websocket_and_a_charge_by_name_are_told() -> None:
@@ -268,7 +302,10 @@ def test_an_async_function_is_refused_where_it_is_given() -> None:
 async def test_whatever_fails_in_the_telling_a_refused_request_stays_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(telling, "_path", lambda *_: 1 / 0)
+    def failing(*_: object) -> Event:
+        raise LookupError("ours")
+
+    monkeypatch.setattr(telling, "Event", failing)
     rule = Rule("r", "1/hour", on_store_failure="allow", overrides={"192.0.2.9": "blocked"})
     limiter = limiting(Heard(), rule)
     assert [await refused(limiter) for _ in range(3)] == [False, True, True]
