@@ -52,8 +52,8 @@ class Outcome(tuple[Decision, ...]):  # noqa: SLOT001  # it keeps what came of t
 
     @property
     def delay(self) -> float:
-        """Seconds until its turn, by a leaking bucket; 0 where it is not let through."""
-        return max((each.delay for each in self), default=0.0) if self.allowed else 0.0
+        """Seconds until its turn, by a leaking bucket; 0 by all others."""
+        return max((each.delay for each in self), default=0.0)
 
 
 class Identified(NamedTuple):

@@ -12,6 +12,7 @@ WHOLE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("client",), ("192.0.2.1",), "192.0.2.1"),
     (("client",), ("2001:db8::1",), "2001:db8::/64"),
     (("client",), ("1::",), "1::/64"),
+    (("client",), ("4::",), "4::/64"),  # four characters follow the colon
     (("client",), ("unidentified",), "unidentified"),
     (("global",), ("",), "global"),
     (("route",), ("/items/{id}",), "route=/items/{id}"),
