@@ -118,9 +118,9 @@ class Index:
             else:
                 group = self._exact if path.literal else self._below
                 group[path.start] = (*group.get(path.start, ()), number)
-        stem = commonprefix([*self._below])
+        stem = commonprefix([*self._below])  # noqa: RUF071  # it is cut below
         self._stem = stem[: stem.rfind("/") + 1]
-        """What all paths start with that have rules with parameters."""
+        """The start of all paths that have rules with parameters."""
         deepest = max((head.count("/") for head in self._below), default=0)
         self._deeper = deepest - self._stem.count("/")
         self._longest_head = max(map(len, self._below), default=0)
@@ -159,9 +159,8 @@ class Index:
         below = self._heads(path) if self._below else ()
         exact = None
         if self._exact:
-            literal = (
-                path[:-1] if path[-1:] == "\n" else path
-            )  # the router's "$" matches before one
+            # The router's "$" matches before a new line as well.
+            literal = path[:-1] if path[-1:] == "\n" else path
             exact = literal if literal in self._exact else None
         candidates = self.candidates.get((method, exact, below))
         if candidates is None:
@@ -321,9 +320,9 @@ def _plan(
             asked.append((limit, key, cost, rule, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
-    alike = None
+    alike: Alike | None = None
     if len({check[1:3] for check in asked}) == 1 and not shadows:
         _, _, cost, _, action = asked[0]
         counters = [text for check in asked for text in (check[0].digest, check[3])]
-        alike = Alike(tuple([check[0] for check in asked]), tuple(counters), cost, action)
+        alike = tuple([check[0] for check in asked]), tuple(counters), cost, action
     return Plan(tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched)

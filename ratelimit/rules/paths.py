@@ -109,6 +109,11 @@ class Path:
                 f"the path {shown(text)} has a brace that belongs to no parameter; parameters are "
                 "written {name} or {name:int}"
             )
+        if text.endswith("*"):
+            raise ValueError(
+                f"the path {shown(text)} ends with '*', which would stand for itself; write "
+                f"{shown(text.rstrip('*') + '{rest:path}')} for all that follows"
+            )
         names = [name for name, _ in _PARAMETER.findall(text)]
         for name in names:
             if names.count(name) > 1:

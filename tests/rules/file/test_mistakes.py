@@ -102,7 +102,7 @@ def test_every_code_of_an_advice_has_its_paragraph() -> None:
 # --- docs/rule-files.md --------------------------------------------------------------------------
 
 
-EXAMPLE, LIST, WRONG, SHOWN, _ = re.findall(
+EXAMPLE, *EXAMPLES, LIST, WRONG, SHOWN, _ = re.findall(
     r"^```(?:yaml|text)\n(.*?)^```", RULE_FILES, re.MULTILINE | re.DOTALL
 )
 
@@ -112,6 +112,7 @@ def test_the_examples_of_the_page_load(tmp_path: Path) -> None:
     rules.write_text(EXAMPLE, encoding="utf-8")
     (tmp_path / "blocked.txt").write_text("203.0.113.7\n", encoding="utf-8")
     assert len(RuleSet.load(rules).rules) == 3
+    assert [len(RuleSet.loads(text).rules) for text in EXAMPLES] == [1, 2, 1]
     (tmp_path / "list.txt").write_text(LIST, encoding="utf-8")
     rules.write_text(
         "version: 1\nrules: [{name: a, limit: 1/second, overrides_file: list.txt}]\n", "utf-8"
