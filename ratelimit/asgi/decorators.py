@@ -28,7 +28,7 @@ from ratelimit.asgi.endpoints import (
     with_injected,
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
-from ratelimit.asgi.routing import EXEMPT, innermost
+from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
@@ -368,7 +368,8 @@ async def _admit(
     for limiter, rules in groups.values():
         own = _together(rules)
         if admission is None:
-            admission = scope[ROUTE_KEY] = Admission(limiter, None)
+            ahead = Ahead(scope.get("app"), scope) if limiter.events.has_listener else None
+            admission = scope[ROUTE_KEY] = Admission(limiter, ahead)
         limiter.check_registered(own, known=identities)
         await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:

@@ -54,7 +54,7 @@ class RateLimitMiddleware:
             return
         limiter = self.limiter
         route = None
-        if limiter.asks_routes or EXEMPT:
+        if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
             route = Ahead(below(self._router, scope), scope)
         admission = await limiter.admit(scope, route)
         if self._reads_otherwise and admission.refusal is None:

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded
 from ratelimit.rules.route_rule import counter_of
@@ -27,11 +29,16 @@ class Fallback:
     """Answers where the store, or something of ours, has failed."""
 
     def __init__(
-        self, failover: Failover, reports: Reports, counts: Counter[tuple[str, str]]
+        self,
+        failover: Failover,
+        reports: Reports,
+        counts: Counter[tuple[str, str]],
+        events: Events,
     ) -> None:
         self._failover = failover
         self._reports = reports
         self._counts = counts
+        self._events = events
 
     async def answer(
         self,
@@ -96,6 +103,11 @@ class Fallback:
         for (check, _), decision in zip(local, decisions, strict=True):
             self._counts[names[check.rule], "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
+        found = [
+            (names[check.rule], check, policy, decision)
+            for (check, policy), decision in zip(local, decisions, strict=True)
+        ]
+        tell_refused(self._events, admission, found)
         if not passes([check for check, _ in local], decisions):
             admission.delay_us = 0
             refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)

@@ -11,6 +11,7 @@ from ratelimit import (
     Algorithm,
     Check,
     Decision,
+    Event,
     Limit,
     MemoryStore,
     RateLimit,
@@ -156,3 +157,28 @@ def applications() -> None:
     assert_type(RateLimiter.from_file("rules.yaml", store="memory://"), RateLimiter)
     Starlette().add_middleware(RateLimitMiddleware, limiter=limiter)
     Starlette().add_middleware(RateLimitMiddleware)  # type: ignore[call-arg]
+
+
+async def by_name(limiter: RateLimiter) -> None:
+    assert_type(await limiter.peek("login", "alice", "203.0.113.9"), tuple[Decision, ...])
+    outcome = await limiter.charge("login", "alice", 7, cost=2, tier="pro")
+    assert_type(outcome.allowed, bool)
+    assert_type(outcome.retry_after, float | None)
+    assert_type(outcome[0], Decision)
+    await limiter.reset("login")
+    await limiter.peek("login", None)  # type: ignore[arg-type]
+    await limiter.charge("login", "alice", 2.5)  # type: ignore[arg-type]
+
+
+def events() -> None:
+    def told(event: Event) -> None:
+        assert_type(event.path, str | None)
+        assert_type(event.masked, str)
+        if event.kind == "denied":
+            return
+        event.rule = "x"  # type: ignore[misc]  # immutable
+
+    RateLimiter(on_event=told)
+    heard: list[Event] = []
+    RateLimiter.from_file("rules.yaml", on_event=heard.append)
+    RateLimiter(on_event=lambda: None)  # type: ignore[misc, arg-type]
