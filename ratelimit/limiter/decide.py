@@ -266,7 +266,10 @@ class Decider:
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    replaced.update(found.replaces)
+                    if rule.replaces and found.action != _SHADOW:
+                        # Whoever picks the identity would escape other rules by it.
+                        index = self.now.rules.index
+                        replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)

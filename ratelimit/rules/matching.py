@@ -3,7 +3,7 @@
 Pure, but for what it prepares and keeps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
 from ratelimit.rules.paths import normalised
-from ratelimit.rules.replacing import order
+from ratelimit.rules.replacing import order, whatever_is_sent
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.values import METHODS
 
@@ -106,6 +106,7 @@ class Index:
         """Whether the host of a request has a say."""
         self.order: Final = order(rules)
         """The places of rules that replace others, or are replaced, in the order to ask them."""
+        self._replaced = whatever_is_sent(rules)
         self._always: tuple[int, ...] = ()
         self._exact: dict[str, tuple[int, ...]] = {}
         self._below: dict[str, tuple[int, ...]] = {}
@@ -142,12 +143,20 @@ class Index:
             return self._find_widely(method, path, host)
         return self._find(method, path)
 
+    def replaced_by(self, rule: Rule, *, known: bool) -> Collection[str]:
+        """The rules that do not apply where a rule is enforced and has counted a request.
+
+        ``known`` says that no client could have picked the identity, as `Rule.is_known` does.
+        """
+        return rule.replaces if known else self._replaced.get(rule.name, ())
+
     def _find_widely(self, method: str, path: str, host: str) -> Found:
         normal = normalised(path)
         found = {id(rule): (rule, parameters) for rule, parameters in self._find(method, path)[0]}
         if normal != path:
             of_normal = self._find(method, normal, path)[0]
-            found |= {id(each[0]): each for each in of_normal if id(each[0]) not in found}
+            # Whose parameters are alike however the path is written.
+            found |= {id(each[0]): each for each in of_normal}
         of_path = [
             each
             for number, each in sorted((self._numbers[key], each) for key, each in found.items())
@@ -199,7 +208,7 @@ class Index:
             for rule in (self._rules[number] for number in sorted(numbers))
             if rule.methods is None or method.upper() in rule.methods
         ]
-        plan = _of_static(rules, self.order)
+        plan = _of_static(rules, self)
         if all(
             (rule.compiled is None or rule.compiled.literal) and not rule.excepted for rule in rules
         ):
@@ -215,7 +224,7 @@ class Index:
         kept = self.plans.get(name)
         if kept is None:
             rules = [rule for rule, _ in matching]
-            kept = self._keep(name, rules, _of_static(rules, self.order))
+            kept = self._keep(name, rules, _of_static(rules, self))
         return kept[1]
 
     def plan_of(self, terms: Sequence[Terms]) -> Plan:
@@ -241,12 +250,13 @@ class Index:
         return kept
 
 
-def _of_static(rules: Sequence[Rule], order: Mapping[str, int]) -> Plan | None:
+def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
     """The plan of static rules; None where one is not."""
+    order = index.order
     replaced: set[str] = set()
     for rule in sorted(rules, key=lambda rule: order.get(rule.name, 0)) if order else ():
         if rule.name not in replaced and rule.mode == "enforce":
-            replaced.update(rule.replaces)
+            replaced.update(index.replaced_by(rule, known=not rule.is_chosen))
     readers: list[tuple[KeyOf, int]] = []
     terms: list[Terms] = []
     keys: list[int] = []
