@@ -1,27 +1,38 @@
-"""Hooks of the site's generator: what a page links outside of docs/ leads to the repository."""
+"""Hooks of the site's generator: links out of docs/, and the last recorded figures."""
 
+import logging
 import re
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+LOG: Final = logging.getLogger("mkdocs.hooks")
+
 OUTWARD: Final = re.compile(r"(?<!!)\[([^\]\n]*)\]\((\.\./[^)\s#]+)(#[^)\s]*)?\)")
 """A link to a file of the repository that is no page of the site."""
+RESULTS: Final = re.compile(r"<!-- results: (benchmarks/results/\w+\.md) -->")
 
 
 def on_page_markdown(markdown: str, *, config: Any, page: Any, **_: Any) -> str:
-    """Points outward links at the repository, or, while it has no address, leaves their text.
+    """Puts recorded figures in their place, and points outward links at the repository.
 
-    Raises FileNotFoundError where a page names a file that the repository does not have.
+    While that has no address (``repo_url``), their text is left. A file that is not there is a
+    warning, at which a strict build fails.
     """
 
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match[1], normpath(f"docs/{match[2]}"), match[3] or ""
         if not (ROOT / target).exists():
-            raise FileNotFoundError(f"docs/{page.file.src_uri}: {target} is not in the repository")
+            LOG.warning("docs/%s: %s is not in the repository", page.file.src_uri, target)
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{target}{anchor})"
         return text if text.strip("`") == target else f"{text} (`{target}`)"
 
-    return OUTWARD.sub(link, markdown)
+    return OUTWARD.sub(link, RESULTS.sub(lambda match: results(match[1]), markdown))
+
+
+def results(name: str) -> str:
+    """The list that a benchmark's results open with: what ran where, and what it came to."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return text[text.index("\n") : re.search(r"^(###|!\[)", text, re.MULTILINE).start()]  # type: ignore[union-attr]

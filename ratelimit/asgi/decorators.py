@@ -218,7 +218,8 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
         if connection is None:
             raise RuntimeError(
                 f"{scope_name} is limited, but was called without a request; call the function "
-                "under @limit (its __wrapped__) where no request is meant"
+                "under @limit (its __wrapped__) where no request is meant, and put "
+                "RateLimitMiddleware around an application of another framework"
             )
         scope = connection.scope
         admission = await _admit(scope, rules)

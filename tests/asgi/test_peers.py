@@ -1,0 +1,131 @@
+"""Other limiters beside ours on one application: what docs/index.md and the README say of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+
+from ratelimit import RateLimiter, RateLimitMiddleware, Rule, limit
+
+pytestmark = pytest.mark.slow
+
+
+def included(app: FastAPI) -> FastAPI:
+    """An application with a route of its own and one in a router that it includes."""
+    router = APIRouter()
+
+    @app.get("/own")
+    async def own() -> str:
+        return "own"
+
+    @router.get("/included")
+    async def below() -> str:
+        return "included"
+
+    app.include_router(router)
+    return app
+
+
+def ours() -> FastAPI:
+    app = included(FastAPI())
+    app.add_middleware(RateLimitMiddleware, limiter=RateLimiter([Rule("default", "1/minute")]))
+    return app
+
+
+def slowapis() -> FastAPI:
+    slowapi = pytest.importorskip("slowapi", reason="slowapi NOT INSTALLED (`make test-all`)")
+    middleware: Any = pytest.importorskip("slowapi.middleware")
+    util: Any = pytest.importorskip("slowapi.util")
+    app = FastAPI()
+    app.state.limiter = slowapi.Limiter(
+        key_func=util.get_remote_address, default_limits=["1/minute"]
+    )
+    app.add_middleware(middleware.SlowAPIMiddleware)
+    return included(app)
+
+
+async def statuses(app: FastAPI, path: str, count: int, **fields: str) -> list[int]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=fields
+    ) as client:
+        return [(await client.get(path)).status_code for _ in range(count)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # slowapi's own
+@pytest.mark.parametrize(
+    ("make", "expected"), [(ours, [429, 429, 429]), (slowapis, [200, 200, 200])]
+)
+async def test_default_limits_reach_an_included_router_with_ours_and_not_with_slowapis(
+    make: Callable[[], FastAPI], expected: list[int]
+) -> None:
+    """One request each to the route of the application's own, which both limit to one a minute."""
+    app = make()
+    own = await statuses(app, "/own", 2)
+    assert own == [200, 429]
+    assert await statuses(app, "/included", 3) == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_request_that_slowapi_refuses_has_used_up_its_other_limits() -> None:
+    """Of 4/minute and 2/minute on one route, and then the first alone, shared with another."""
+    slowapi = pytest.importorskip("slowapi")
+    util: Any = pytest.importorskip("slowapi.util")
+    errors: Any = pytest.importorskip("slowapi.errors")
+    theirs = slowapi.Limiter(key_func=util.get_remote_address)
+    app = FastAPI()
+    app.state.limiter = theirs
+    app.add_exception_handler(errors.RateLimitExceeded, slowapi._rate_limit_exceeded_handler)
+    from fastapi import Request  # noqa: PLC0415  # slowapi reads the annotation
+
+    async def narrow(request: Request) -> str:
+        return "narrow"
+
+    async def wide(request: Request) -> str:
+        return "wide"
+
+    shared = theirs.shared_limit("4/minute", scope="both")
+    app.get("/narrow")(theirs.limit("2/minute")(shared(narrow)))
+    app.get("/wide")(shared(wide))
+    narrow_ones = await statuses(app, "/narrow", 4)
+    assert narrow_ones == [200, 200, 429, 429]
+    left_with_slowapi = (await statuses(app, "/wide", 4)).count(200)
+
+    mine = FastAPI()
+    mine.add_middleware(RateLimitMiddleware, limiter=RateLimiter(store="memory://"))
+
+    async def mine_narrow() -> str:
+        return "narrow"
+
+    async def mine_wide() -> str:
+        return "wide"
+
+    together = limit("4/minute", scope="both")
+    mine.get("/narrow")(limit("2/minute")(together(mine_narrow)))
+    mine.get("/wide")(together(mine_wide))
+    assert await statuses(mine, "/narrow", 4) == [200, 200, 429, 429]
+    assert (await statuses(mine, "/wide", 4)).count(200) == 2
+    assert left_with_slowapi < 2
+
+
+async def test_fastapi_limiter_fails_on_an_included_router() -> None:
+    fastapi_limiter = pytest.importorskip("fastapi_limiter.depends")
+    pyrate = pytest.importorskip("pyrate_limiter")
+    theirs = fastapi_limiter.RateLimiter(
+        limiter=pyrate.Limiter(pyrate.Rate(1, pyrate.Duration.MINUTE))
+    )
+    app = FastAPI()
+    router = APIRouter(dependencies=[Depends(theirs)])
+
+    @router.get("/included")
+    async def below() -> str:
+        return "included"
+
+    app.include_router(router)
+    with pytest.raises(AttributeError, match="_IncludedRouter"):
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test"
+        ) as client:
+            await client.get("/included")
