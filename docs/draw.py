@@ -127,9 +127,7 @@ def summary(story: Story) -> str:
     passed = sum(met.passed for met in story.requests)
     waited = sum(met.delay_us > 0 for met in story.requests)
     held = f", {waited} of them after a wait" if waited else ""
-    return (
-        f"{passed} of {len(story.requests)} pass{held}; at most {story.most} within any 10 s"
-    )
+    return f"{passed} of {len(story.requests)} pass{held}; at most {story.most} within any 10 s"
 
 
 def draw(algorithm: Algorithm) -> str:

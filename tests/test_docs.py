@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
-from ratelimit import Algorithm, RuleSet
+from ratelimit import Algorithm, RateLimiter, RuleSet
 from ratelimit.testing import ManualClock, by_hand
-from tests.support.pages import PAGES, README, ROOT, Block, anchors, blocks, links, prose
+from tests.support.asgi import http_scope
+from tests.support.pages import PAGES, ROOT, Block, anchors, blocks, links, prose
+from tests.support.servers import free_port, wait_until
 
 DOCS: Final = ROOT / "docs"
 
@@ -292,6 +295,45 @@ def environment() -> dict[str, str]:
     return own | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 
+# --- a server, as its reader sees it -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_the_first_application_answers_curl_as_the_page_shows(page: str, folder: Folder) -> None:
+    """From the first request to the one that is refused; what is not shown may be there as well."""
+    found = blocks(ROOT / page)
+    folder.take(next(block for block in found if block.language == "python"))
+    shown = [block.text.splitlines() for block in found if block.language == "http"]
+    port = free_port()
+    serve = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
+    with subprocess.Popen(serve, cwd=folder.path, env=environment(), stderr=subprocess.PIPE) as run:
+        try:
+            wait_until(lambda: listens(port), "uvicorn to listen")
+            answers = [answer(port) for _ in range(11)]
+        finally:
+            run.terminate()
+    passed = sum(each[0] == "HTTP/1.1 200 OK" for each in answers)
+    assert passed == (3 if shown else 10)
+    assert answers[passed][0] == "HTTP/1.1 429 Too Many Requests"
+    assert any(line.startswith("retry-after: ") for line in answers[passed])
+    if shown:
+        assert set(shown[0]) <= set(answers[0])
+        assert set(shown[1]) <= set(answers[passed])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answer(port: int) -> list[str]:
+    """The status and the fields of an answer, a line each, as curl prints them."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    return received.partition(b"\r\n\r\n")[0].decode().splitlines()
+
+
 # --- rule files ----------------------------------------------------------------------------------
 
 RULES: Final = [block for block in runs("yaml") if is_rules(block)]
@@ -301,6 +343,74 @@ RULES: Final = [block for block in runs("yaml") if is_rules(block)]
 def test_the_rule_files_of_the_pages_load(block: Block, folder: Folder) -> None:
     folder.take(block)
     RuleSet.load("rules.yaml")
+
+
+class Say(NamedTuple):
+    """Requests of one client at one instant: how many pass, and how long the last of them waits."""
+
+    path: str
+    sent: int
+    passed: int
+    waits_us: int = 0
+    client: str = "192.0.2.1"
+    fields: tuple[tuple[str, str], ...] = ()
+    method: str = "GET"
+
+
+KEY: Final = (("x-api-key", "one"),)
+FORGED: Final = (("x-forwarded-for", "6.6.6.6, 192.0.2.7, 10.0.0.8"),)
+SECOND: Final = (("x-forwarded-for", "192.0.2.8, 10.0.0.8"),)
+TOLD: Final = {"migration", "recipes"}
+SAID: Final[dict[str, list[Say]]] = {
+    "Flask-Limiter": [Say("/slow", 3, 1), Say("/ping", 99, 99), Say("/", 60, 50)],
+    "nginx": [
+        Say("/api/items", 30, 21),
+        Say("/search", 30, 21, 2_000_000),  # the last of 20 that wait, at 10 a second
+        Say("/download", 9, 9),
+        Say("/download", 21, 12, 1_200_000),
+    ],
+    "Envoy": [Say("/", 5, 3), Say("/login", 4, 4, client="192.0.2.77"), Say("/", 1, 0)],
+    "Kong": [Say("/", 5, 3, fields=KEY), Say("/", 3, 3, fields=(("x-api-key", "two"),))],
+    "Traefik": [
+        Say("/", 9, 5, client="10.0.0.9", fields=FORGED),
+        Say("/", 9, 5, client="10.0.0.9", fields=SECOND),
+        Say("/", 1, 0, client="10.0.0.9", fields=FORGED),
+    ],
+    "Caddy": [Say("/api/items", 5, 3), Say("/", 9, 9)],
+    "One limit for all but a few paths": [
+        Say("/health", 99, 99),
+        Say("/export", 3, 2),
+        Say("/other", 70, 60),
+        Say("/export", 1, 0),
+    ],
+    "A queue in front of something slow": [Say("/search", 5, 5), Say("/search", 30, 15, 1_500_000)],
+    "Tried out before it refuses": [Say("/", 150, 150)],
+}  # fmt: skip
+"""What the rule files of those pages do, by the heading that they stand under."""
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in RULES if block.page.stem in TOLD and block.heading in SAID],
+    ids=block_name,
+)
+async def test_the_rule_files_of_the_pages_do_what_the_pages_say(
+    block: Block, folder: Folder, clock: ManualClock
+) -> None:
+    folder.take(block)
+    limiter = RateLimiter.from_file("rules.yaml")
+    for say in SAID[block.heading]:
+        scope = http_scope(say.path, say.method, say.fields, client=(say.client, 50_000))
+        admissions = [await limiter.admit(scope) for _ in range(say.sent)]
+        passed = [each for each in admissions if each.refusal is None]
+        assert len(passed) == say.passed, say
+        assert (passed[-1].delay_us if passed else 0) == say.waits_us, say
+
+
+def test_every_recipe_and_every_translation_is_played() -> None:
+    alone = {block.heading for block in RULES if block.page.stem in TOLD}
+    played = {play.heading for plays in PLAYS.values() for play in plays}
+    assert alone <= SAID.keys() | played
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -328,7 +438,7 @@ def test_the_commands_of_the_pages_run(case: tuple[Block, str, str], folder: Fol
     if INSTALLS.match(command):
         return  # test_an_installation_names_extras_that_there_are
     if SERVES.match(command) or command.startswith("make "):
-        return  # test_the_first_application_answers_curl_as_shown; tests/test_house.py
+        return  # test_the_first_application_answers_curl_as_the_page_shows; tests/test_house.py
     if block.not_run:
         assert len(block.not_run) > 10
         return

@@ -8,6 +8,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from ratelimit import RateLimiter, RateLimitMiddleware, Rule, limit
+from tests.support.servers import Server
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +130,15 @@ async def test_fastapi_limiter_fails_on_an_included_router() -> None:
             transport=httpx.ASGITransport(app), base_url="http://test"
         ) as client:
             await client.get("/included")
+
+
+async def test_the_middleware_of_fastapi_redis_sdk_reaches_an_included_router(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.command("FLUSHALL")
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    sdk: Any = pytest.importorskip("redis_fastapi")
+    app = included(FastAPI())
+    sdk.FastAPIRedis(app).lifespan().rate_limiting(global_rate=(2, 3600))
+    async with app.router.lifespan_context(app):
+        assert await statuses(app, "/included", 3) == [200, 200, 429]
