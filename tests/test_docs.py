@@ -4,9 +4,11 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +58,8 @@ def test_a_line_of_prose_holds_one_sentence(page: Path) -> None:
     assert [line for line in several if not line.startswith(EXCEPTIONS)] == []
 
 
-EXCEPTIONS: Final = ("- **", "No. ")
-"""A list whose items are a name and a sentence; an answer in a word and the sentence after it."""
+EXCEPTIONS: Final = ("- **",)
+"""Items of a list that are a name and a sentence."""
 
 # --- pictures ------------------------------------------------------------------------------------
 
@@ -467,3 +469,77 @@ def test_an_installation_names_extras_that_there_are() -> None:
     }
     assert named
     assert named <= set(re.findall(r"^(\w+) = ", declared[1], re.MULTILINE))
+
+
+# --- elsewhere -----------------------------------------------------------------------------------
+
+URLS: Final = {"Documentation": "https://docs.test/ratelimit/", "Source": "https://forge.test/r"}
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        (
+            URLS,
+            "https://docs.test/ratelimit/redis/#memory https://forge.test/r/blob/main/LICENSE",
+        ),
+        (
+            {"Source": URLS["Source"]},
+            f"{URLS['Source']}/blob/main/docs/redis.md#memory {URLS['Source']}/blob/main/LICENSE",
+        ),
+        ({}, ""),
+    ],
+)
+def test_on_the_package_index_a_link_leads_outside_or_is_text(
+    urls: dict[str, str], expected: str
+) -> None:
+    text = "[Redis](docs/redis.md#memory), [licence](LICENSE), [more](https://a.test/b), [here](#x)"
+    shown = build_hook().outward(text, urls)
+    links = re.findall(r"\]\(([^)]+)\)", shown)
+    assert links == [*expected.split(), "https://a.test/b", "#x"]
+    assert re.sub(r"[\[\]]|\([^)]*\)", "", shown) == "Redis, licence, more, here"
+
+
+def test_the_readme_as_the_package_index_shows_it_has_no_relative_link() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = build_hook().outward(text, project.get("urls", {}))
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+    assert targets
+    assert [each for each in targets if not each.startswith(("https://", "#"))] == []
+
+
+def build_hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- the site ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["", "[gone](gone.md)", "[gone](redis.md#gone)", "[x](../gone)"])
+def test_the_site_is_built_unless_a_link_or_an_anchor_is_broken(
+    broken: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs NOT INSTALLED: no site is built (`make docs`)")
+    for name in ("docs", "ratelimit", "benchmarks", "lua", "examples", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "docs").unlink()
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "faq.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n{broken}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode == 0) is (broken == ""), done.stderr
+    if not broken:
+        api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+        assert "Rules and the store that counts for them." in api
+        assert (tmp_path / "site" / "search" / "search_index.json").exists()
