@@ -423,7 +423,7 @@ COMMANDS: Final = [
     for line, shown in re.findall(r"^(\$ .*)\n((?:[^$\n].*\n)*)", block.text, re.MULTILINE)
 ]
 INSTALLS: Final = re.compile(r"pip install (?:-\S+ )?(?:'?[\w-]+(?:\[([\w,]+)\])?'? ?)+$")
-SERVES: Final = re.compile(r"uvicorn main:app$|curl -i http://127\.0\.0\.1:8000/$")
+SERVES: Final = re.compile(r"uvicorn main:app$|curl -i http://127\.0\.0\.1:8000/$|pytest$")
 
 
 def command_name(case: tuple[Block, str, str]) -> str:
@@ -440,7 +440,7 @@ def test_the_commands_of_the_pages_run(case: tuple[Block, str, str], folder: Fol
     if INSTALLS.match(command):
         return  # test_an_installation_names_extras_that_there_are
     if SERVES.match(command) or command.startswith("make "):
-        return  # test_the_first_application_answers_curl_as_the_page_shows; tests/test_house.py
+        return  # test_the_first_application_…, test_the_pages_test_…; tests/test_house.py
     if block.not_run:
         assert len(block.not_run) > 10
         return
@@ -469,6 +469,22 @@ def test_an_installation_names_extras_that_there_are() -> None:
     }
     assert named
     assert named <= set(re.findall(r"^(\w+) = ", declared[1], re.MULTILINE))
+
+
+# --- the demo ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_demo_shows_within_its_columns_that_each_rule_does_what_it_says(columns: int) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "demo.py"],
+        env=environment() | {"COLUMNS": str(columns)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(len(line) <= columns for line in done.stdout.splitlines())
+    assert [name for name in Algorithm if name.replace("_", "-") not in done.stdout] == []
 
 
 # --- elsewhere -----------------------------------------------------------------------------------

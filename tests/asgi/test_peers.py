@@ -1,14 +1,22 @@
 """Other limiters beside ours on one application: what docs/index.md and the README say of them."""
 
-from collections.abc import Callable
-from typing import Any
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from ratelimit import RateLimiter, RateLimitMiddleware, Rule, limit
-from tests.support.servers import Server
+from tests.support.pages import ROOT, blocks
+from tests.support.servers import Server, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +150,74 @@ async def test_the_middleware_of_fastapi_redis_sdk_reaches_an_included_router(
     sdk.FastAPIRedis(app).lifespan().rate_limiting(global_rate=(2, 3600))
     async with app.router.lifespan_context(app):
         assert await statuses(app, "/included", 3) == [200, 200, 429]
+
+
+NGINX: Final = """
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path .; proxy_temp_path .; fastcgi_temp_path .; uwsgi_temp_path .;
+    scgi_temp_path .;
+    {zones}
+    server {{
+        listen 127.0.0.1:{port};
+        {locations}
+    }}
+}}
+"""
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[str]:
+    """A real nginx with the configuration of docs/migration.md, each location with its own zone."""
+    binary = os.environ.get("RATELIMIT_NGINX") or shutil.which("nginx")
+    if binary is None:
+        pytest.skip("nginx NOT INSTALLED (RATELIMIT_NGINX names one): not compared")
+    (block,) = (b for b in blocks(ROOT / "docs" / "migration.md") if b.title == "nginx")
+    zone, status, *locations = [line for line in block.text.splitlines() if line]
+    port = free_port()
+    text = NGINX.format(
+        port=port,
+        zones=status + "".join(zone.replace("=api", f"=z{n}") for n in range(len(locations))),
+        locations="".join(
+            line.replace("=api", f"=z{n}").replace("}", "empty_gif; }")
+            for n, line in enumerate(locations)
+        ),
+    )
+    (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
+    command = [binary, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+    with subprocess.Popen(command) as run:
+        try:
+            wait_until(lambda: is_open(port), "nginx to listen")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            run.terminate()
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "wait_s"), [("/api/items", 0.0), ("/search", 2.0), ("/download", 1.2)]
+)
+async def test_nginx_lets_through_what_the_rules_that_translate_it_do(
+    nginx: str, path: str, wait_s: float
+) -> None:
+    """21 of 30 at once; the last after as long as tests/test_docs.py finds for the rules."""
+    async with httpx.AsyncClient(base_url=nginx, timeout=30) as client:
+
+        async def one() -> tuple[int, float]:
+            response = await client.get(path)
+            return response.status_code, time.monotonic() - start
+
+        start = time.monotonic()
+        answers = await asyncio.gather(*(one() for _ in range(30)))
+    passed = sorted(took for status, took in answers if status == 200)
+    assert {status for status, _ in answers} == {200, 429}
+    assert len(passed) == 21
+    assert passed[-1] >= wait_s - 0.05
