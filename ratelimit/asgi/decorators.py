@@ -209,12 +209,7 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
             for name in added:
                 kwargs.pop(name, None)
         if connection is None or not isinstance(connection, HTTPConnection):
-            for connection in (*args, *kwargs.values()):
-                # Most often it is exactly that; to ask the abstract class costs ten times as much.
-                if type(connection) is Request or isinstance(connection, HTTPConnection):
-                    break
-            else:
-                connection = None
+            connection = _connection_in((*args, *kwargs.values()))
         if connection is None:
             raise RuntimeError(
                 f"{scope_name} is limited, but was called without a request; call the function "
@@ -245,6 +240,15 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
     limited.__signature__ = signature  # type: ignore[attr-defined]
     _LIMITED[limited] = function, limits
     return limited  # type: ignore[return-value]  # frameworks await what an endpoint returns
+
+
+def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
+    """The connection among the values that an endpoint is called with."""
+    for each in values:
+        # Most often it is exactly that; to ask the abstract class costs ten times as much.
+        if type(each) is Request or isinstance(each, HTTPConnection):
+            return each
+    return None
 
 
 def _tell(response: Response, admission: Admission) -> None:

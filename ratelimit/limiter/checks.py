@@ -61,8 +61,8 @@ class Question(NamedTuple):
     key: str
     cost: int
     action: int
-    replaces: tuple[str, ...]
-    """The rules that do not apply to the request, since this one does."""
+    known: bool
+    """Whether no other client could have picked its identity, so that it replaces what it names."""
 
 
 class TurnedAway(Exception):
@@ -149,9 +149,8 @@ def _asked(
         if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
             raise TurnedAway(rule.name, too_costly(MOST_COST, policies))
         cost = MOST_COST
-    # Whoever picks the value would escape the other rules by it.
-    replaces = rule.replaces if enforced and rule.is_known(override) else ()
-    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, replaces)
+    known = rule.is_known(override)
+    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, known)
 
 
 def _override(rule: Rule, key: str, first: str) -> str | None:

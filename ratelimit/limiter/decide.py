@@ -94,7 +94,7 @@ class Decider:
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(
+    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -103,10 +103,7 @@ class Decider:
         registered: Registered,
         route: Callable[[], str | None],
     ) -> Admission:
-        """Decides what ``find`` gives for a request, by its plan or one by one.
-
-        ``rules`` are those that answer where even that fails.
-        """
+        """Decides what ``find`` gives, or asks ``rules`` what is to be where even that fails."""
         owner = self._owner
         if not (owner.enabled and owner.everywhere):
             return admission
@@ -115,9 +112,8 @@ class Decider:
         keys: Sequence[str] | None = None
         try:
             client = self.now.proxies.client(scope)
-            if not (owner.denylist.empty and owner.allowlist.empty) and self._is_listed(
-                admission, client
-            ):
+            listed = not (owner.denylist.empty and owner.allowlist.empty)
+            if listed and self._is_listed(admission, client):
                 return admission
             matching, plan = find(scope)
             if self._switches.off or admission.decided:
@@ -132,14 +128,11 @@ class Decider:
                 self._look(scope, client)
             if plan is not None and self._skip is None:
                 keys = plan.keys(scope, client, matching, route)
-                if plan.watched and keys is not None:
-                    for number in plan.watched:
-                        self._say_missing(*matching[number], scope)
+                for place in plan.watched if keys is not None else ():
+                    self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                request = Request(
-                    scope, client, self.now.proxies, registered, route,
-                    self._reports.function_failed,
-                )  # fmt: skip
+                failed = self._reports.function_failed
+                request = Request(scope, client, self.now.proxies, registered, route, failed)
                 plan, keys = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -147,18 +140,14 @@ class Decider:
                 decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
-                if len(decisions) != len(plan.asked):
-                    raise ValueError(f"{len(decisions)} decisions for {len(plan.asked)} checks")
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
-            checks, policies = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
-            await self._fallback.answer(
-                self.now.rules, admission, matching, problem, checks, policies
-            )
+            asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
+            await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
         return admission
 
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
@@ -238,7 +227,10 @@ class Decider:
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    replaced.update(found.replaces)
+                    if rule.replaces and found.action != _SHADOW:
+                        # Whoever picks the identity would escape other rules by it.
+                        index = self.now.rules.index
+                        replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
@@ -273,7 +265,7 @@ class Decider:
         keys: Sequence[str],
         decisions: Sequence[Decision],
     ) -> list[tuple[int, Exception]]:
-        """The outcome of the decisions; returns the places of checks that are not decided, and why."""
+        """The outcome of the decisions; returns the places of checks not decided, and why."""
         counts = self._counts
         lost: list[tuple[int, Exception]] = []
         refused = False
@@ -294,7 +286,9 @@ class Decider:
                     refused = True
                     self._denials.add(rule, keys[key])
                     counts[rule, "never" if decision[3] is None else "denied"] += 1
-            place += 1
+            place += 1  # which is how many there were, in the end
+        if place != len(plan.asked):
+            raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if self._reports.failing and not lost:
             self._reports.answered()
         if not refused:

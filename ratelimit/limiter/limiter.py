@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
@@ -308,7 +308,9 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Awaitable[Admission]:
+    def admit(
+        self, scope: Mapping[str, Any], route: Route | None = None
+    ) -> Coroutine[Any, Any, Admission]:
         """Decides every rule of this limiter that matches a request; never raises.
 
         ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``route``
@@ -344,7 +346,7 @@ class RateLimiter:
         *,
         route: Callable[[], str | None] | None = None,
         identities: Mapping[str, Identify] | None = None,
-    ) -> Awaitable[Admission]:
+    ) -> Coroutine[Any, Any, Admission]:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
         The same sequence is to be given at each request, since what it comes to is kept by it.

@@ -163,6 +163,22 @@ TABLES: Final[dict[str, Table]] = {
             Row(0, 4, False, 0, None, 3 * _S),
         ),
     ),
+    "the first few pass a leaking bucket at once, and the others wait": Table(
+        Limit("6/minute burst 5", algorithm="leaking_bucket", free=3),
+        (
+            Row(0, 1, True, 4, 0, 10 * _S, 0),
+            Row(0, 1, True, 3, 0, 20 * _S, 0),
+            Row(0, 1, True, 2, 0, 30 * _S, 0),
+            Row(0, 1, True, 1, 0, 40 * _S, 10 * _S),
+            Row(0, 1, True, 0, 0, 50 * _S, 20 * _S),
+            Row(0, 1, False, 0, 10 * _S, 50 * _S, 0),
+            Row(25 * _S, 1, True, 1, 0, 35 * _S, 5 * _S),
+            Row(25 * _S + 1, 0, True, 1, 0, 35 * _S - 1, 0),
+            Row(60 * _S, 2, True, 3, 0, 20 * _S, 0),
+            Row(60 * _S, 1, True, 2, 0, 30 * _S, 0),
+            Row(50 * _S, 1, True, 1, 0, 50 * _S, 20 * _S),
+        ),
+    ),
     # One leaves every 3 1/3 us.
     "a delay is rounded up to a microsecond": Table(
         Limit.of(3, 10, algorithm="leaking_bucket"),

@@ -594,7 +594,7 @@ def test_a_limit_that_makes_no_rule_is_refused_where_it_is_written() -> None:
     cases: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"limit": "10 per fortnite"}, ValueError),
         ({"limit": "1/minute", "by": 7}, TypeError),
-        ({"limit": "1/minute", "overrides": {}}, TypeError),
+        ({"limit": "1/minute", "path": "/x"}, TypeError),
         ({"limit": "1/minute", "scope": "no spaces"}, ValueError),
     ]
     for options, error in cases:

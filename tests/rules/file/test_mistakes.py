@@ -102,7 +102,7 @@ def test_every_code_of_an_advice_has_its_paragraph() -> None:
 # --- docs/rule-files.md --------------------------------------------------------------------------
 
 
-EXAMPLE, LIST, WRONG, SHOWN, _ = re.findall(
+EXAMPLE, *EXAMPLES, LIST, WRONG, SHOWN, _ = re.findall(
     r"^```(?:yaml|text)\n(.*?)^```", RULE_FILES, re.MULTILINE | re.DOTALL
 )
 
@@ -112,6 +112,7 @@ def test_the_examples_of_the_page_load(tmp_path: Path) -> None:
     rules.write_text(EXAMPLE, encoding="utf-8")
     (tmp_path / "blocked.txt").write_text("203.0.113.7\n", encoding="utf-8")
     assert len(RuleSet.load(rules).rules) == 3
+    assert [len(RuleSet.loads(text).rules) for text in EXAMPLES] == [1, 2, 1]
     (tmp_path / "list.txt").write_text(LIST, encoding="utf-8")
     rules.write_text(
         "version: 1\nrules: [{name: a, limit: 1/second, overrides_file: list.txt}]\n", "utf-8"
@@ -131,3 +132,23 @@ def test_the_pages_mistake_is_the_one_that_is_reported() -> None:
     with pytest.raises(RuleFileError) as refused:
         RuleSet.loads(WRONG, "rules.yaml")
     assert f"{refused.value}\n" == SHOWN
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "[{name: '${NAME}', limit: 5/s}, {name: b, limit: 6/s, replaces: [hunter]}]",
+        "[{name: '${NAME}', limit: 5/s, replaces: b}, {name: b, limit: 6/s, replaces: '${NAME}'}]",
+        "[{name: a, limit: 5/s}, {name: b, limit: 6/s, by: '${BY}', replaces: [a]}]",
+        "[{name: a, limit: 5/s, match: {host: '${NAME}:80', except: '${NAME}'}, free: '${NAME}'}]",
+        "[{name: a, limit: 5/s, by: [user, route], overrides: {'${NAME}|': blocked}}]",
+    ],
+)
+def test_no_mistake_in_the_newer_options_shows_the_environment(
+    rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAME", "hunter2")
+    monkeypatch.setenv("BY", "header:x-hunter2")
+    with pytest.raises(RuleFileError) as refused:
+        RuleSet.loads(f"version: 1\nrules: {rules}\n")
+    assert "hunter2" not in str(refused.value)
