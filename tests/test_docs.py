@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
-from ratelimit import Algorithm, RateLimiter, RuleSet
+from ratelimit import Algorithm, RateLimiter, RateLimitMiddleware, Rule, RuleSet
 from ratelimit.testing import ManualClock, by_hand
-from tests.support.asgi import http_scope
+from tests.support.asgi import Inner, call, http_scope, websocket_scope
 from tests.support.pages import PAGES, ROOT, Block, anchors, blocks, links, prose
 from tests.support.servers import free_port, wait_until
 
@@ -267,6 +267,14 @@ def converse(app: Any, *, messages: bool) -> None:
     with pytest.raises(Exception) as refused, client.websocket_connect("/chat"):
         pass
     assert getattr(refused.value, "status_code", None) == 429
+
+
+@pytest.mark.parametrize(("method", "closed"), [("GET", True), ("POST", False)])
+async def test_to_a_rule_with_methods_a_handshake_is_a_get(method: str, closed: bool) -> None:
+    app = RateLimitMiddleware(Inner(), limiter=RateLimiter([Rule("a", "1/day", methods=[method])]))
+    await call(app, websocket_scope())
+    (message,) = (await call(app, websocket_scope())).messages
+    assert (message["type"] == "websocket.close") is closed
 
 
 @pytest.mark.parametrize("block", OTHERS, ids=block_name)
