@@ -4,6 +4,7 @@ __all__ = [
     "Algorithm",
     "Check",
     "Decision",
+    "Event",
     "Limit",
     "MemoryStore",
     "RateLimit",
@@ -23,6 +24,7 @@ __all__ = [
 
 from ratelimit.asgi.decorators import RateLimit, exempt, limit
 from ratelimit.asgi.middleware import RateLimitMiddleware
+from ratelimit.control.events import Event
 from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit

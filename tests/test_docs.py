@@ -1,4 +1,7 @@
-"""The README and the site: links, pictures, and every block of code, run."""
+"""The README and the site: links, pictures, and what the blocks of code do.
+
+That their Python runs at all and passes a type checker is for tests/test_pages.py to say.
+"""
 
 import importlib.util
 import os
@@ -94,7 +97,8 @@ def test_the_pictures_keep_what_the_page_says_of_them() -> None:
 ELSEWHERE: Final = {
     "answers": "tests/responses/test_problems.py",
     "command": "tests/cli/test_main.py",
-    "failures": "tests/asgi/test_failures.py",
+    "counters-and-events": "tests/test_pages.py",
+    "failures": "tests/test_pages.py",
     "frameworks": "tests/asgi/test_frameworks.py",
     "identity": "tests/identity/test_keys.py",
     "middleware-order": "tests/asgi/test_order.py",
@@ -105,6 +109,12 @@ ELSEWHERE: Final = {
     "testing": "tests/testing/test_clock.py",
 }
 """Pages whose blocks are run by the tests of what they are about."""
+
+
+def test_the_tests_that_run_a_page_elsewhere_name_it() -> None:
+    run = {file: (ROOT / file).read_text(encoding="utf-8") for file in ELSEWHERE.values()}
+    unnamed = [page for page, file in ELSEWHERE.items() if page not in run[file]]
+    assert unnamed == ["counters-and-events"]  # tests/test_pages.py runs every page
 
 
 class Folder:
@@ -221,9 +231,6 @@ def clock() -> Iterator[ManualClock]:
 
 
 APPLICATIONS: Final = [block for block in runs("python") if "app = " in block.text]
-OTHERS: Final = [
-    block for block in runs("python") if block not in APPLICATIONS and "test" not in block.file
-]
 
 
 @pytest.mark.parametrize("block", APPLICATIONS, ids=block_name)
@@ -275,17 +282,6 @@ async def test_to_a_rule_with_methods_a_handshake_is_a_get(method: str, closed: 
     await call(app, websocket_scope())
     (message,) = (await call(app, websocket_scope())).messages
     assert (message["type"] == "websocket.close") is closed
-
-
-@pytest.mark.parametrize("block", OTHERS, ids=block_name)
-def test_the_other_python_of_the_pages_runs(block: Block, folder: Folder) -> None:
-    with_rules(block, folder)
-    folder.take(block)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", block.file or "block.py"],
-        cwd=folder.path, env=environment(), capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_pages_test_of_an_application_passes(folder: Folder) -> None:

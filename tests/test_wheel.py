@@ -113,3 +113,24 @@ def test_the_installed_wheel_limits_an_application_outside_the_tree(
     assert Path(answer["file"]).is_relative_to(installed)
     assert len(answer["statuses"]) == 5
     assert set(map(tuple, answer["statuses"].values())) == {(200, 200, 429)}
+
+
+@pytest.mark.parametrize("module", ["ratelimit.cli.main", "ratelimit.testing.pytest_plugin"])
+def test_another_package_written_over_this_one_is_told_in_a_sentence(
+    module: str, wheel: Path, tmp_path: Path
+) -> None:
+    pip = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel), cwd=tmp_path)
+    (tmp_path / "ratelimit" / "__init__.py").write_text("__all__ = ['limits', 'rate_limited']\n")
+    path = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "another distribution has written its own 'ratelimit' over this one" in done.stderr
+    assert "pip install --force-reinstall ratelimit-asgi" in done.stderr

@@ -8,19 +8,23 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
+from ratelimit.control.events import Events
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
+from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, told_of
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
@@ -76,8 +80,10 @@ class Decider:
         reports: Reports,
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
+        events: Events,
     ) -> None:
         self._owner = owner
+        self._events = events
         self._store = owner.store
         self._counts = owner.counts
         self._denials = owner.denials
@@ -150,6 +156,40 @@ class Decider:
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
         return admission
 
+    async def charge(
+        self, rule: Rule, terms: Terms, key: str
+    ) -> tuple[Admission, tuple[Decision, ...]]:
+        """Decides one rule's question about an identity, where there is no request.
+
+        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
+        StoreUnavailable where a request would be answered with 503.
+        """
+        admission = Admission(self._owner, None)
+        matching: Matching = [(rule, {})]
+        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        admission.decided = ((self._store, matching),)
+        decisions: Sequence[Decision] = ()
+        problem: Exception | None = None
+        try:
+            decisions = await self._ask(plan.checks(keys))
+            lost = self._conclude(admission, plan, keys, decisions)
+            if lost:
+                problem = lost[0][1]
+                await self._without_store(admission, matching, plan, keys, lost)
+        except Exception as failed:  # noqa: BLE001  # the law of this module
+            problem = failed
+            await self._fallback.answer(
+                self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
+            )
+        if admission.refusal is not None:
+            await admission.give_back()
+            if admission.refusal.status == 503 and problem is not None:
+                if isinstance(problem, StoreUnavailable):
+                    raise problem
+                raise StoreUnavailable(f"{type(problem).__name__}: {problem}") from problem
+        known = [each for each in decisions if not each.degraded]
+        return admission, (*known, *admission.degraded)
+
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
@@ -157,6 +197,7 @@ class Decider:
         if client in self._owner.denylist:
             self._counts["denylist", "denied"] += 1
             admission.refuse(forbid())
+            tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
         return client in self._owner.allowlist
 
@@ -164,12 +205,24 @@ class Decider:
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
     ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
-        if rule.by[0] == "user" and "user" not in scope:
-            self._reports.once("user-missing", rule.name)
+        if "user" in rule.by:
+            if "user" not in scope:
+                self._reports.once("user-missing", rule.name)
+            elif self.seen < 1_000 or not self.seen % 64:  # as for every look
+                self._say_unreadable(scope["user"])
         if rule.by != ("user",):
             for part in rule.by:
                 if part.startswith("path:") and part[5:] not in path_params:
                     self._reports.once("path-missing", f"{rule.name} by {part}")
+
+    def _say_unreadable(self, user: object) -> None:
+        """Says, once, that users of a kind cannot be told apart."""
+        try:
+            unreadable = user_id(user) is None and not is_nobody(user)
+        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
+            return
+        if unreadable:
+            self._reports.once("user-unreadable", type(user).__name__)
 
     async def _without_store(
         self,
@@ -211,6 +264,8 @@ class Decider:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
                     continue
+                if "user" in rule.by and rule.on_missing != "client":
+                    self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
                     strict = word == "deny"
@@ -234,10 +289,11 @@ class Decider:
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
+            tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, each.limits, each.policies, each.cost, each.action)
+            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -268,7 +324,7 @@ class Decider:
         """The outcome of the decisions; returns the places of checks not decided, and why."""
         counts = self._counts
         lost: list[tuple[int, Exception]] = []
-        refused = False
+        refused = short = False
         place = 0
         for decision in decisions:
             # By number, since names are slow to look up.
@@ -279,7 +335,9 @@ class Decider:
                 if decision[5] and plan.asked[place][4] != _SHADOW:
                     admission.delay_us = max(admission.delay_us, decision[5])
             else:
-                _, key, _, rule, action = plan.asked[place]
+                short = True
+                _, key, _, _, action = plan.asked[place]
+                rule, _ = plan.allowed[place]
                 if action == _SHADOW:
                     counts[rule, "shadow-denied"] += 1
                 else:
@@ -291,6 +349,10 @@ class Decider:
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if self._reports.failing and not lost:
             self._reports.answered()
+        if short and self._events.wanted:
+            rules = [rule for rule, _ in plan.allowed]
+            found = zip(rules, plan.checks(keys), plan.policies, decisions, strict=True)
+            tell_refused(self._events, admission, [each for each in found if not each[3].degraded])
         if not refused:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost

@@ -15,6 +15,7 @@ from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
 from ratelimit.rules.paths import normalised
 from ratelimit.rules.replacing import order, whatever_is_sent
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.values import METHODS
 
@@ -45,6 +46,8 @@ class Terms(NamedTuple):
     """All that one rule asks about a request, but the key."""
 
     rule: str
+    counter: str
+    """The text under which its counters are kept."""
     limits: tuple[Limit, ...]
     policies: tuple[str, ...]
     cost: int
@@ -60,11 +63,11 @@ class Plan:
     """All that some rules ask about a request, but the keys, and how it is counted and told."""
 
     asked: tuple[tuple[Limit, int, int, str, int], ...]
-    """Limit, place of the key, cost, rule and action of each check."""
+    """Limit, place of the key, cost, counter and action of each check."""
     policies: tuple[str, ...]
     """The name of each check's limit before clients."""
     allowed: tuple[tuple[str, str], ...]
-    """Under what a limiter counts each check that is allowed."""
+    """The rule of each check, and under what a limiter counts it where it is allowed."""
     shadows: bool
     """Whether a check has no say in the outcome."""
     alike: Alike | None
@@ -82,8 +85,8 @@ class Plan:
     def checks(self, keys: Sequence[str]) -> list[Check]:
         """The checks that it comes to with these keys."""
         return [
-            new_check((limit, keys[place], cost, rule, action, 0, 0))
-            for limit, place, cost, rule, action in self.asked
+            new_check((limit, keys[place], cost, counter, action, 0, 0))
+            for limit, place, cost, counter, action in self.asked
         ]
 
 
@@ -230,8 +233,8 @@ class Index:
     def plan_of(self, terms: Sequence[Terms]) -> Plan:
         """The plan of what rules have come to for a request; its keys are in the same order."""
         name: list[object] = []
-        for rule, limits, _, cost, action in terms:
-            name += rule, cost, action
+        for rule, counter, limits, _, cost, action in terms:
+            name += rule, counter, cost, action
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
         kept = self.plans.get(tuple(name))
@@ -274,10 +277,10 @@ def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
         if key == len(readers):
             readers.append((key_of, place))
         own = () if rule.compiled is None else rule.compiled.parameters
-        if rule.by[0] == "user" or not of_path <= set(own):
+        if "user" in rule.by or not of_path <= set(own):
             watched.append(place)
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
-        terms.append(Terms(rule.name, rule.limits, rule.policies, cost, action))
+        terms.append(Terms(rule.name, counter_of(rule), rule.limits, rule.policies, cost, action))
         keys.append(key)
     return _plan(terms, keys, _keys(readers), tuple(watched))
 
@@ -324,10 +327,10 @@ def _plan(
     asked: list[tuple[Limit, int, int, str, int]] = []
     policies: list[str] = []
     allowed: list[tuple[str, str]] = []
-    for (rule, limits, names, cost, action), key in zip(terms, keys, strict=True):
+    for (rule, counter, limits, names, cost, action), key in zip(terms, keys, strict=True):
         policies += names
         for limit in limits:
-            asked.append((limit, key, cost, rule, action))
+            asked.append((limit, key, cost, counter, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
     alike: Alike | None = None

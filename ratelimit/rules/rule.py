@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final, Unpack
 
 from ratelimit.identity.addresses import Network
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Limit
@@ -24,7 +25,6 @@ from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
-    Ask,
     Mode,
     OnMissing,
     OnStoreFailure,
