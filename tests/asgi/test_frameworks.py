@@ -1,6 +1,7 @@
 """Litestar, Quart, BlackSheep and Django, run for real: docs/frameworks.md, block by block."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,21 @@ async def test_the_middleware_limits_an_application_of_another_framework(
     if name == "BlackSheep":
         await module.inner.start()
     assert await statuses(module.app, "/", 4) == [200, 200, 200, 429]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_applications_of_other_frameworks_pass_a_type_checker(
+    name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(name.lower(), reason=f"{name} NOT INSTALLED: not checked (`make test-all`)")
+    tmp_path.joinpath("page.py").write_text(BLOCKS[name].text, encoding="utf-8")
+    options = ["--check-untyped-defs", "--warn-unused-ignores", "--ignore-missing-imports"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--config-file=", "page.py"],
+        cwd=tmp_path, env={"MYPYPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_in_litestar_a_limit_on_an_endpoint_is_refused_when_the_application_is_built() -> (
