@@ -132,7 +132,7 @@ def test_the_tree_holds_no_leftovers_of_editors_and_patches() -> None:
 TESTS: Final = ROOT / "tests"
 APART: Final = {"support", "properties", "chaos", "load", "typing"}
 """Folders of the tests that are not a package's: helpers, and tests of all packages together."""
-WHOLE: Final = {"house", "pages", "walk", "wheel"}
+WHOLE: Final = {"docs", "house", "pages", "walk", "wheel"}
 """Tests of all packages together that stand beside those of the modules beside the packages."""
 
 

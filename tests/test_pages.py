@@ -1,7 +1,8 @@
 """Every piece of Python in the README and in docs/ runs, and passes a type checker.
 
-The pieces of a page are one module. A first line such as ``# app.py`` begins one of its own; a page
-that leaves something to its reader has it in `GIVEN`.
+The pieces of a page are one module. A first line such as ``# app.py`` begins one of its own, and a
+later piece of that name another in its place; a page that leaves something to its reader has it in
+`GIVEN`. A piece that bears another program's name (``title=``) is that program's.
 """
 
 import ast
@@ -18,8 +19,12 @@ from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.support.pages import PAGES as ALL_PAGES
+from tests.support.pages import ROOT
+
+FOREIGN: Final = "frameworks.md"
+"""Of frameworks that not every machine has: tests/asgi/test_frameworks.py runs it."""
+PAGES: Final = [page for page in ALL_PAGES if page.name != FOREIGN]
 
 _LIMITER: Final = "from ratelimit import RateLimiter\n\nlimiter = RateLimiter()\n"
 GIVEN: Final = {
@@ -48,9 +53,10 @@ def modules(page: Path) -> Iterator[tuple[str, str]]:
     """The names and sources of the modules that a page shows."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     named: dict[str, list[str]] = {}
-    for block in blocks:
+    for number, block in enumerate(blocks):
         own = re.match(r"# ([a-z_]+)\.py\n", block)
-        named.setdefault(own[1] if own else page.stem.replace("-", "_").lower(), []).append(block)
+        name = own[1] if own else page.stem.replace("-", "_").lower()
+        named.setdefault(f"{name}_{number}" if own and name in named else name, []).append(block)
     for name, pieces in named.items():
         yield name, "\n\n".join([GIVEN.get(page.name, ""), *pieces])
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -89,6 +90,15 @@ def test_the_wheel_holds_the_package_with_its_lua_and_types_and_nothing_else(whe
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert len(list((ROOT / "lua").glob("*.lua"))) == 6
     assert names == expected
+
+
+def test_the_wheel_describes_itself_by_the_readme_without_relative_links(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        fields, _, text = archive.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in fields
+    assert text.startswith("# ratelimit\n")
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", text) == []
 
 
 def test_the_installed_wheel_limits_an_application_outside_the_tree(

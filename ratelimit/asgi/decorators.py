@@ -300,7 +300,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
         raise RuntimeError(
             f"{scope_name} is limited, but was called without a request; where none is meant, turn "
             "limits off (ratelimit.testing.disabled()) or call the function under @limit (its "
-            "__wrapped__)"
+            "__wrapped__); put RateLimitMiddleware around an application of another framework"
         )
 
     whole: Any
