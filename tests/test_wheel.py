@@ -127,7 +127,8 @@ def test_the_wheel_works_in_an_empty_environment(
     python = tmp_path / "venv" / "bin" / "python"
     pins = [f"{name}=={oldest}" for name, oldest in dependencies().items()]
     asked = [f"{wheel}[redis,cli]", "httpx", *(pins if versions == "oldest" else [])]
-    pip: list[Path | str] = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *asked]
+    quiet = ("--disable-pip-version-check", "--quiet")
+    pip: list[Path | str] = [python, "-m", "pip", "install", *quiet, *asked]
     installed = subprocess.run(pip, cwd=tmp_path, capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"NOT TESTED with the {versions}: pip failed: {installed.stderr[-500:]}")
