@@ -18,8 +18,8 @@ import pytest
 import watchfiles
 
 from ratelimit import RateLimiter, RedisStore, Rule, RuleFileError, RuleSet
-from ratelimit.control import reload
-from ratelimit.control.reload import Watcher
+from ratelimit.limiter import reload
+from ratelimit.limiter.reload import Watcher
 from tests.support.servers import Server
 
 
