@@ -3,6 +3,7 @@
 __all__ = [
     "Algorithm",
     "Check",
+    "Dashboard",
     "Decision",
     "Event",
     "Limit",
@@ -25,6 +26,7 @@ __all__ = [
 from ratelimit.asgi.decorators import RateLimit, exempt, limit
 from ratelimit.asgi.middleware import RateLimitMiddleware
 from ratelimit.control.events import Event
+from ratelimit.dashboard.app import Dashboard
 from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit

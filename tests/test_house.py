@@ -37,6 +37,7 @@ ROOMS: Final = [
     "control",
     "limiter",
     "asgi",
+    "dashboard",
     "testing",
     "cli",
 ]

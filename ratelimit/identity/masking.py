@@ -10,7 +10,7 @@ from ratelimit.decisions import identity_digest
 from ratelimit.identity.addresses import read_address
 from ratelimit.identity.keys import UNIDENTIFIED
 
-__all__ = ["masked"]
+__all__ = ["DIGEST", "masked"]
 
 SHOWN: Final = 4
 """Characters of a value that are shown, for whoever looks for one that he knows."""

@@ -261,6 +261,12 @@ class RateLimiter:
         """The names of the rules, those of routes that were met among them."""
         return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
 
+    @property
+    def every_rule(self) -> list[Rule]:
+        """The rules that hold now, then those of routes that were met, as they are in force."""
+        of_routes = [self._now.of_route(rule) for rule in self._routes.copy().values()]
+        return [*self.rules.rules, *of_routes]
+
     async def peek(
         self, rule: str, *identity: str | int, tier: str | None = None
     ) -> tuple[Decision, ...]:
