@@ -7,14 +7,23 @@ import os
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 
-from ratelimit import RateLimiter, RateLimitMiddleware, limit
+from ratelimit import Dashboard, RateLimiter, RateLimitMiddleware, limit
 
 limiter = RateLimiter.from_file(
     Path(__file__).with_name("rules.yaml"), store=os.environ.get("STORE") or None
 )
 app = FastAPI(title="ratelimit demo")
 app.add_middleware(RateLimitMiddleware, limiter=limiter)
+
+
+def from_this_machine(connection: HTTPConnection) -> bool:
+    """Whether the live page is open to whoever asks; behind a proxy, ask who is signed in."""
+    return connection.client is not None and connection.client.host in ("127.0.0.1", "::1")
+
+
+app.mount("/ratelimit", Dashboard(limiter, allow=from_this_machine))
 
 
 @app.get("/")

@@ -23,6 +23,7 @@ def main() -> None:
         sys.exit(f"this store cannot be used: {error}")
     os.environ["STORE"] = options.store
     in_process = options.store.startswith("memory:")
+    print(f"the live page: http://127.0.0.1:{options.port}/ratelimit/", flush=True)
     uvicorn.run(
         "app:app",
         app_dir=str(Path(__file__).parent),
