@@ -144,7 +144,7 @@ def _facts(limiter: RateLimiter) -> list[tuple[str, str]]:
         ("While the store is away", health["meanwhile"]),
         ("Last failure", str(health["last_error"] or "none")),
         ("Round trip", "unknown" if trip is None else f"{trip:g} ms"),
-        ("Workers alive", str(health.get("workers", "unknown: only `local` asks"))),
+        ("Workers alive", str(health.get("workers", "not counted, as no rule is local"))),
         ("Turned off", ", ".join(health["off"][:MOST_TEXTS]) or "nothing"),
         ("This worker", f"process {os.getpid()}"),
     ]

@@ -12,6 +12,11 @@ const setText = (node, text) => {
   if (node.textContent !== text) node.textContent = text;
 };
 
+function replace(node, children) {
+  // What stays the same is left alone, with whatever of it is selected.
+  if (node.textContent !== children.map((each) => each.textContent).join('')) node.replaceChildren(...children);
+}
+
 function make(name, text, className) {
   const node = document.createElement(name);
   if (text !== undefined) node.textContent = text;
@@ -149,10 +154,8 @@ function showNumbers(now) {
     denied.push(make('tr'));
     denied[0].append(cell);
   }
-  byId('denied').replaceChildren(...denied);
-  byId('facts').replaceChildren(
-    ...now.facts.flatMap(([label, text]) => [make('dt', label), make('dd', text)]),
-  );
+  replace(byId('denied'), denied);
+  replace(byId('facts'), now.facts.flatMap(([label, text]) => [make('dt', label), make('dd', text)]));
   say(now.ok ? 'the store answers' : 'the store does not answer', !now.ok);
 }
 
