@@ -1,0 +1,365 @@
+"""Requests played against a rule set, with the log's time as the clock.
+
+The law of this module: the store decides, as in production, and nothing here compares a count with
+a limit. What a static plan asks goes to the store at once, by the same call as in the limiter's
+fast path; whatever else there is goes through the limiter itself.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Final, TypeVar
+
+from ratelimit.decisions import Action, Check, Decision
+from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.replay.asking import Asked, Asker, scope_of
+from ratelimit.replay.counting import Distinct, LockedOut, Series
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores import MemoryStore
+
+__all__ = ["MOST_TRIES", "Player", "RuleTally", "Verdict"]
+
+MOST_TRIES: Final = 10
+"""Times that a refused request comes again before its client gives up."""
+MOST_RETRIES: Final = 100_000
+"""Requests that wait to come again; of more, clients give up."""
+MOST_KEYS: Final = 1_000_000
+"""Counters of one pass."""
+
+_SHADOW: Final = int(Action.SHADOW)
+_SECOND: Final = 1_000_000
+T = TypeVar("T")
+
+Verdict = tuple[bool, int | None, int]
+"""Whether a request passes; seconds in Retry-After (0 where it passes, None where there is none);
+microseconds that it waits for its turn."""
+_PASSED: Final[Verdict] = (True, 0, 0)
+
+
+class RuleTally:
+    """The outcomes of one rule."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.waited = 0
+        """Requests among those passed that waited for their turn."""
+        self.waited_us = 0
+        self.longest_us = 0
+        self.refused = 0
+        self.never = 0
+        """Requests among those refused that could never pass."""
+        self.turned_away = 0
+        """Requests refused without being counted: by a list, or for want of an identity."""
+        self.series = Series()
+        self.locked = LockedOut()
+        self.identities = Distinct()
+        """The identities that it refused."""
+
+
+class _Recording:
+    """The store of a pass, which keeps what the limiter has asked it last."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.last: tuple[Sequence[Check], Sequence[Decision]] = ((), ())
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        decisions = await self.store.decide(checks)
+        self.last = (*self.last[0], *checks), (*self.last[1], *decisions)
+        return decisions
+
+    async def reset(self, checks: Sequence[Check]) -> None:
+        await self.store.reset(checks)
+
+    async def aclose(self) -> None:
+        await self.store.aclose()
+
+
+class Player:
+    """One pass over the requests of a log, by one rule set, in one reading and order.
+
+    ``retries``: whoever is refused comes again at `Retry-After`, until it passes or has come ten
+    times more. Verdicts are kept in ``verdicts`` where a list is given.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        rules: RuleSet,
+        *,
+        retries: bool = False,
+        verdicts: list[Verdict] | None = None,
+    ) -> None:
+        self._asker = asker
+        self._now = [0]
+        now = self._now
+        self._store = MemoryStore(MOST_KEYS, clock=lambda: now[0])
+        self._recording = _Recording(self._store)
+        names = rules.registered_names
+        self.limiter = RateLimiter(
+            rules,
+            store=self._recording,
+            identities={name: _nobody for name in names},
+            tiers={str(rule.tier): _nobody for rule in rules.rules if rule.tier is not None},
+            costs={rule.cost: _one for rule in rules.rules if isinstance(rule.cost, str)},
+        )
+        self.rules: dict[str, RuleTally] = {rule.name: RuleTally() for rule in rules.rules}
+        self.requests = 0
+        self.refused = 0
+        """Refusals, also of requests that came again."""
+        self.refused_first = 0
+        """Requests of the log that were refused when they came."""
+        self.waited = 0
+        self.retried = 0
+        """Requests that came again, beside those of the log."""
+        self.gave_up = 0
+        """Refused requests that came ten times more in vain, or could never pass, or had no room."""
+        self._modes = {rule.name: rule.mode for rule in rules.rules}
+        self._retries: list[tuple[int, int, Asked, int]] | None = [] if retries else None
+        self._numbers = count()
+        self._passed: list[int] = []
+        self._allowed: list[tuple[str, ...]] = []
+        self._refused_now: Counter[str] = Counter()
+        self._verdicts = verdicts
+
+    @property
+    def evictions(self) -> int:
+        """Counters that were given up, because there were too many."""
+        return self._store.statistics().evictions
+
+    def play(self, requests: Sequence[Asked]) -> list[int]:
+        """Plays requests that are in order; returns the places of those that were refused."""
+        if not requests:
+            return []
+        self._make_room()
+        now, alike, passed = self._now, self._store.decide_alike, self._passed
+        refused: list[int] = []
+        deny = self._deny
+        keep = self._verdicts
+        waiting = self._retries
+        place = 0
+        for asked in requests:
+            at_us, group, keys, _ = asked
+            if waiting and waiting[0][0] <= at_us:
+                self._come_again(at_us)
+            now[0] = at_us
+            if group.alike is not None and keys is not None:
+                decisions = alike(group.alike, keys[0])
+                if len(decisions) == 1:
+                    _, fine, _, retry_us, _, delay_us, *_ = decisions[0]
+                    if fine:
+                        if not delay_us:
+                            passed[group.number] += 1
+                            place += 1
+                            if keep is not None:
+                                keep.append(_PASSED)
+                            continue
+                    elif keep is None and waiting is None:
+                        deny(group.names[0], keys[0], at_us, retry_us)
+                        self.refused += 1
+                        refused.append(place)
+                        place += 1
+                        continue
+                verdict = self._conclude(asked, group.plan.asked, keys, decisions)  # type: ignore[union-attr]
+            else:
+                verdict = self._decide(asked)
+            if keep is not None:
+                keep.append(verdict)
+            if not verdict[0]:
+                refused.append(place)
+                if waiting is not None:
+                    self._later(asked, verdict, 0)
+            place += 1
+        self.requests += place
+        self.refused_first += len(refused)
+        self._fold(requests[-1][0] // _SECOND)
+        return refused
+
+    def _make_room(self) -> None:
+        """Has a place for each group that the asker knows."""
+        missing = len(self._asker.groups) - len(self._passed)
+        if missing > 0:
+            self._allowed += [group.names for group in self._asker.groups[len(self._passed) :]]
+            self._passed += [0] * missing
+
+    def _fold(self, second: int) -> None:
+        """Adds the counts of a second to those of the rules."""
+        by_rule: Counter[str] = Counter()
+        for number, times in enumerate(self._passed):
+            if times:
+                for name in self._allowed[number]:
+                    by_rule[name] += times
+                self._passed[number] = 0
+        for name, times in by_rule.items():
+            self.rules[name].passed += times
+        for name in by_rule.keys() | self._refused_now.keys():
+            self.rules[name].series.add(second, by_rule[name], self._refused_now[name])
+        self._refused_now.clear()
+
+    def _decide(self, asked: Asked) -> Verdict:
+        """A request that is not of one key at one cost: by its plan, or by the whole limiter."""
+        group, keys = asked[1], asked[2]
+        if keys is None:
+            return self._by_limiter(asked)
+        plan = group.plan
+        if plan is None or not plan.asked:
+            return _PASSED
+        decisions = _run(self._store.decide(plan.checks(keys)))
+        return self._conclude(asked, plan.asked, keys, decisions)
+
+    def _conclude(
+        self,
+        asked: Asked,
+        checks: Sequence[tuple[Any, int, int, str, int]],
+        keys: Sequence[str],
+        decisions: Sequence[Decision],
+    ) -> Verdict:
+        """Counts the outcome of decisions: a refusal is that of every rule that denied."""
+        denied: dict[str, tuple[str, int | None]] = {}
+        delays: dict[str, int] = {}
+        fine, never, retry_us, delay_us = True, False, 0, 0
+        for (_, place, _, rule, action), decision in zip(checks, decisions, strict=True):
+            if decision[1]:
+                delays[rule] = max(delays.get(rule, 0), decision[5])
+                if action != _SHADOW:
+                    delay_us = max(delay_us, decision[5])
+                continue
+            after = decision[3]
+            before = denied.get(rule, ("", 0))[1]
+            worse = None if after is None or before is None else max(after, before)
+            denied[rule] = keys[place], worse
+            if action != _SHADOW:
+                fine = False
+                if after is None:
+                    never = True
+                else:
+                    retry_us = max(retry_us, after)
+        for rule, (key, after) in denied.items():
+            self._deny(rule, key, asked[0], after)
+        if fine:
+            for rule, own_us in delays.items():
+                if rule not in denied:
+                    self._pass(rule, asked[0], own_us)
+            self.waited += delay_us > 0
+            return True, 0, delay_us
+        self.refused += 1
+        return False, None if never else -(-retry_us // _SECOND), 0
+
+    def _pass(self, rule: str, at_us: int, delay_us: int) -> None:
+        tally = self.rules[rule]
+        tally.passed += 1
+        tally.series.add(at_us // _SECOND, 1, 0)
+        if delay_us:
+            tally.waited += 1
+            tally.waited_us += delay_us
+            tally.longest_us = max(tally.longest_us, delay_us)
+
+    def _deny(self, rule: str, key: str, at_us: int, retry_us: int | None) -> None:
+        tally = self.rules[rule]
+        tally.refused += 1
+        tally.never += retry_us is None
+        if tally.locked.add(key, at_us, retry_us):
+            tally.identities.add(key)
+        self._refused_now[rule] += 1
+
+    def _by_limiter(self, asked: Asked) -> Verdict:
+        """The verdict of the limiter itself, as the middleware asks it."""
+        recording, limiter = self._recording, self.limiter
+        recording.last = ((), ())
+        before = {name: limiter.counts[name, "turned-away"] for name in self.rules}
+        admission = _run(limiter.admit(scope_of(asked[3])))  # type: ignore[arg-type]
+        checks, decisions = recording.last
+        told = [(each.limit, n, each.cost, each.rule, each.action) for n, each in enumerate(checks)]
+        keys = [check.key for check in checks]
+        verdict = _PASSED
+        if told:
+            for check in checks:
+                self._asker.count(check.rule, check.key)
+            verdict = self._conclude(asked, told, keys, decisions)
+        if verdict[0] and admission.refusal is not None:
+            self.refused += 1
+            for name, times in before.items():
+                if limiter.counts[name, "turned-away"] > times:
+                    self.rules[name].turned_away += 1
+            return False, None, 0
+        return verdict
+
+    def _later(self, asked: Asked, verdict: Verdict, tries: int) -> None:
+        """Has a refused request come again at its Retry-After."""
+        waiting, seconds = self._retries, verdict[1]
+        if waiting is None or seconds is None or tries >= MOST_TRIES or len(waiting) > MOST_RETRIES:
+            self.gave_up += 1
+            return
+        at_us = asked[0] + seconds * _SECOND
+        again = (at_us, *asked[1:])
+        heappush(waiting, (at_us, next(self._numbers), again, tries + 1))
+
+    def _come_again(self, until_us: int) -> None:
+        """Plays the requests that come again until then."""
+        waiting = self._retries
+        while waiting and waiting[0][0] <= until_us:
+            at_us, _, asked, tries = heappop(waiting)
+            self._now[0] = at_us
+            self.retried += 1
+            verdict = self._decide(asked)
+            if not verdict[0]:
+                self._later(asked, verdict, tries)
+
+    def finish(self) -> None:
+        """Plays the requests that still wait to come again."""
+        self._come_again(2**52)
+        if self._refused_now:
+            self._fold(self._now[0] // _SECOND)
+
+
+def _run(answer: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for: its store is in process."""
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    answer.close()
+    raise RuntimeError("a decision in process had to wait")
+
+
+def _nobody(_: object) -> None:
+    """Of an identity or tier that only the application knows."""
+
+
+def _one(_: object) -> int:
+    """Of a cost that only the application knows."""
+    return 1
+
+
+class Quiet:
+    """Keeps what the limiter logs, instead of having it printed; each sentence once."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, None] = {}
+
+    def __enter__(self) -> "Quiet":
+        log = logging.getLogger("ratelimit")
+        self._handler = _Keeping(self.said)
+        self._propagates = log.propagate
+        log.addHandler(self._handler)
+        log.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        log = logging.getLogger("ratelimit")
+        log.removeHandler(self._handler)
+        log.propagate = self._propagates
+
+
+class _Keeping(logging.Handler):
+    def __init__(self, said: dict[str, None]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not text.startswith(("not-asyncio", "memory-")) and len(self._said) < 100:
+            self._said[text] = None
