@@ -16,6 +16,7 @@ except ImportError:
 
 from ratelimit.cli.counters import inspect, kill, reset, revive, top
 from ratelimit.cli.explain import explain
+from ratelimit.cli.plan import plan
 from ratelimit.cli.replay import replay
 from ratelimit.cli.rulefiles import check, schema
 
@@ -23,7 +24,7 @@ __all__ = ["main"]
 
 
 @click.group(
-    commands=[check, explain, inspect, kill, replay, reset, revive, schema, top],
+    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, top],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="ratelimit-asgi")

@@ -61,7 +61,7 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--html", type=click.Path(), help="Writes the report as a page into this file.")
 @log_options
 @as_json
-def replay(  # noqa: PLR0913  # the options of a command
+def replay(
     file: str,
     logs: Sequence[str],
     against: str | None,
@@ -129,7 +129,7 @@ def written(name: str, text: str) -> None:
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Whether the user has interrupted; a second time ends the command at once."""
-    seen = []
+    seen: list[bool] = []
 
     def stop(_: int, __: FrameType | None) -> None:
         if seen:

@@ -1,4 +1,4 @@
-"""Yesterday's traffic against tomorrow's rules: logs, what they come to, and the rules they suggest.
+"""Yesterday's traffic against tomorrow's rules, and the rules that it suggests.
 
 For the command `ratelimit replay` and `ratelimit plan`; loaded by nothing else.
 """

@@ -15,6 +15,7 @@ from ratelimit.limits import Algorithm
 from ratelimit.replay.counting import Distinct
 from ratelimit.replay.entries import Entry, as_path
 from ratelimit.rules.matching import Matching, Plan
+from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["Asked", "Asker", "Group", "missing", "scope_of"]
@@ -46,8 +47,8 @@ class Group:
 
 
 Asked = tuple[int, Group, "Sequence[str] | None", Entry]
-"""A request: its time, the rules that apply, the keys (None where the whole limiter is to be asked),
-and what the log tells. A plain tuple, since one is made for each line."""
+"""A request: its time, the rules that apply, the keys (None where the whole limiter is to be
+asked), and what the log tells. A plain tuple, since one is made for each line."""
 
 
 def scope_of(entry: Entry) -> dict[str, Any]:
@@ -194,25 +195,7 @@ def missing(rules: RuleSet, fields: frozenset[str], *, options: bool) -> list[st
     for rule in rules.rules:
         if rule.mode == "off":
             continue
-        for part in rule.by:
-            kind = part.partition(":")[0]
-            if part in rule.registered_names:
-                said.append(
-                    f"rule {rule.name!r} counts by {part}, which only the application knows; "
-                    "it was played by the client's address"
-                )
-            elif kind in ("header", "cookie") and part not in fields:
-                said.append(
-                    f"rule {rule.name!r} counts by {part}, which is not logged; it was played as "
-                    "for requests without it"
-                )
-            elif kind == "user" and "user" not in fields:
-                said.append(f"rule {rule.name!r} counts by user, which is not logged")
-            elif kind == "route":
-                said.append(
-                    f"rule {rule.name!r} counts by route, and the application's routes are not "
-                    "known; it was played by the client's address"
-                )
+        said += [each for part in rule.by if (each := _missing_part(rule, part, fields))]
         if isinstance(rule.cost, str):
             said.append(
                 f"rule {rule.name!r} costs what {rule.cost} says, which only the application "
@@ -238,3 +221,18 @@ def missing(rules: RuleSet, fields: frozenset[str], *, options: bool) -> list[st
     if rules.retry_jitter_us:
         said.append("the chance in Retry-After was left out")
     return said
+
+
+def _missing_part(rule: Rule, part: str, fields: frozenset[str]) -> str:
+    """A sentence on a part of an identity that a log cannot tell; empty where it can."""
+    kind = part.partition(":")[0]
+    counts = f"rule {rule.name!r} counts by {part}"
+    if part in rule.registered_names:
+        return f"{counts}, which only the application knows; it was played as for requests without"
+    if (kind in ("header", "cookie") and part not in fields) or (
+        kind == "user" and "user" not in fields
+    ):
+        return f"{counts}, which is not logged; it was played as for requests without it"
+    if kind == "route":
+        return f"{counts}, and routes are not known here; it was played as for requests without one"
+    return ""

@@ -66,7 +66,7 @@ class LockedOut:
         if until > found[2]:
             found[1] += until - max(at_us, found[2])
             found[2] = until
-        if at_us > found[4]:
+        if at_us > found[4]:  # noqa: PLR1730  # a call costs more
             found[4] = at_us
         return False
 
@@ -118,4 +118,5 @@ class Series:
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """The points in order: the second at which it begins, passed and refused."""
         for place in sorted(self._points):
-            yield place * self.step, *self._points[place]
+            passed, refused = self._points[place]
+            yield place * self.step, passed, refused

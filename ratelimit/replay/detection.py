@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ratelimit.identity.addresses import read_address
 from ratelimit.replay.entries import Entry, Format
 from ratelimit.replay.jsonlines import JSON_PRESETS, JsonFormat
 from ratelimit.replay.lines import PRESETS, of_text
@@ -29,7 +30,7 @@ def format_of(given: str, keys: Mapping[str, str]) -> Format | None:
 
 def detected(lines: Sequence[str]) -> Format | None:
     """The known format that most of the first lines have; None where none has any."""
-    some = [line for line in lines if line.strip()][:LOOKED_AT]
+    some = [line for line in lines if line.strip(" \t\r")][:LOOKED_AT]
     best: tuple[int, Format] | None = None
     json = sum(line.lstrip()[:1] == "{" for line in some) * 2 > len(some)
     formats: list[Format] = []
@@ -38,7 +39,9 @@ def detected(lines: Sequence[str]) -> Format | None:
     else:
         formats = [PRESETS[name]() for name in _SOONEST]
     for each in formats:
-        fits = len(each.parse(some, _nobody))
+        found = each.parse(some, _nobody)
+        # What is not an address is hardly the client, though a server may have looked up its name.
+        fits = len(found) + sum(read_address(entry[1]) is not None for entry in found)
         if fits and (best is None or fits > best[0]):
             best = fits, each
     return None if best is None else best[1]

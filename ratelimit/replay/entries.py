@@ -24,7 +24,7 @@ class Format(Protocol):
     name: str
     """The name of a known format, or "own"."""
     fields: frozenset[str]
-    """The parts of a request that it tells: "client", "host", "user", "header:referer" and so on."""
+    """The parts of a request that it tells: "client", "host", "header:referer" and so on."""
 
     def parse(self, lines: list[str], told: Callable[[str, str], None]) -> list["Entry"]:
         """The requests in lines, in order; of other lines ``told`` hears the fault and the line."""
@@ -55,10 +55,10 @@ _ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?]*+", re.IGNORECASE)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
-_MONTHS: Final = {
-    name: place
-    for place, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
-}
+_NAMES: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
+_MONTHS: Final = {name: place for place, name in enumerate(_NAMES, 1)}
 _CLF: Final = re.compile(
     r"(\d\d)/(\w{3})/(\d{4}):(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6})\d*)?(?: ([+-])(\d\d)(\d\d))?",
     re.ASCII,

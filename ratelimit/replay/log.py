@@ -13,7 +13,7 @@ from ratelimit.replay.detection import LOOKED_AT, detected, has_whole_seconds
 from ratelimit.replay.entries import Entry, Format
 from ratelimit.replay.sources import Source, Troubles
 
-__all__ = ["Log", "WINDOW_US"]
+__all__ = ["WINDOW_US", "Log"]
 
 WINDOW_US: Final = 2_000_000
 """Time by which a line may come after others that are younger."""
@@ -94,9 +94,9 @@ class Log:
                 break
         found = format_ or detected(lines)
         if found is None:
-            if any(line.strip() for line in lines):
+            if any(line.strip(" \t\r") for line in lines):
                 for line in lines:
-                    self.troubles.told("another format" if line.strip() else "empty", line)
+                    self.troubles.told("another format" if line.strip(" \t\r") else "empty", line)
                 self.troubles.files.append(f"{source.name} is in a format that is not known")
                 for block in blocks:
                     self.troubles.counts["another format"] += len(block)
@@ -156,7 +156,7 @@ class Log:
                 return found
         return []
 
-    def seconds(self) -> Iterator[list[Entry]]:
+    def seconds(self) -> Iterator[list[Entry]]:  # noqa: PLR0912  # a line's few cases
         """The requests in order of time, those of one second together."""
         buckets: dict[int, list[Entry]] = {}
         newest = -1

@@ -28,10 +28,9 @@ def page_of(report: Mapping[str, Any], name: str) -> str:
     """The page of a report on the rules of this name."""
     log = report["log"]
     span = f"{log['first']} to {log['last']}" if log["first"] else "no time"
-    parts = [
-        f"<p>{log['requests']:,} requests in {log['lines']:,} lines, {_safe(span)}, "
-        f"from {_safe(', '.join(log['files']))} ({_safe(', '.join(log['formats']) or 'unknown')}).</p>"
-    ]
+    whence = f"from {', '.join(log['files'])} ({', '.join(log['formats']) or 'unknown'})"
+    read = f"{log['requests']:,} requests in {log['lines']:,} lines, {span}, {whence}."
+    parts = [f"<p>{_safe(read)}</p>"]
     if report["interrupted"]:
         parts.append("<p><strong>Interrupted: this is what was played until then.</strong></p>")
     parts.append(_section("All rules together", report["readings"], _READINGS))
@@ -43,7 +42,7 @@ def page_of(report: Mapping[str, Any], name: str) -> str:
         parts.append(_section("Compared with the other file", [plain]))
         for title in ("clients newly refused", "clients newly passed"):
             if each[title]:
-                parts.append(_section(title.capitalize(), each[title]))
+                parts += [_section(title.capitalize(), each[title])]
     parts += [_over_time(each) for each in report["when"] if each["points"]]
     if report["worst"]:
         rows = [(f"{row['rule']}: {row['client']}", row["refused"]) for row in report["worst"]]

@@ -7,13 +7,13 @@ fast path; whatever else there is goes through the limiter itself.
 
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.replay.asking import Asked, Asker, scope_of
 from ratelimit.replay.counting import Distinct, LockedOut, Series
 from ratelimit.rules.ruleset import RuleSet
@@ -101,7 +101,7 @@ class Player:
         self.limiter = RateLimiter(
             rules,
             store=self._recording,
-            identities={name: _nobody for name in names},
+            identities=dict.fromkeys(names, _nobody),
             tiers={str(rule.tier): _nobody for rule in rules.rules if rule.tier is not None},
             costs={rule.cost: _one for rule in rules.rules if isinstance(rule.cost, str)},
         )
@@ -115,7 +115,7 @@ class Player:
         self.retried = 0
         """Requests that came again, beside those of the log."""
         self.gave_up = 0
-        """Refused requests that came ten times more in vain, or could never pass, or had no room."""
+        """Refused requests that came again in vain, or could never pass, or had no room."""
         self._modes = {rule.name: rule.mode for rule in rules.rules}
         self._retries: list[tuple[int, int, Asked, int]] | None = [] if retries else None
         self._numbers = count()
@@ -129,7 +129,7 @@ class Player:
         """Counters that were given up, because there were too many."""
         return self._store.statistics().evictions
 
-    def play(self, requests: Sequence[Asked]) -> list[int]:
+    def play(self, requests: Sequence[Asked]) -> list[int]:  # noqa: PLR0912  # no calls
         """Plays requests that are in order; returns the places of those that were refused."""
         if not requests:
             return []
@@ -269,8 +269,9 @@ class Player:
         recording, limiter = self._recording, self.limiter
         recording.last = ((), ())
         before = {name: limiter.counts[name, "turned-away"] for name in self.rules}
-        admission = _run(limiter.admit(scope_of(asked[3])))  # type: ignore[arg-type]
-        checks, decisions = recording.last
+        admission: Admission = _run(limiter.admit(scope_of(asked[3])))
+        checks: Sequence[Check] = recording.last[0]
+        decisions = recording.last[1]
         told = [(each.limit, n, each.cost, each.rule, each.action) for n, each in enumerate(checks)]
         keys = [check.key for check in checks]
         verdict = _PASSED
@@ -314,14 +315,14 @@ class Player:
             self._fold(self._now[0] // _SECOND)
 
 
-def _run(answer: Coroutine[Any, Any, T]) -> T:
+def _run(answer: Awaitable[T]) -> T:
     """The result of a coroutine that has nothing to wait for: its store is in process."""
+    waiting = answer.__await__()
     try:
-        answer.send(None)
+        next(waiting)
     except StopIteration as done:
         result: T = done.value
         return result
-    answer.close()
     raise RuntimeError("a decision in process had to wait")
 
 
@@ -340,7 +341,7 @@ class Quiet:
     def __init__(self) -> None:
         self.said: dict[str, None] = {}
 
-    def __enter__(self) -> "Quiet":
+    def __enter__(self) -> Self:
         log = logging.getLogger("ratelimit")
         self._handler = _Keeping(self.said)
         self._propagates = log.propagate

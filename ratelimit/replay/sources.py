@@ -4,6 +4,7 @@ Nothing is dropped in silence: each line that is not a request is counted by wha
 and the first few are kept to be shown.
 """
 
+import re
 import sys
 import zlib
 from collections import Counter
@@ -32,6 +33,8 @@ _COMPRESSED: Final = {
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
 }
+
+_NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
 
 
 class Troubles:
@@ -110,27 +113,25 @@ class Source:
 
     def _lines(self, data: bytes) -> list[str]:
         if b"\0" in data:  # left by a machine that went down while it wrote
-            lines = data.split(b"\n")
-            for line in lines:
-                if b"\0" in line:
-                    text = line[:SHOWN_OF_LINE].decode("latin-1")
+            for each in data.split(b"\n"):
+                if b"\0" in each:
+                    text = each[:SHOWN_OF_LINE].decode("latin-1")
                     self._troubles.told("NUL bytes, read without them", text)
             data = data.replace(b"\0", b"")
         try:
-            text = data.decode()
+            lines = data.decode().split("\n")
         except UnicodeDecodeError:
-            text = data.decode("utf-8", "surrogateescape")
-            for line in text.split("\n"):
-                if not line.isascii() and any("\udc80" <= each <= "\udcff" for each in line):
+            lines = data.decode("utf-8", "surrogateescape").split("\n")
+            for line in lines:
+                if not line.isascii() and _NOT_UTF8.search(line):
                     self._troubles.told("bytes that are not UTF-8, read all the same", line)
-        lines_ = text.split("\n")
-        if len(data) > LONGEST_LINE and any(len(line) > LONGEST_LINE for line in lines_):
-            for line in lines_:
+        if len(data) > LONGEST_LINE and max(map(len, lines)) > LONGEST_LINE:
+            for line in lines:
                 if len(line) > LONGEST_LINE:
                     self._too_long(line[:SHOWN_OF_LINE].encode("utf-8", "surrogateescape"))
-            lines_ = [line for line in lines_ if len(line) <= LONGEST_LINE]
-        self.lines += len(lines_)
-        return lines_
+            lines = [line for line in lines if len(line) <= LONGEST_LINE]
+        self.lines += len(lines)
+        return lines
 
     def _raw(self) -> Iterator[bytes]:
         read = getattr(self._file, "read1", self._file.read)
@@ -140,6 +141,8 @@ class Source:
                 yield data
         except OSError as error:
             self._troubles.files.append(f"{self.name} cannot be read on: {error.strerror or error}")
+        finally:
+            self.close()
 
     def _plain(self) -> Iterator[bytes]:
         raw = self._raw()
@@ -165,8 +168,8 @@ class Source:
         member = zlib.decompressobj(wbits=31)
         try:
             while True:
-                if not data:
-                    data = next(raw, b"")
+                data = data or next(raw, b"")
+                ended = not data
                 piece = member.decompress(data, BLOCK)
                 data = member.unconsumed_tail
                 grown += len(piece)
@@ -177,7 +180,7 @@ class Source:
                     return
                 if piece:
                     yield piece
-                elif not (data or member.eof):  # nothing in, and nothing out any more
+                elif ended and not member.eof:  # nothing in, and nothing out any more
                     break
                 if member.eof:
                     data = member.unused_data
