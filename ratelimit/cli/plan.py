@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Final
 
 import click
 
@@ -10,8 +11,12 @@ from ratelimit.cli.progress import Progress
 from ratelimit.cli.replay import INTERRUPTED, interruptible, log_options, opened, say_log
 from ratelimit.replay.planfile import rule_file
 from ratelimit.replay.planning import WINDOWS, Plan
+from ratelimit.words import near, shown
 
 __all__ = ["plan"]
+
+KINDS: Final = ("client", "user", "header:NAME", "cookie:NAME", "query:NAME")
+"""Identities that a log may tell."""
 
 
 @click.command()
@@ -50,6 +55,12 @@ def plan(
     A LOG may be compressed by gzip; - is standard input.
     """
     part = _share(share)
+    kind, colon, rest = by.partition(":")
+    if kind not in (("header", "cookie", "query") if colon and rest else ("client", "user")):
+        raise click.BadParameter(
+            f"{shown(by)} is not an identity that a log can tell{near(by, KINDS)}; there are "
+            f"{', '.join(KINDS)}"
+        )
     log = opened(logs, format_, fields)
     chosen = list(dict.fromkeys(windows)) or ["minute"]
     found = Plan(log, share=part, windows=chosen, by=by, routes=routes)
@@ -80,5 +91,5 @@ def _share(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         part = Fraction(-1)
     if not 0 <= part < 1:
-        raise click.BadParameter(f"{text!r} is not a share; write 0.01 or 1%")
+        raise click.BadParameter(f"{shown(text)} is not a share; write 0.01 or 1%")
     return part

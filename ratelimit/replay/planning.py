@@ -149,7 +149,7 @@ class Plan:
     def _notes(self) -> list[str]:
         notes = []
         kind = self._by.partition(":")[0]
-        if kind != "client" and self._by != "global" and not self._tells(kind):
+        if kind not in ("client", "query") and not self._tells(kind):
             notes.append(f"{self._by} is not logged: everybody is counted by their address")
         if self.log.late:
             notes.append(f"{self.log.late} lines came out of order, and count later than they say")

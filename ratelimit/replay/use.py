@@ -5,7 +5,7 @@ from typing import Final
 
 __all__ = ["Histogram", "Use"]
 
-EXACT: Final = 128
+EXACT: Final = 256
 """Numbers below this have a cell of their own; above, a cell spans less than 1 % of its number."""
 MOST_ALIVE: Final = 500_000
 """Identities that are followed at once."""

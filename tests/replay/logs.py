@@ -36,7 +36,9 @@ def traffic(number: int, seed: int, rate: float = 100.0) -> Iterator[Request]:
         burst = chance.randrange(1, 20) if chance.random() < 0.02 else 1
         for _ in range(min(burst, number)):
             method = "POST" if chance.random() < 0.1 else "GET"
-            path = chance.choice(["/", "/login", "/items/1", "/items/2?page=3", "/a%20b", "//items/1"])
+            path = chance.choice(
+                ["/", "/login", "/items/1", "/items/2?page=3", "/a%20b", "//items/1"]
+            )
             yield Request(at_ms * 1_000, client, method, path)
             number -= 1
 

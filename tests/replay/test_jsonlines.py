@@ -61,7 +61,13 @@ def test_a_map_says_where_fields_stand() -> None:
         "auto", {"client": "who.ip", "target": "what", "time": "when", "header:X-Key": "key"}
     )
     assert isinstance(format_, JsonFormat)
-    record = {"who": {"ip": "::1"}, "what": "/x", "method": "PUT", "when": 1700352000250, "key": "k"}
+    record = {
+        "who": {"ip": "::1"},
+        "what": "/x",
+        "method": "PUT",
+        "when": 1700352000250,
+        "key": "k",
+    }
     entries, _ = read(format_, record)
     assert entries[0][:4] == (START_US + 250_000, "::1", "PUT", "/x")
     assert scope_of(entries[0])["headers"] == [(b"x-key", b"k")]

@@ -127,7 +127,9 @@ async def test_a_replay_comes_to_the_verdicts_of_the_live_middleware(
     found = replayed(text, log)
     expected = await live(text, requests, MemoryStore(clock=clock), clock, monkeypatch)
     assert len(found) == len(expected)
-    different = [n for n, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other]
+    different = [
+        n for n, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other
+    ]
     assert different == []
     outcomes = {passed for passed, _, _ in found}
     assert outcomes == {True, False}
