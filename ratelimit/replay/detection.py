@@ -6,7 +6,7 @@ from typing import Final
 from ratelimit.identity.addresses import read_address
 from ratelimit.replay.entries import Entry, Format
 from ratelimit.replay.jsonlines import JSON_PRESETS, JsonFormat
-from ratelimit.replay.lines import PRESETS, of_text
+from ratelimit.replay.presets import PRESETS, of_text
 
 __all__ = ["detected", "format_of", "has_whole_seconds"]
 

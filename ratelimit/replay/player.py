@@ -5,12 +5,11 @@ a limit. What a static plan asks goes to the store at once, by the same call as 
 fast path; whatever else there is goes through the limiter itself.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limiter.limiter import Admission, RateLimiter
@@ -333,34 +332,3 @@ def _nobody(_: object) -> None:
 def _one(_: object) -> int:
     """Of a cost that only the application knows."""
     return 1
-
-
-class Quiet:
-    """Keeps what the limiter logs, instead of having it printed; each sentence once."""
-
-    def __init__(self) -> None:
-        self.said: dict[str, None] = {}
-
-    def __enter__(self) -> Self:
-        log = logging.getLogger("ratelimit")
-        self._handler = _Keeping(self.said)
-        self._propagates = log.propagate
-        log.addHandler(self._handler)
-        log.propagate = False
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        log = logging.getLogger("ratelimit")
-        log.removeHandler(self._handler)
-        log.propagate = self._propagates
-
-
-class _Keeping(logging.Handler):
-    def __init__(self, said: dict[str, None]) -> None:
-        super().__init__(logging.WARNING)
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if not text.startswith(("not-asyncio", "memory-")) and len(self._said) < 100:
-            self._said[text] = None

@@ -7,7 +7,8 @@ from ratelimit.limits import Algorithm
 from ratelimit.replay.asking import Asked, Asker, missing
 from ratelimit.replay.counting import LockedOut
 from ratelimit.replay.log import WINDOW_US, Log
-from ratelimit.replay.player import MOST_TRIES, Player, Quiet
+from ratelimit.replay.player import MOST_TRIES, Player
+from ratelimit.replay.quiet import Quiet
 from ratelimit.replay.readings import READINGS, Order, Reading, Repeats, in_order
 from ratelimit.rules.ruleset import RuleSet
 

@@ -33,12 +33,16 @@ def read(given: str | Format, *lines: str) -> tuple[list[Entry], list[str]]:
         ),
         (
             "alb",
-            "https 2023-11-19T00:00:00.000000Z app/lb/1 192.0.2.7:5000 10.0.0.1:80 0.1 0.2 0.0 404 "
-            '404 1 2 "GET https://h.example:443/a?b=1 HTTP/1.1" "curl/8" ECDHE TLSv1.2 arn x "t"',
+            (
+                "https 2023-11-19T00:00:00.000000Z app/lb/1 192.0.2.7:5000 10.0.0.1:80 0.1 0.2 0.0 "
+                '404 404 1 2 "GET https://h.example:443/a?b=1 HTTP/1.1" "curl/8" ECDHE TLS arn "t"'
+            ),
         ),
         (
-            "log_format main '$remote_addr - $remote_user [$time_local] \"$request\" '\n"
-            "                '$status $body_bytes_sent \"$http_referer\" $request_time';",
+            (
+                "log_format main '$remote_addr - $remote_user [$time_local] \"$request\" '\n"
+                "                '$status $body_bytes_sent \"$http_referer\" $request_time';"
+            ),
             f'192.0.2.7 - ann [{AT}] "GET /a?b=1 HTTP/1.1" 404 12 "-" 0.005',
         ),
         (

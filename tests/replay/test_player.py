@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, RedisStore, RuleSet, Store
-from ratelimit.asgi import middleware
 from ratelimit.limits import Algorithm
 from ratelimit.replay.asking import Asker
 from ratelimit.replay.detection import format_of
@@ -82,7 +81,7 @@ async def live(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    patch.setattr(middleware.anyio, "sleep", sleep)
+    patch.setattr("ratelimit.asgi.middleware.anyio.sleep", sleep)
     limited = RateLimitMiddleware(app, RateLimiter(RuleSet.loads(rules), store=store))
     verdicts: list[Verdict] = []
     for request in requests:

@@ -40,7 +40,7 @@ def by_reading(found: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
 
 
 def test_a_client_that_is_refused_comes_again_exactly_at_retry_after(tmp_path: Path) -> None:
-    # Refused at 10 s, it comes again at 60 s and passes, so that the one at 70 s is refused as well.
+    # Refused at 10 s, it comes again at 60 s and passes; so the one at 70 s is refused as well.
     found = report(ONE, [at(0), at(10), at(70)], tmp_path)
     assert by_reading(found) == {
         "never": (3, 1, 0), "retry-after": (3, 2, 2), "logged": (3, 1, 0),
