@@ -3,7 +3,7 @@ PYTHON ?=
 STORE ?= memory://
 RUNS ?= 10
 
-.PHONY: demo serve test test-all load check bench clean
+.PHONY: demo serve test test-all load check bench docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -15,7 +15,7 @@ serve: .venv/.demo
 test: check
 	.venv/bin/python -m pytest
 
-test-all: check .venv/.bench .venv/.fuzz
+test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
 
 # Every cell, so many times each: `make load RUNS=1` takes half an hour, ten runs some five hours.
@@ -37,8 +37,12 @@ bench: .venv/.bench
 	.venv/bin/python benchmarks/redis.py
 	.venv/bin/python benchmarks/http.py
 
+# Into site/; a broken link or anchor fails, but not with --quiet, which hears no warning.
+docs: .venv/.docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is made last, so that what was interrupted is done again; all are older than
@@ -77,4 +81,14 @@ clean:
 .venv/.fuzz: pyproject.toml .venv/.test
 	@echo "installing what asks at random (once) ..."
 	@.venv/bin/python -m pip install -qq --group fuzz
+	@touch $@
+
+.venv/.docs: pyproject.toml .venv/.demo
+	@echo "installing what builds the site (once) ..."
+	@.venv/bin/python -m pip install -qq --group docs
+	@touch $@
+
+.venv/.frameworks: pyproject.toml .venv/.test
+	@echo "installing the other frameworks (once) ..."
+	@.venv/bin/python -m pip install -qq --group frameworks
 	@touch $@

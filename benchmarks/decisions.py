@@ -470,17 +470,17 @@ async def break_down(rounds: int) -> Table:
         await store.decide(checks[0])
         # The one place that looks inside the store: to record what its Lua is called with.
         inside = vars(store)
-        call = inside["_one"]
+        call = inside["_alike"]
         calls: list[tuple[Any, ...]] = []
 
         def record(*arguments: Any, call: Any = call, calls: list[tuple[Any, ...]] = calls) -> Any:
             calls.append(arguments)
             return call(*arguments)
 
-        inside["_one"] = record
+        inside["_alike"] = record
         for check in checks:
             await store.decide(check)
-        inside["_one"] = call
+        inside["_alike"] = call
         empty = empty_function(runtime, len(calls[0]), call(*calls[0]))
 
         async def nothing(_: Sequence[Check]) -> None:

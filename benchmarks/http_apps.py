@@ -21,7 +21,16 @@ from throttled.asyncio import RedisStore as ThrottledRedis
 from throttled.asyncio import Throttled
 from throttled.asyncio.rate_limiter import per_day
 
-from ratelimit import MemoryStore, RateLimit, RateLimiter, RateLimitMiddleware, Rule, limit
+from ratelimit import (
+    Check,
+    Limit,
+    MemoryStore,
+    RateLimit,
+    RateLimiter,
+    RateLimitMiddleware,
+    Rule,
+    limit,
+)
 from ratelimit.stores.redis import RedisStore
 
 MEMORY = "memory://"
@@ -82,6 +91,44 @@ def ours(algorithm: str | None = "fixed_window", matching: int = 1, others: int 
         return app
 
     return build
+
+
+def by_hand(store: str, quota: int) -> FastAPI:  # noqa: ARG001  # the shape of a build
+    """One check of one limit and two fields: what nobody can do without."""
+    app = application()
+    app.add_middleware(ByHand, quota=quota)
+    return app
+
+
+class ByHand:
+    """A middleware as it would be written by hand."""
+
+    def __init__(self, app: Any, quota: int) -> None:
+        self.app = app
+        self.limit = Limit.of(quota, 86_400_000_000, algorithm="fixed_window")
+        self.policy = b'"api";q=%d;w=86400' % quota
+        self.store = MemoryStore(runtime="luajit21")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        (decision,) = await self.store.decide([Check(self.limit, scope["client"][0], 1, "api")])
+
+        async def send_with_fields(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [
+                    (b"ratelimit-policy", self.policy),
+                    (b"ratelimit", b'"api";r=%d' % decision.remaining),
+                ]
+                if not decision.allowed:
+                    message["headers"].append((b"retry-after", b"%d" % decision.retry_after))
+            await send(message)
+
+        if decision.allowed:
+            await self.app(scope, receive, send_with_fields)
+        else:
+            await Response(status_code=429)(scope, receive, send_with_fields)
 
 
 def ours_decorated(store: str, quota: int) -> FastAPI:
@@ -214,6 +261,7 @@ class Contestant:
 ONE, FIVE = "ratelimit, one rule", "ratelimit, five rules that match"
 TEN, THOUSAND = "ratelimit, 10 rules, one matches", "ratelimit, 1,000 rules, one matches"
 SLOWAPI = "slowapi, ASGI middleware"
+FLOOR = "by hand, one check and two fields"
 BARE = "bare"
 AGAIN = "bare, once more"
 
@@ -221,6 +269,7 @@ IN_PROCESS = [
     Contestant(BARE, "bare", bare),
     Contestant(AGAIN, "bare", bare),
     Contestant(ONE, "ours", ours()),
+    Contestant(FLOOR, "aside", by_hand),
     Contestant(FIVE, "ours", ours(matching=5)),
     Contestant(TEN, "ours", ours(others=9)),
     Contestant(THOUSAND, "ours", ours(others=999)),

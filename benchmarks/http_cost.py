@@ -2,7 +2,7 @@
 
 ``python benchmarks/http_cost.py [ROUNDS]`` from the repository's root. No server and no socket: an
 application is called as a server would. Each round calls every row in turn, in small parts of
-which the least counts; medians and quartiles are those of the rounds.
+whose processor time the least counts; medians and quartiles are those of the rounds.
 """
 
 import asyncio

@@ -1,21 +1,10 @@
 """Rate limiting for ASGI applications: one decision, written in Lua, in process or in Redis."""
 
-from ratelimit.asgi.decorators import RateLimit, exempt, limit
-from ratelimit.asgi.middleware import RateLimitMiddleware
-from ratelimit.decisions import Check, Decision
-from ratelimit.limiter.limiter import RateLimiter
-from ratelimit.limits import Algorithm, Limit
-from ratelimit.responses.headers import RateLimitExceeded
-from ratelimit.rules.file.mistakes import RuleFileError
-from ratelimit.rules.rule import Rule
-from ratelimit.rules.ruleset import RuleSet
-from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
-from ratelimit.stores.redis.store import RedisStore
-
 __all__ = [
     "Algorithm",
     "Check",
     "Decision",
+    "Event",
     "Limit",
     "MemoryStore",
     "RateLimit",
@@ -32,3 +21,16 @@ __all__ = [
     "limit",
     "open_store",
 ]
+
+from ratelimit.asgi.decorators import RateLimit, exempt, limit
+from ratelimit.asgi.middleware import RateLimitMiddleware
+from ratelimit.control.events import Event
+from ratelimit.decisions import Check, Decision
+from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limits import Algorithm, Limit
+from ratelimit.responses.headers import RateLimitExceeded
+from ratelimit.rules.file.mistakes import RuleFileError
+from ratelimit.rules.rule import Rule
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
+from ratelimit.stores.redis.store import RedisStore

@@ -173,14 +173,9 @@ new_check: Final[Callable[[tuple[object, ...]], Check]] = partial(_new, Check)
 """A check of its seven fields, unseen: for values that a rule was held to when it was built."""
 
 
-class Alike(NamedTuple):
-    """The checks of one request, but for the key, where all have one key, cost and action."""
-
-    limits: tuple[Limit, ...]
-    counters: tuple[str, ...]
-    """The digest of each limit and the rule that it is counted under, one after the other."""
-    cost: int
-    action: int
+Alike = tuple[tuple[Limit, ...], tuple[str, ...], int, int]
+"""The checks of one request, but for the key, where all have one key, cost and action: the limits,
+the digest of each with the rule it is counted under (one after the other), cost and action."""
 
 
 def decision_of(limit: Limit, numbers: Sequence[int]) -> Decision:

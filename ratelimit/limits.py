@@ -63,6 +63,7 @@ _DURATION: Final = re.compile(
     r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-z]+)\s*", re.ASCII | re.IGNORECASE
 )
 _LONGEST_TEXT: Final = 200
+_SEPARATOR: Final = re.compile("[;,|]")
 _MOST_FREE: Final = 2**50 - 1
 """It travels with the algorithm's place in one number."""
 
@@ -152,7 +153,10 @@ class Limit:
         """Several limits from one text, separated by ``;``, ``,`` or ``|``; at least one."""
         if not isinstance(text, str):
             raise TypeError(f"a limit is text such as '10/minute', not {type(text).__name__}")
-        parts = [part for part in re.split("[;,|]", text) if part.strip()]
+        if _SEPARATOR.search(text) is None and text.strip():
+            parts = [text]  # as most are, and there may be many
+        else:
+            parts = [part for part in _SEPARATOR.split(text) if part.strip()]
         if not parts:
             raise ValueError(f"no limit in {shown(text)}; write one such as '10/minute'")
         limits = tuple(
@@ -166,7 +170,7 @@ class Limit:
             )
             for part in parts
         )
-        if len(set(limits)) < len(limits):
+        if len(limits) > 1 and len(set(limits)) < len(limits):
             raise ValueError(f"{shown(text)} gives the same limit twice")
         return limits
 
@@ -224,11 +228,21 @@ class Limit:
         put(self, "tick_us", tick_us)
         place, more = list(Algorithm).index(algorithm) + 1, (self.free or 1) - 1
         put(self, "numbers", (place + 8 * more, *numbers))
-        canonical = ":".join(
-            [algorithm, *map(str, numbers), *([str(more)] if more else [])]
-        ).encode()
-        put(self, "digest", urlsafe_b64encode(blake2b(canonical, digest_size=6).digest()).decode())
-        put(self, "_hash", hash(self._value()))
+
+    def __getattr__(self, name: str) -> Any:
+        # Made when first asked for: many limits of a rule file are never met.
+        if name == "digest":
+            more = (self.free or 1) - 1
+            numbers = [*self.numbers[1:], *([more] if more else [])]
+            canonical = ":".join([self.algorithm, *map(str, numbers)]).encode()
+            digest = blake2b(canonical, digest_size=6).digest()
+            value: Any = urlsafe_b64encode(digest).decode()
+        elif name == "_hash":
+            value = hash(self._value())
+        else:
+            raise AttributeError(f"a Limit has no {name}")
+        object.__setattr__(self, name, value)
+        return value
 
     def _reduce(self) -> tuple[int, tuple[int, int, int, int, int]]:
         """The tick (microseconds) and the five numbers that the algorithm's Lua takes."""
@@ -367,7 +381,7 @@ class Limit:
         return self._value() == other._value() if isinstance(other, Limit) else NotImplemented
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined, no-any-return]  # set through object.__setattr__
+        return int(self._hash)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._value()

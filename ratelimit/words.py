@@ -1,5 +1,6 @@
 """The voice of every message: a value as it was given, a number out of range, the word meant."""
 
+import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Final
@@ -7,6 +8,14 @@ from typing import Final
 __all__ = ["near", "shown", "whole"]
 
 _LONGEST: Final = 60
+
+if "RateLimitMiddleware" not in getattr(sys.modules["ratelimit"], "__all__", ()):
+    # PyPI has another "ratelimit", and whichever is installed last has the package's first file.
+    raise ImportError(
+        "another distribution has written its own 'ratelimit' over this one; uninstall it (pip "
+        "uninstall ratelimit) and install this one again (pip install --force-reinstall "
+        "ratelimit-asgi)"
+    )
 
 
 def shown(value: object) -> str:

@@ -4,8 +4,10 @@ A store is one entry of STORES: its name, and a function from pytest's request a
 store. A server is started by a session fixture that the entry asks the request for by name.
 """
 
+import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -14,6 +16,9 @@ from ratelimit.stores import MemoryStore, Store
 from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.servers import Server, binaries, serving
+
+with suppress(ImportError):  # before fakeredis, whose Lua would take the place of this one
+    importlib.import_module("lupa.luajit21")
 
 SLOW = os.environ.get("RATELIMIT_TEST_ALL") == "1"
 

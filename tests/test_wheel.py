@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -84,11 +85,20 @@ def test_the_wheel_holds_the_package_with_its_lua_and_types_and_nothing_else(whe
     sources = [*(ROOT / "ratelimit").rglob("*.py"), *(ROOT / "lua").glob("*.lua")]
     expected = {path.relative_to(ROOT).as_posix() for path in sources}
     expected = {f"ratelimit/{name}" if name.startswith("lua/") else name for name in expected}
-    expected |= {"ratelimit/py.typed", "ratelimit/stores/memory.lua"}
+    expected |= {"ratelimit/py.typed", "ratelimit/rules.schema.json", "ratelimit/stores/memory.lua"}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert len(list((ROOT / "lua").glob("*.lua"))) == 6
     assert names == expected
+
+
+def test_the_wheel_describes_itself_by_the_readme_without_relative_links(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        fields, _, text = archive.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in fields
+    assert text.startswith("# ratelimit\n")
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", text) == []
 
 
 def test_the_installed_wheel_limits_an_application_outside_the_tree(
@@ -103,3 +113,24 @@ def test_the_installed_wheel_limits_an_application_outside_the_tree(
     assert Path(answer["file"]).is_relative_to(installed)
     assert len(answer["statuses"]) == 5
     assert set(map(tuple, answer["statuses"].values())) == {(200, 200, 429)}
+
+
+@pytest.mark.parametrize("module", ["ratelimit.cli.main", "ratelimit.testing.pytest_plugin"])
+def test_another_package_written_over_this_one_is_told_in_a_sentence(
+    module: str, wheel: Path, tmp_path: Path
+) -> None:
+    pip = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel), cwd=tmp_path)
+    (tmp_path / "ratelimit" / "__init__.py").write_text("__all__ = ['limits', 'rate_limited']\n")
+    path = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "another distribution has written its own 'ratelimit' over this one" in done.stderr
+    assert "pip install --force-reinstall ratelimit-asgi" in done.stderr

@@ -1,18 +1,23 @@
 """From a refusal to the response that the client gets, wherever it was raised."""
 
 import logging
+import sys
+from collections.abc import Callable
 from inspect import isawaitable
 from typing import Any, Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from ratelimit.asgi.endpoints import is_async
+from ratelimit.identity.connections import connection
 from ratelimit.limiter.limiter import RateLimiter
-from ratelimit.responses.headers import Refusal, Refused
+from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 
 __all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused"]
 
@@ -57,18 +62,23 @@ async def respond(limiter: RateLimiter, scope: Scope, refusal: Refusal) -> Respo
     """
     if limiter.response is not None:
         try:
-            response = limiter.response(HTTPConnection(dict(scope)), refusal)
+            response = limiter.response(connection(scope), refusal)
             if isawaitable(response):
                 response = await response
-            for name, value in refusal.headers:
-                if name not in (b"content-type", b"content-length", b"vary"):
-                    response.headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+            _add_fields(response, refusal)
         except Exception:  # noqa: BLE001  # a fault in an answer is not the application's outage
             _LOG.exception("response-failed: the response callable raised; a problem is sent")
         else:
             return response  # type: ignore[no-any-return]  # what it is said to give
     accept = [value for name, value in scope.get("headers", ()) if name == b"accept"]
     return refusal.rendered(b",".join(accept).decode("latin-1") or None).response()
+
+
+def _add_fields(response: Response, refusal: Refusal) -> None:
+    """Adds a refusal's fields to a response of the application's, where that has not set them."""
+    for name, value in refusal.headers:
+        if name not in (b"content-type", b"content-length", b"vary"):
+            response.headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
 
 
 async def refused(request: Request | WebSocket, error: Exception) -> Response | None:
@@ -97,8 +107,34 @@ def answer_refused(app: Any) -> None:
 
 
 def register_refused(handlers: dict[Any, Any], status_handlers: dict[int, Any]) -> None:
-    """Adds `refused` to an application's handlers, unless it handles the case itself."""
-    general = handlers.get(HTTPException)
-    default = getattr(general, "__module__", "").partition(".")[0] in ("starlette", "fastapi")
-    if 429 not in status_handlers and default:
-        handlers.setdefault(Refused, refused)
+    """Adds `refused` to an application's handlers, unless it handles the case itself.
+
+    What it answers itself then gets the fields of the refusal.
+    """
+    fastapi = sys.modules.get("fastapi.exceptions")
+    # FastAPI's own HTTPException is none of ours, but is meant by whoever handles it.
+    kinds = (*RateLimitExceeded.__mro__, getattr(fastapi, "HTTPException", None))
+    for table, kind in ((status_handlers, 429), *((handlers, kind) for kind in kinds)):
+        handler = table.get(kind)
+        module = getattr(handler, "__module__", "").partition(".")[0]
+        if handler is not None and module not in ("starlette", "fastapi", "ratelimit"):
+            table[kind] = _WithFields(handler)
+    if not isinstance(handlers.get(HTTPException), _WithFields):
+        own = handlers.get(kinds[-1])
+        handlers.setdefault(Refused, own if isinstance(own, _WithFields) else refused)
+
+
+class _WithFields:
+    """An exception handler of the application's; its answer to a refusal gets the fields."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.handler = handler
+
+    async def __call__(self, request: Any, error: Exception) -> Any:
+        if is_async(self.handler):
+            response = await self.handler(request, error)
+        else:
+            response = await run_in_threadpool(self.handler, request, error)
+        if isinstance(error, Refused) and isinstance(response, Response):
+            _add_fields(response, error.refusal)
+        return response

@@ -5,9 +5,10 @@ import inspect
 import logging
 import re
 from base64 import urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, ParamSpec, TypeVar, Unpack
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -17,17 +18,28 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
-from ratelimit.asgi.endpoints import is_async, refuse_misplaced, scope_of, with_injected
-from ratelimit.asgi.routing import EXEMPT, innermost
+from ratelimit.asgi.endpoints import (
+    awaited,
+    is_async,
+    layers,
+    readable,
+    refuse_misplaced,
+    scope_of,
+    with_injected,
+)
+from ratelimit.asgi.places import OfEndpoint, place_of
+from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.limiter import RateLimiter, off_by_environment
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
+from ratelimit.rules.route_rule import RouteRule
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.values import Ask, SomeLimits
+from ratelimit.rules.values import SomeLimits
 
 __all__ = ["LimitOptions", "RateLimit", "exempt", "limit", "limits_of"]
 
@@ -38,13 +50,29 @@ Dependency = Callable[..., Any]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
+_MOST_TOGETHER: Final = 10_000
+"""Lists of rules that are kept; an application has as many as limited endpoints."""
+
 _MET_KEY: Final = "ratelimit.met"
-"""The dependencies that a request has met so far, each with its number on its route."""
+"""Scope key of the limits that a request has met on its route, by name in lower case."""
+
+_DEPENDS_KEY: Final = "ratelimit.depends"
+"""Scope key of those among them that are dependencies, in the order of the route."""
+
+
+class _Met(NamedTuple):
+    """One limit that a request meets."""
+
+    limit: "RateLimit"
+    name: str
+    counter: str
 
 
 class LimitOptions(RouteOptions, total=False):
     """The options that `limit` and `RateLimit` take beside the limit and ``by``."""
 
+    name: str | None
+    """The name that clients, logs and commands see; else the scope, else the function's own."""
     scope: str | None
     """Routes that share a scope share their counters."""
     limiter: RateLimiter | None
@@ -75,51 +103,66 @@ class RateLimit:
         refuse_unknown("a limit", options, {"by", *LimitOptions.__optional_keys__})
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
-        self._scope: str | None = of_rule.pop("scope", None)
+        self.scope: str | None = of_rule.pop("scope", None)
+        self.name: str | None = of_rule.pop("name", None)
+        """The name that clients see; None for the scope, or that of the endpoint."""
         names, self.dependency = _parts(by)
-        self._rules: dict[str, Rule] = {}
-        self._alone: dict[str, OnRoute] = {}
-        self._build: Callable[[str], Rule] = lambda name: Rule(
-            name, limit, by=names, on_route=True, **of_rule
+        self._rules: dict[tuple[str, str], Rule] = {}
+        self._build: Callable[[str, str], Rule] = lambda name, counter: RouteRule(
+            name, limit, by=names, counter=counter, **of_rule
         )
         # A mistake is told where it is made.
-        self.rule = self.rule_for(self._scope or "anything")
+        for name in ("anything", self.scope, self.name):
+            if name is not None:
+                self.rule = self.rule_for(name, "~")
         self.__signature__ = _signature(self.dependency)
+        self._met = OfEndpoint(self._on_endpoint)
 
-    def rule_for(self, scope: str, number: int = 1) -> Rule:
-        """The rule under which a scope is counted; ``number`` tells limits of one scope apart."""
-        name = self._scope or _rule_name(scope)
-        if number > 1:
-            name = f"{name}.{number}"
-        rule = self._rules.get(name)
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The part of ``by`` that its dependency gives, whatever the limiter has registered."""
+        return () if self.dependency is None else (_part(self.dependency),)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is limited by it, as far as that can be told without a request."""
+        if self.limiter is not None:
+            return not (self.limiter.enabled and RateLimiter.everywhere)
+        return off_by_environment() or not RateLimiter.everywhere
+
+    def rule_for(self, name: str, counter: str) -> Rule:
+        """The rule of this limit under a name, counted under a text."""
+        rule = self._rules.get((name, counter))
         if rule is None:
-            rule = self._rules[name] = self._build(name)
+            rule = self._rules[name, counter] = self._build(name, counter)
         return rule
+
+    def met(self, endpoint: Any, place: str, number: int) -> _Met:
+        """This limit as it is met on an endpoint; ``number`` tells limits of one endpoint apart."""
+        name = self.name or self.scope or readable(endpoint)
+        if self.scope is not None:
+            return _Met(self, name, f"{self.scope}~{number if number > 1 else ''}")
+        where = f"{scope_of(endpoint)}\0{place}\0{number}"
+        digest = urlsafe_b64encode(blake2b(where.encode(), digest_size=6).digest()).decode()
+        return _Met(self, name, f"{name}~{digest}")
 
     async def __call__(
         self, connection: HTTPConnection, response: Response, identity: object = None
     ) -> None:
         scope = connection.scope
-        identities: dict[str, Identify] = {}
-        if self.dependency is not None:
-            identities[_part(self.dependency)] = lambda _: _who(identity)
-        rule = self._rule_on_route(scope)
-        rules = self._alone.get(rule.name)
-        if rules is None:
-            rules = self._alone[rule.name] = OnRoute([(self.limiter, rule)])
-        admission = await _admit(scope, rules, identities)
+        identities: dict[str, Identify] = {name: lambda _: _who(identity) for name in self.known}
+        before = scope.setdefault(_DEPENDS_KEY, [])
+        if self not in before:
+            before.append(self)
+        admission = await _admit(scope, [self._met(scope)], identities)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
 
-    def _rule_on_route(self, scope: Scope) -> Rule:
-        if self._scope is not None:
-            return self.rule
-        met: dict[RateLimit, int] = scope.setdefault(_MET_KEY, {})
-        number = met.setdefault(self, len(met) + 1)
-        # Beside its name, so that no @limit on the endpoint has the same one.
-        return self.rule_for(f"{scope_of(scope.get('endpoint'))}()", number)
+    def _on_endpoint(self, scope: Mapping[str, Any]) -> _Met:
+        number = 1 if self.scope else scope[_DEPENDS_KEY].index(self) + 1
+        return self.met(scope.get("endpoint"), f"{place_of(scope)} depends", number)
 
 
 def limit(
@@ -136,9 +179,11 @@ def limit(
     parameter of the route. The other options are those of `LimitOptions`; ``cost``, ``tier`` and
     ``skip`` may be such functions, too.
 
-    Routes that share a ``scope`` share their counters; without one an endpoint counts by its
-    module and qualified name. ``limiter`` decides, else the innermost middleware around the route,
-    else an in-process one of the library's, with a warning.
+    Routes that share a ``scope`` share their counters; without one each endpoint, which is the
+    object that the router calls, counts by itself. ``name`` is what clients, logs and commands see
+    of the limit; without one it is the scope, or the function's own name. ``limiter`` decides, else
+    the innermost middleware around the route, else an in-process one of the library's, with a
+    warning.
 
     Works on async and sync functions and methods, which need no ``request`` parameter. Several may
     be stacked; all of them are decided together, all or nothing.
@@ -175,53 +220,58 @@ _LIMITED: Final[WeakKeyDictionary[Any, tuple[Any, list[RateLimit]]]] = WeakKeyDi
 def limits_of(endpoint: Any) -> list[RateLimit]:
     """The limits that stand on an endpoint, seen through partials, wrappers and bound methods."""
     found: list[RateLimit] = []
-    while endpoint is not None:
-        endpoint = getattr(endpoint, "__func__", endpoint)
+    for each in layers(endpoint):
         try:
-            found += _LIMITED.get(endpoint, (None, ()))[1]
+            found += _LIMITED.get(each, (None, ()))[1]
         except TypeError:  # what cannot be hashed has not been limited
-            return found
-        if isinstance(endpoint, functools.partial):
-            endpoint = endpoint.func
-        else:
-            endpoint = getattr(endpoint, "__wrapped__", None)
+            continue
     return found
 
 
-def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
+_DEFINED: Final[Counter[str]] = Counter()
+"""The number of limited functions of each qualified name."""
+
+
+def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it share
+    function: Callable[P, R], limits: list[RateLimit]
+) -> Callable[P, R]:
     scope_name = scope_of(function)
-    names: dict[str, int] = {}
-    named: list[tuple[RateLimiter | None, Rule]] = []
-    for each in limits:
-        name = each.rule_for(scope_name).name
-        names[name] = names.get(name, 0) + 1
-        named.append((each.limiter, each.rule_for(scope_name, names[name])))
-    rules = OnRoute(named)
+    _DEFINED[scope_name] += 1
     awaits = is_async(function)
     signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
-    @functools.wraps(function)
-    async def limited(*args: Any, **kwargs: Any) -> Any:
-        connection = response = None
+    def on_endpoint(scope: Mapping[str, Any]) -> list[_Met]:
+        # A function that endpoints call is no endpoint: it counts by itself, for all of them. Only
+        # where there are several of its name, it takes the endpoint to tell them apart.
+        place = ""
+        if _DEFINED[scope_name] > 1 or any(each is whole for each in layers(scope.get("endpoint"))):
+            place = place_of(scope)
+        met: list[_Met] = []
+        counters: Counter[str | None] = Counter()
+        for each in limits:
+            counters[each.scope] += 1
+            met.append(each.met(function, place, counters[each.scope]))
+        return met
+
+    met = OfEndpoint(on_endpoint)
+
+    def find_connection(args: Any, kwargs: Any) -> HTTPConnection | None:
+        given = kwargs.get(connection_name) if kwargs else None
+        for each in (given, *args, *kwargs.values()):
+            # Most often it is exactly that; to ask the abstract class costs ten times as much.
+            if type(each) is Request or isinstance(each, HTTPConnection):
+                return each
+        return None
+
+    async def limited(connection: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
+        response = None
         if kwargs:
-            connection, response = kwargs.get(connection_name), kwargs.get(response_name)
+            response = kwargs.get(response_name)
             for name in added:
                 kwargs.pop(name, None)
-        if connection is None or not isinstance(connection, HTTPConnection):
-            for connection in (*args, *kwargs.values()):
-                # Most often it is exactly that; to ask the abstract class costs ten times as much.
-                if type(connection) is Request or isinstance(connection, HTTPConnection):
-                    break
-            else:
-                connection = None
-        if connection is None:
-            raise RuntimeError(
-                f"{scope_name} is limited, but was called without a request; call the function "
-                "under @limit (its __wrapped__) where no request is meant"
-            )
         scope = connection.scope
-        admission = await _admit(scope, rules)
+        admission = await _admit(scope, met(scope))
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
                 receive, send = connection._receive, connection._send  # noqa: SLF001  # what its own methods are built on
@@ -241,9 +291,44 @@ def _wrap(function: Callable[P, R], limits: list[RateLimit]) -> Callable[P, R]:
                 _tell(told, admission)
         return result
 
-    limited.__signature__ = signature  # type: ignore[attr-defined]
-    _LIMITED[limited] = function, limits
-    return limited  # type: ignore[return-value]  # frameworks await what an endpoint returns
+    def enter(args: Any, kwargs: Any) -> Any:
+        connection = find_connection(args, kwargs)
+        if connection is not None:
+            return limited(connection, *args, **kwargs)
+        if all(each.is_off for each in limits):
+            return function(*args, **kwargs)
+        raise RuntimeError(
+            f"{scope_name} is limited, but was called without a request; where none is meant, turn "
+            "limits off (ratelimit.testing.disabled()) or call the function under @limit (its "
+            "__wrapped__); put RateLimitMiddleware around an application of another framework"
+        )
+
+    whole: Any
+    if awaits:
+
+        @functools.wraps(function)
+        async def whole(*args: Any, **kwargs: Any) -> Any:
+            return await enter(args, kwargs)
+
+    else:  # without limits a plain function gives what it always gives, not an awaitable
+
+        @functools.wraps(function)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            return enter(args, kwargs)
+
+        awaited(whole)
+    whole.__signature__ = signature
+    _LIMITED[whole] = function, limits
+    return whole  # type: ignore[no-any-return]  # frameworks await what an endpoint returns
+
+
+def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
+    """The connection among the values that an endpoint is called with."""
+    for each in values:
+        # Most often it is exactly that; to ask the abstract class costs ten times as much.
+        if type(each) is Request or isinstance(each, HTTPConnection):
+            return each
+    return None
 
 
 def _tell(response: Response, admission: Admission) -> None:
@@ -259,32 +344,9 @@ def _tell(response: Response, admission: Admission) -> None:
             raw.append(field)
 
 
-class OnRoute:
-    """The rules on a route, by the limiter that decides them."""
-
-    def __init__(self, rules: Iterable[tuple[RateLimiter | None, Rule]]) -> None:
-        self._rules = tuple(rules)
-        self._last: tuple[RateLimiter | None, Sequence[tuple[RateLimiter, Sequence[Rule]]]]
-        self._last = None, ()
-        self.asks_route = any("route" in rule.by for _, rule in self._rules)
-        """Whether a rule counts by the route."""
-
-    def by_limiter(self, outer: RateLimiter | None) -> Sequence[tuple[RateLimiter, Sequence[Rule]]]:
-        """Each limiter with its rules, in order; ``outer`` is the one of the middleware around."""
-        last, groups = self._last
-        if last is not outer or not groups:
-            found: dict[int, tuple[RateLimiter, list[Rule]]] = {}
-            for own, rule in self._rules:
-                limiter = own or outer or _fallback()
-                found.setdefault(id(limiter), (limiter, []))[1].append(rule)
-            groups = [*found.values()]
-            self._last = outer, groups
-        return groups
-
-
 async def _admit(
     scope: Scope,
-    rules: OnRoute,
+    limits: Iterable[_Met],
     identities: Mapping[str, Identify] = {},  # only read
 ) -> Admission:
     """Decides a route's rules, each by its own limiter, and waits for the request's turn.
@@ -294,11 +356,20 @@ async def _admit(
     """
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
-    route = functools.partial(_scope_of_endpoint, scope) if rules.asks_route else None
+    route = None
+    groups: dict[int, tuple[RateLimiter, list[Rule]]] = {}
+    for met in limits:
+        limiter = met.limit.limiter or (outer.limiter if outer else _fallback())
+        rule = met.limit.rule_for(_name_here(met, limiter, scope), met.counter)
+        if "route" in rule.by:
+            route = functools.partial(_route_of, scope)
+        groups.setdefault(id(limiter), (limiter, []))[1].append(rule)
     delay_us = 0
-    for limiter, own in rules.by_limiter(outer.limiter if outer else None):
+    for limiter, rules in groups.values():
+        own = _together(rules)
         if admission is None:
-            admission = scope[ROUTE_KEY] = Admission(limiter, None)
+            ahead = Ahead(scope.get("app"), scope) if limiter.events.has_listener else None
+            admission = scope[ROUTE_KEY] = Admission(limiter, ahead)
         limiter.check_registered(own, known=identities)
         await limiter.decide(admission, scope, own, route=route, identities=identities)
         if admission.refusal is not None:
@@ -314,8 +385,28 @@ async def _admit(
     return admission
 
 
-def _scope_of_endpoint(scope: Scope) -> str:
-    return scope_of(scope.get("endpoint"))
+def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:
+    """The name of a limit in this request, in which no other limit or rule has it."""
+    names: dict[str, _Met] = scope.setdefault(_MET_KEY, {})
+    name, number = met.name, 1
+    while name.lower() in limiter.names or names.setdefault(name.lower(), met) != met:
+        number += 1
+        name = f"{met.name[:60]}.{number}"
+    return name
+
+
+_TOGETHER: Final[dict[tuple[int, ...], list[Rule]]] = {}
+
+
+def _together(rules: list[Rule]) -> list[Rule]:
+    """The one list of these rules, by which a limiter remembers what it has prepared for them."""
+    if len(_TOGETHER) >= _MOST_TOGETHER:
+        _TOGETHER.clear()
+    return _TOGETHER.setdefault(tuple(map(id, rules)), rules)
+
+
+def _route_of(scope: Scope) -> str:
+    return place_of(scope) or scope_of(scope.get("endpoint"))
 
 
 def _error(scope: Scope, admission: Admission, refusal: Refusal) -> Refused:
@@ -335,13 +426,6 @@ def _fallback() -> RateLimiter:
         "limiter= beside it; it is counted in this process alone"
     )
     return RateLimiter()
-
-
-def _rule_name(scope: str) -> str:
-    """A name that clients may see: the function's, and a digest of where it is."""
-    label = re.sub("[^A-Za-z0-9_]", "", scope.rpartition(".")[2])[:40].lstrip("_0123456789")
-    digest = urlsafe_b64encode(blake2b(scope.encode(), digest_size=6).digest()).decode()
-    return f"{label or 'route'}.{digest.replace('=', '')}"
 
 
 def _parts(by: object) -> tuple[Any, Dependency | None]:

@@ -1,9 +1,11 @@
 """Endpoints as limits see them: name, kind, signature, and whether a route has them already."""
 
+import functools
 import gc
 import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
@@ -12,7 +14,14 @@ from starlette.routing import BaseRoute
 
 from ratelimit.asgi.routing import innermost
 
-__all__ = ["is_async", "refuse_misplaced", "scope_of", "with_injected"]
+if sys.version_info >= (3, 13):
+    from inspect import iscoroutinefunction
+else:  # as Starlette and FastAPI ask there, since only this one knows the mark of `awaited`
+    from asyncio import iscoroutinefunction
+
+__all__ = [
+    "awaited", "is_async", "layers", "readable", "refuse_misplaced", "scope_of", "with_injected",
+]  # fmt: skip
 
 # What FastAPI is asked to pass to a decorated endpoint; Starlette passes the request by itself.
 _CONNECTION: Final = "ratelimit_connection"
@@ -21,17 +30,61 @@ _RESPONSE: Final = "ratelimit_response"
 
 def scope_of(endpoint: Any) -> str:
     """Module and qualified name of an endpoint, seen through partials and wrappers."""
-    function = innermost(endpoint)
-    if not hasattr(function, "__qualname__"):
-        function = type(function)
+    function = _named(endpoint)
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def readable(endpoint: Any) -> str:
+    """A name that clients may see, and several endpoints may have: ``report``, ``Page.get``."""
+    own = _named(endpoint).__qualname__.rpartition("<locals>.")[2]
+    return re.sub("[^A-Za-z0-9_.]", "", own)[-40:].strip("_0123456789.") or "route"
+
+
+def _named(endpoint: Any) -> Any:
+    function = innermost(endpoint)
+    return function if hasattr(function, "__qualname__") else type(function)
+
+
+def layers(endpoint: Any) -> Iterator[Any]:
+    """Everything that an endpoint runs, as far as it can be seen from outside, outermost first.
+
+    Partials, wrappers (functools.wraps), bound methods, the methods of a class, ``__call__``.
+    """
+    while endpoint is not None:
+        endpoint = getattr(endpoint, "__func__", endpoint)
+        yield endpoint
+        if isinstance(endpoint, functools.partial):
+            endpoint = endpoint.func
+        elif hasattr(endpoint, "__wrapped__"):
+            endpoint = endpoint.__wrapped__
+        elif isinstance(endpoint, type):
+            for name in dir(endpoint):
+                if not name.startswith("__"):
+                    yield from layers(_method(inspect.getattr_static(endpoint, name)))
+            return
+        else:
+            endpoint = None if inspect.isroutine(endpoint) else _method(type(endpoint).__call__)
+
+
+def _method(value: Any) -> Any:
+    """A function, or what wraps one; None for anything else."""
+    value = getattr(value, "__func__", value)
+    return value if inspect.isfunction(value) or hasattr(value, "__wrapped__") else None
 
 
 def is_async(function: Any) -> bool:
     """Whether the outermost layer is async; what it wraps does not matter to its caller."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+    return iscoroutinefunction(function) or iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004  # whether *it* is async, not whether it is
     )
+
+
+def awaited(function: Any) -> None:
+    """Marks a plain function as one whose result frameworks are to await."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = sys.modules["asyncio"].coroutines._is_coroutine  # noqa: SLF001
 
 
 def with_injected(function: Callable[..., Any]) -> tuple[inspect.Signature, str, str]:

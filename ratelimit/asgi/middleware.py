@@ -13,8 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
+from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.asgi.start import mistakes
+from ratelimit.limiter.limiter import Admission, RateLimiter
+from ratelimit.rules.paths import normalised, route_path
 
 __all__ = ["RateLimitMiddleware"]
 
@@ -35,21 +38,27 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self._router = router_below(app)
+        self._reads: Readers | None = None
+        self._reads_otherwise = True
+        """Whether something further in may take a path for another one; looked up when asked."""
         answer_refused(app)
         _warn_of_cors_inside(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             if scope["type"] == "lifespan":
+                await self._look_at_routes(scope, receive, send)
                 self.limiter.start()
                 send = self._closing(send)
             await self.app(scope, receive, send)
             return
         limiter = self.limiter
         route = None
-        if limiter.asks_routes or EXEMPT:
+        if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
             route = Ahead(below(self._router, scope), scope)
         admission = await limiter.admit(scope, route)
+        if self._reads_otherwise and admission.refusal is None:
+            await self._admit_as_read(admission, scope, route)
         if admission.refusal is not None:
             await admission.give_back()
             await answer(self.limiter, admission.refusal, scope, receive, send)
@@ -70,10 +79,10 @@ class RateLimitMiddleware:
                 ours = admission.headers()
                 if ours:
                     headers = [*message.get("headers", ())]
-                    names = [*map(_NAME, headers)]
+                    names = [*map(_NAME, headers)]  # the application's own fields stay
                     for field in ours:
-                        if field[0] not in names:  # which would be the application's own
-                            headers.append(field)
+                        if field[0] not in names:
+                            headers.append(field)  # noqa: PERF401  # a comprehension is a call more
                     message = {**message, "headers": headers}
             return send(message)
 
@@ -81,6 +90,40 @@ class RateLimitMiddleware:
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)
+
+    async def _admit_as_read(self, admission: Admission, scope: Scope, route: Any) -> None:
+        """Decides the rules of each path, too, that something further in takes this one for."""
+        if self._reads is None:
+            self._reads = readers(self.app)
+            self._reads_otherwise = self._reads != NOTHING
+        here = route_path(scope)
+        paths = {here, *(route_path({**scope, "root_path": each}) for each in self._reads.roots)}
+        if self._reads.files and here.endswith(("/", "/.", "/..")):
+            paths |= {normalised(each).rstrip("/") or "/" for each in paths}
+        for path in sorted(paths - {here}):
+            read = {**scope, "path": path, "root_path": "", SCOPE_KEY: admission}
+            await self.limiter.admit(read, route)
+            if admission.refusal is not None:
+                return
+
+    async def _look_at_routes(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses to start where a limit on a route could only fail, request by request."""
+        if self.limiter.asks_routes and self._router is None and "app" not in scope:
+            _LOG.warning(
+                "routes-unknown: a rule counts by route, but no routes can be seen in what this "
+                "middleware stands in front of, so its requests are counted by address instead; "
+                "write a rule for each path"
+            )
+        try:
+            found = mistakes(self.app, self.limiter)
+        except Exception:  # noqa: BLE001  # a look at somebody's routes is not his outage
+            _LOG.exception("routes-unknown: the limits on routes could not be looked at")
+            return
+        if found:
+            text = "a limit on a route cannot hold: " + "; ".join(found)
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": text})
+            raise ValueError(text)
 
     def _closing(self, send: Send) -> Send:
         """Closes the store when the application has shut down, before the server hears of it."""

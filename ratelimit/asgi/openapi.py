@@ -1,10 +1,11 @@
 """The answers of limits in the OpenAPI of a FastAPI application."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ratelimit.asgi.decorators import RateLimit, limits_of
+from ratelimit.asgi.decorators import RateLimit
 from ratelimit.asgi.routing import flat
+from ratelimit.asgi.start import limits_on
 
 __all__ = ["RESPONSES", "document"]
 
@@ -67,7 +68,7 @@ def document(app: Any) -> None:
         schema: dict[str, Any] = describe()
         for route in flat(app.routes):
             operations = schema.get("paths", {}).get(getattr(route, "path_format", None), {})
-            found = {status for each in _limits_on(route) for status in _answers_of(each)}
+            found = {status for each in limits_on(route) for status in _answers_of(each)}
             for method in getattr(route, "methods", None) or ():
                 if method.lower() in operations:
                     responses = operations[method.lower()].setdefault("responses", {})
@@ -76,17 +77,6 @@ def document(app: Any) -> None:
         return schema
 
     app.openapi = openapi
-
-
-def _limits_on(route: Any) -> Iterator[RateLimit]:
-    yield from limits_of(getattr(route, "endpoint", None))
-    below = [getattr(route, "dependant", None)]
-    while below:
-        dependant = below.pop()
-        call = getattr(dependant, "call", None)
-        if isinstance(call, RateLimit):
-            yield call
-        below += getattr(dependant, "dependencies", ())
 
 
 def _answers_of(limit: RateLimit) -> Iterable[int]:

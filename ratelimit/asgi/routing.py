@@ -62,7 +62,9 @@ def below(router: Any, scope: Mapping[str, Any]) -> Any:
         return scope.get("app")
     root = scope.get("root_path", "")
     mounted = "app_root_path" in scope and not scope.get("path_params")
-    return Below(router.routes, root, root[len(scope["app_root_path"]) :] if mounted else "")
+    prefix = root[len(scope["app_root_path"]) :] if mounted else ""
+    # FastAPI puts its own root_path in the place of the server's.
+    return Below(router.routes, getattr(router, "root_path", "") or root, prefix)
 
 
 def resolve(app: Any, scope: Mapping[str, Any]) -> Resolved | None:

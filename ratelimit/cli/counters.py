@@ -8,10 +8,11 @@ from typing import Any, Final, TypeVar
 import click
 
 from ratelimit.cli.output import Row, as_json, fail, say, show
-from ratelimit.cli.rulefiles import load, no_such_rule, spelled
+from ratelimit.cli.rulefiles import load, spelled
 from ratelimit.control.switches import ALL
 from ratelimit.decisions import Check, identity_digest
-from ratelimit.identity.keys import identity_of
+from ratelimit.limiter.by_name import Identified, no_such_rule, rule_named
+from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import StoreUnavailable
 from ratelimit.stores.redis.store import MOST_DENIED, RedisStore
@@ -61,23 +62,15 @@ class Place:
     def checks(self, name: str, parts: Sequence[str], cost: int) -> list[Check]:
         """A rule's checks for an identity, in force as a limiter would have them."""
         rules = self.rules.in_force()
-        rule = next((each for each in rules.rules if each.name == name), None)
-        if rule is None:
-            raise click.UsageError(no_such_rule(name, [each.name for each in rules.rules]))
-        if len(parts) != len(rule.by):
-            raise click.UsageError(
-                f"rule {name!r} counts by {', '.join(rule.by)}: give {len(rule.by)} texts, not "
-                f"{len(parts)}"
-            )
-        key, first = identity_of(rule.by, parts, rules.ipv6_prefix)
-        limits = rule.overrides.get(first, rule.limits)
-        groups = [limits] if first in rule.overrides or not rule.tiers else rule.tiers.values()
-        unique = {limit.digest: limit for group in groups for limit in group}
-        if not unique:
-            raise click.UsageError(
-                f"rule {name!r} has no limit for this identity that the file names"
-            )
-        return [Check(limit, key, cost, rule.name) for limit in unique.values()]
+        try:
+            asked = Identified.of(rule_named(name, rules.rules), parts, rules.ipv6_prefix)
+            limits = asked.every_limit()
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        if not limits:
+            what = "blocks" if asked.own is BLOCKED else "does not limit"
+            raise click.UsageError(f"rule {name!r} {what} this identity, which has no counter")
+        return asked.checks(limits, cost)
 
 
 def of_store(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,12 +106,12 @@ def of_store(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @of_store
 @click.argument("rule")
-@click.argument("identity", nargs=-1, required=True)
+@click.argument("identity", nargs=-1)
 def inspect(place: Place, rule: str, identity: Sequence[str], json_: bool) -> None:
     """Shows the state of an IDENTITY's counters under a RULE, and charges nothing.
 
     STORE is a URI, or - for the rule file's own. IDENTITY is one text for each part of the rule's
-    `by`, in its order.
+    `by`, in its order; `global` takes none.
     """
     checks = place.checks(rule, identity, cost=0)
     decisions = place.ask(lambda store: store.decide(checks))
@@ -140,18 +133,18 @@ def inspect(place: Place, rule: str, identity: Sequence[str], json_: bool) -> No
 @click.command()
 @of_store
 @click.argument("rule")
-@click.argument("identity", nargs=-1, required=True)
+@click.argument("identity", nargs=-1)
 def reset(place: Place, rule: str, identity: Sequence[str], json_: bool) -> None:
     """Makes an IDENTITY's counters under a RULE as if they had never been used.
 
     STORE is a URI, or - for the rule file's own. IDENTITY is one text for each part of the rule's
-    `by`, in its order.
+    `by`, in its order; `global` takes none.
     """
     checks = place.checks(rule, identity, cost=1)
     place.ask(lambda store: store.reset(checks))
     if json_:
         show({"rule": rule, "limits": [spelled(check.limit) for check in checks]}, json_=True)
-    say(f"{rule}: {' '.join(identity)} starts afresh (deny caches hold for a second more)")
+    say(f"{' '.join((rule + ':', *identity))} starts afresh (deny caches hold for a second more)")
 
 
 @click.command()

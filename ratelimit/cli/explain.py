@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from itertools import chain
 from typing import Any, Final
@@ -18,6 +18,7 @@ from ratelimit.identity.hosts import host_of
 from ratelimit.identity.networks import Networks
 from ratelimit.limiter.checks import Registered, Request, TurnedAway, question
 from ratelimit.limiter.in_force import InForce
+from ratelimit.rules.matching import Index
 from ratelimit.rules.paths import normalised
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
@@ -142,7 +143,7 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
         elif rule.name in replaced:
             row["why"] = f"{replaced[rule.name]!r} takes its place"
         elif rule.name in found:
-            more, replaces = await _applied(rule, found[rule.name], request)
+            more, replaces = await _applied(rule, found[rule.name], request, rules.index)
             row |= more
             replaced |= dict.fromkeys(replaces, rule.name)
         else:
@@ -151,8 +152,8 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
 
 
 async def _applied(
-    rule: Rule, params: Mapping[str, object], request: Request
-) -> tuple[Mapping[str, object], tuple[str, ...]]:
+    rule: Rule, params: Mapping[str, object], request: Request, index: Index
+) -> tuple[Mapping[str, object], Collection[str]]:
     """The rest of the row of a rule that matches a request, and the rules that it replaces."""
     if _asks_application(rule):
         known = {
@@ -161,7 +162,7 @@ async def _applied(
             "identity": ", ".join(rule.by),
             "limits": "; ".join(map(spelled, rule.limits)),
         }
-        return known, rule.replaces if rule.mode == "enforce" else ()
+        return known, index.replaced_by(rule, known=False) if rule.mode == "enforce" else ()
     try:
         asked = await question(rule, params, request, strict=True)
     except TurnedAway as turned:
@@ -176,7 +177,8 @@ async def _applied(
     }
     if str(rule.tier).startswith("user:"):
         row["why"] = "of the first tier, since the application alone knows a user's"
-    return row, asked.replaces
+    replaces = index.replaced_by(rule, known=asked.known) if asked.action == 0 else ()
+    return row, replaces
 
 
 def _why_not(rule: Rule, method: str, path: str, host: str) -> str:

@@ -14,15 +14,11 @@ from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.file.schema import schema as rule_file_schema
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.words import near, shown
 
-__all__ = ["check", "load", "no_such_rule", "schema", "spelled"]
+__all__ = ["check", "load", "schema", "spelled"]
 
 MISTAKES: Final = 1
 """The exit code of a rule file with mistakes."""
-
-MOST_NAMED: Final = 20
-"""Most rules that a message names."""
 
 BYTES_OF_A_KEY: Final = 136
 """Size of a bucket's or a window's key in Redis 7, its name included (benchmarks/redis.py)."""
@@ -99,13 +95,6 @@ def load(file: str) -> RuleSet:
 def _tell(error: RuleFileError) -> None:
     for mistake in error.mistakes:
         say(str(mistake))
-
-
-def no_such_rule(name: str, names: Sequence[str]) -> str:
-    """The beginning of a sentence that tells of a name that none of these rules has."""
-    more = ", ..." if len(names) > MOST_NAMED else ""
-    there = f"; there are {', '.join(names[:MOST_NAMED])}{more}" if names else ""
-    return f"there is no rule {shown(name)}{near(name, names, write=repr) or there}"
 
 
 def spelled(limit: Limit) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ratelimit.background import Background
+from ratelimit.control.events import Events
 from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.ruleset import RuleSet
@@ -89,17 +90,20 @@ class Watcher:
         self.rules = reading.rules
         """The rules in force, as the file gave them."""
         self._use: Callable[[RuleSet], None] = lambda _: None
+        self._events = Events()
         self._digests = reading.digests
         self._since = time.time()
         self._mistakes: list[str] = []
         self._begun = self._ended = 0
 
-    def follow(self, use: Callable[[RuleSet], None]) -> None:
+    def follow(self, use: Callable[[RuleSet], None], events: Events | None = None) -> None:
         """Has ``use`` called with the rules whenever they were read again; it may refuse them.
 
         It is called in the event loop that asked, and raises ValueError for what it cannot use.
+        ``events`` are told what came of it.
         """
         self._use = use
+        self._events = events or self._events
 
     def run(self) -> None:
         """Begins to watch, and to heed the signal, in this event loop, where that was asked for."""
@@ -137,19 +141,24 @@ class Watcher:
 
     def _conclude(self, reading: _Reading) -> None:
         self._digests = reading.digests
-        problem = reading.problem
+        problem, change = reading.problem, ""
         if reading.rules is not None:
             try:
                 self._use(reading.rules)
             except Exception as error:  # noqa: BLE001  # the law of this module
                 problem = error
             else:
-                _LOG.info("rules-reloaded: %s: %s", self._path, _change(self.rules, reading.rules))
+                change = f"{self._path}: {_change(self.rules, reading.rules)}"
+                _LOG.info("rules-reloaded: %s", change)
                 self.rules = reading.rules
                 self._since = time.time()
         self._mistakes = [] if problem is None else _mistakes(self._path, problem)
         for mistake in self._mistakes:
             _LOG.error("rules-not-reloaded: the rules stay as they are: %s", mistake)
+        if self._mistakes:
+            self._events.happened("rules-not-reloaded", "; ".join(self._mistakes))
+        elif reading.rules is not None:
+            self._events.happened("rules-reloaded", change)
 
     async def _watch(self) -> None:
         """Looks whenever the system reports a change, and every now and then without a report.

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.background import Background
+from ratelimit.control.events import Events
 from ratelimit.rules.file.contents import contents
 from ratelimit.stores import StoreUnavailable
 
@@ -68,9 +69,15 @@ class Switches:
     ``off`` holds the names, ``*`` for every rule.
 
     ``names`` gives the names of the rules that there are, which a `Reporting` store is told.
+    ``events`` are told of every change but the one that it starts with.
     """
 
-    def __init__(self, store: object, names: Callable[[], Iterable[str]] = tuple) -> None:
+    def __init__(
+        self,
+        store: object,
+        names: Callable[[], Iterable[str]] = tuple,
+        events: Events | None = None,
+    ) -> None:
         self._places: dict[str, Callable[[], Awaitable[frozenset[str]]]] = {}
         file = os.environ.get("RATELIMIT_KILL_FILE")
         if file:
@@ -86,7 +93,9 @@ class Switches:
         self._complained = False
         self._background = Background("switches", self._learn)
         self.off: frozenset[str] = frozenset()
+        self._events = Events()
         self._put_together()
+        self._events = events or self._events
 
     def run(self) -> None:
         """Begins to learn of changes in this event loop, if there is anything to learn from."""
@@ -141,12 +150,11 @@ class Switches:
         off = frozenset[str]().union(*self._said.values())
         if off != self.off:
             self.off = off
-            _LOG.warning(
-                "switched: %s",
-                f"off until further notice: {', '.join(sorted(off))}"
-                if off
-                else "every rule is in force again",
-            )
+            said = "every rule is in force again"
+            if off:
+                said = f"off until further notice: {', '.join(sorted(off))}"
+            _LOG.warning("switched: %s", said)
+            self._events.happened("switched", said)
 
     def _complain(self, place: str, problem: str) -> None:
         if self._complaints.get(place) != problem:

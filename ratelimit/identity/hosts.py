@@ -2,13 +2,13 @@
 
 from typing import Final
 
-from ratelimit.identity.addresses import Scope
+from ratelimit.identity.addresses import Scope, read_address
 from ratelimit.identity.proxies import Proxies
 
 __all__ = ["host_of"]
 
 _LONGEST: Final = 300
-"""More than any name of a host and its port."""
+"""More than any name of a host; what is behind it, such as a port of 300 zeros, is cut."""
 
 
 def host_of(scope: Scope, proxies: Proxies) -> str:
@@ -25,11 +25,9 @@ def host_of(scope: Scope, proxies: Proxies) -> str:
         for name, value in scope.get("headers", ()):
             if name == b"x-forwarded-host":
                 found = value.rpartition(b",")[2]
-    if len(found) > _LONGEST:
-        return ""
-    host = found.decode("latin-1").strip().lower()
+    host = found[:_LONGEST].decode("latin-1").strip().lower()
     if host[:1] == "[":
         host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
+    elif host.count(":") == 1 or (":" in host and read_address(host) is None):
+        host = host.partition(":")[0]  # as frameworks do it, whatever follows
     return host.removesuffix(".")

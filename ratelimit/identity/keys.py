@@ -5,7 +5,7 @@ client's address, and what is read from a request is bounded before it is kept.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from inspect import isawaitable
 from typing import Any, Final
@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from ratelimit.decisions import identity_digest
 from ratelimit.identity.addresses import Address, read_address
+from ratelimit.identity.connections import Ask, connection
 from ratelimit.identity.users import user_id
 
 __all__ = [
@@ -34,7 +35,7 @@ Read = Callable[[Scope, Mapping[str, object], Route], "str | None"]
 """Reads one part of an identity from a scope, its path's parameters and its route."""
 KeyOf = Callable[[Scope, "Address | None", Mapping[str, object], Route], "str | None"]
 """Reads the text a request is counted under; None where a part is missing and has to be there."""
-Identify = Callable[[HTTPConnection], "str | Awaitable[str | None] | None"]
+Identify = Ask[str | None]
 """An identity that the application registers: text, or None where there is none."""
 
 UNIDENTIFIED: Final = "unidentified"
@@ -194,7 +195,7 @@ async def _value(
     read = _reader(part)
     if read is not None:
         return read(scope, path_params, route)
-    answer = registered[part](HTTPConnection(dict(scope)))
+    answer: Any = registered[part](connection(scope))
     value = await answer if isawaitable(answer) else answer
     if value is not None and not isinstance(value, str):
         raise TypeError(f"the identity {part!r} gave {type(value).__name__}, not text")

@@ -48,7 +48,7 @@ def is_nobody(user: object) -> bool:
 
 def attribute(user: object, name: str, *, default: object = None) -> object:
     """An attribute of a user, or a key where the user is a mapping; ``default`` if not there."""
-    if _is_mapping(type(user)):
+    if _is_mapping(type(user)):  # type: ignore[arg-type]  # the abstract class hashes it, too
         return user.get(name, default)  # type: ignore[attr-defined]  # it is a mapping
     try:
         return getattr(user, name, default)
@@ -58,7 +58,7 @@ def attribute(user: object, name: str, *, default: object = None) -> object:
 
 @lru_cache(maxsize=256)
 def _is_mapping(kind: type) -> bool:
-    """Whether a class is of mappings; to ask the abstract class each time takes ten times as long."""
+    """Whether a class is of mappings; to ask the abstract class takes ten times as long."""
     return issubclass(kind, Mapping)
 
 

@@ -70,7 +70,7 @@ class Admission:
         self.decided: tuple[tuple[Store, Sequence[tuple[Rule, Any]]], ...] = ()
         """The rules that were decided, and by which store."""
         self.passed: tuple[Passed, ...] = ()
-        """What was charged, and by which limiter; returned if something further in refuses."""
+        """Charges, and by which limiter; returned if something further in refuses."""
         self.refusal: Refusal | None = None
         """The answer to give instead of the application's; None while the request may go on."""
         self.degraded: tuple[Decision, ...] = ()

@@ -7,20 +7,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from starlette.requests import HTTPConnection
-
 from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask, connection
 from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.identity.proxies import Proxies
+from ratelimit.identity.users import attribute
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.rule import Rule, policy_names
-from ratelimit.rules.values import Ask
 
-__all__ = ["Question", "Registered", "Request", "TurnedAway", "question"]
+__all__ = [
+    "Question",
+    "Registered",
+    "Request",
+    "TurnedAway",
+    "is_enforced",
+    "override_of",
+    "question",
+]
 
 T = TypeVar("T")
 
@@ -47,10 +54,11 @@ class Request(NamedTuple):
     failed: Callable[[str, str, Exception], None]
     """Told of a function that failed: whose it is, what comes of it, and why."""
 
-    async def told(self, ask: Callable[[HTTPConnection], Any]) -> Any:
+    async def told(self, ask: Ask[T]) -> T:
         """The application's answer about it, sync or async."""
-        answer = ask(HTTPConnection(dict(self.scope)))
-        return await answer if isawaitable(answer) else answer
+        answer: Any = ask(connection(self.scope))
+        found: T = await answer if isawaitable(answer) else answer
+        return found
 
 
 class Question(NamedTuple):
@@ -61,17 +69,18 @@ class Question(NamedTuple):
     key: str
     cost: int
     action: int
-    replaces: tuple[str, ...]
-    """The rules that do not apply to the request, since this one does."""
+    known: bool
+    """Whether no other client could have picked its identity, so that it replaces what it names."""
 
 
 class TurnedAway(Exception):
-    """A rule refuses the request without counting it."""
+    """A rule refuses the request, of an ``identity`` where it is known, without counting it."""
 
-    def __init__(self, rule: str, refusal: Refusal) -> None:
+    def __init__(self, rule: str, refusal: Refusal, identity: str = "") -> None:
         super().__init__(rule, refusal)
         self.rule = rule
         self.refusal = refusal
+        self.identity = identity
 
 
 async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
@@ -88,7 +97,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     client = request.client
     if client is not None:
         if client in rule.denied_clients:
-            raise TurnedAway(rule.name, forbid())
+            raise TurnedAway(rule.name, forbid(), client.key)
         if client in rule.allowed_clients:
             return None
 
@@ -118,11 +127,11 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
             return None
         raise TurnedAway(rule.name, unidentified())
     key, first = found
-    override = _override(rule, key, first) if rule.overrides else None
+    override = override_of(rule, key, first) if rule.overrides else None
     limits = None if override is None else rule.overrides[override]
     if limits is BLOCKED:
-        if _enforced(rule, key):
-            raise TurnedAway(rule.name, forbid())
+        if is_enforced(rule, key):
+            raise TurnedAway(rule.name, forbid(), key)
         return None
     if limits is None and rule.dynamic is not None:
         limits = rule.read_limits(await request.told(rule.dynamic))
@@ -144,17 +153,16 @@ def _asked(
     rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
 ) -> Question:
     policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
-    enforced = _enforced(rule, key)
+    enforced = is_enforced(rule, key)
     if cost > MOST_COST:  # which no check can carry, and a client may have chosen
         if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
-            raise TurnedAway(rule.name, too_costly(MOST_COST, policies))
+            raise TurnedAway(rule.name, too_costly(MOST_COST, policies), key)
         cost = MOST_COST
-    # Whoever picks the value would escape the other rules by it.
-    replaces = rule.replaces if enforced and rule.is_known(override) else ()
-    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, replaces)
+    known = rule.is_known(override)
+    return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, known)
 
 
-def _override(rule: Rule, key: str, first: str) -> str | None:
+def override_of(rule: Rule, key: str, first: str) -> str | None:
     """The text by which an identity has limits of its own: by all its parts, else by the first."""
     if len(rule.by) > 1:
         if "\0" + key in rule.overrides:
@@ -164,7 +172,8 @@ def _override(rule: Rule, key: str, first: str) -> str | None:
     return first if first in rule.overrides else None
 
 
-def _enforced(rule: Rule, key: str) -> bool:
+def is_enforced(rule: Rule, key: str) -> bool:
+    """Whether a rule has a say in what becomes of an identity."""
     return rule.mode == "enforce" and (rule.enforce_share == 1 or rule.enforced_on(key))
 
 
@@ -197,7 +206,7 @@ async def _tier(chooser: Any, request: Request) -> str | None:
     if not isinstance(chooser, str):
         found = await request.told(chooser)
     elif chooser.startswith("user:"):
-        found = getattr(scope.get("user"), chooser.removeprefix("user:"), None)
+        found = attribute(scope.get("user"), chooser.removeprefix("user:"))
     elif chooser.startswith("header:"):
         if not request.proxies.trusts_peer(scope):
             return None  # a client does not choose its own tier

@@ -8,19 +8,23 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
+from ratelimit.control.events import Events
 from ratelimit.control.switches import Switches
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
+from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, told_of
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
-from ratelimit.rules.values import Ask
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
@@ -76,8 +80,10 @@ class Decider:
         reports: Reports,
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
+        events: Events,
     ) -> None:
         self._owner = owner
+        self._events = events
         self._store = owner.store
         self._counts = owner.counts
         self._denials = owner.denials
@@ -94,7 +100,7 @@ class Decider:
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(
+    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -103,10 +109,7 @@ class Decider:
         registered: Registered,
         route: Callable[[], str | None],
     ) -> Admission:
-        """Decides what ``find`` gives for a request, by its plan or one by one.
-
-        ``rules`` are those that answer where even that fails.
-        """
+        """Decides what ``find`` gives, or asks ``rules`` what is to be where even that fails."""
         owner = self._owner
         if not (owner.enabled and owner.everywhere):
             return admission
@@ -115,9 +118,8 @@ class Decider:
         keys: Sequence[str] | None = None
         try:
             client = self.now.proxies.client(scope)
-            if not (owner.denylist.empty and owner.allowlist.empty) and self._is_listed(
-                admission, client
-            ):
+            listed = not (owner.denylist.empty and owner.allowlist.empty)
+            if listed and self._is_listed(admission, client):
                 return admission
             matching, plan = find(scope)
             if self._switches.off or admission.decided:
@@ -132,14 +134,11 @@ class Decider:
                 self._look(scope, client)
             if plan is not None and self._skip is None:
                 keys = plan.keys(scope, client, matching, route)
-                if plan.watched and keys is not None:
-                    for number in plan.watched:
-                        self._say_missing(*matching[number], scope)
+                for place in plan.watched if keys is not None else ():
+                    self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                request = Request(
-                    scope, client, self.now.proxies, registered, route,
-                    self._reports.function_failed,
-                )  # fmt: skip
+                failed = self._reports.function_failed
+                request = Request(scope, client, self.now.proxies, registered, route, failed)
                 plan, keys = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -147,19 +146,49 @@ class Decider:
                 decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
-                if len(decisions) != len(plan.asked):
-                    raise ValueError(f"{len(decisions)} decisions for {len(plan.asked)} checks")
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
-            checks, policies = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
-            await self._fallback.answer(
-                self.now.rules, admission, matching, problem, checks, policies
-            )
+            asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
+            await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
         return admission
+
+    async def charge(
+        self, rule: Rule, terms: Terms, key: str
+    ) -> tuple[Admission, tuple[Decision, ...]]:
+        """Decides one rule's question about an identity, where there is no request.
+
+        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
+        StoreUnavailable where a request would be answered with 503.
+        """
+        admission = Admission(self._owner, None)
+        matching: Matching = [(rule, {})]
+        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        admission.decided = ((self._store, matching),)
+        decisions: Sequence[Decision] = ()
+        problem: Exception | None = None
+        try:
+            decisions = await self._ask(plan.checks(keys))
+            lost = self._conclude(admission, plan, keys, decisions)
+            if lost:
+                problem = lost[0][1]
+                await self._without_store(admission, matching, plan, keys, lost)
+        except Exception as failed:  # noqa: BLE001  # the law of this module
+            problem = failed
+            await self._fallback.answer(
+                self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
+            )
+        if admission.refusal is not None:
+            await admission.give_back()
+            if admission.refusal.status == 503 and problem is not None:
+                if isinstance(problem, StoreUnavailable):
+                    raise problem
+                raise StoreUnavailable(f"{type(problem).__name__}: {problem}") from problem
+        known = [each for each in decisions if not each.degraded]
+        return admission, (*known, *admission.degraded)
 
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
@@ -168,6 +197,7 @@ class Decider:
         if client in self._owner.denylist:
             self._counts["denylist", "denied"] += 1
             admission.refuse(forbid())
+            tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
         return client in self._owner.allowlist
 
@@ -175,12 +205,24 @@ class Decider:
         self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
     ) -> None:
         """Says, once each, that nothing has ever set what a rule counts by."""
-        if rule.by[0] == "user" and "user" not in scope:
-            self._reports.once("user-missing", rule.name)
+        if "user" in rule.by:
+            if "user" not in scope:
+                self._reports.once("user-missing", rule.name)
+            elif self.seen < 1_000 or not self.seen % 64:  # as for every look
+                self._say_unreadable(scope["user"])
         if rule.by != ("user",):
             for part in rule.by:
                 if part.startswith("path:") and part[5:] not in path_params:
                     self._reports.once("path-missing", f"{rule.name} by {part}")
+
+    def _say_unreadable(self, user: object) -> None:
+        """Says, once, that users of a kind cannot be told apart."""
+        try:
+            unreadable = user_id(user) is None and not is_nobody(user)
+        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
+            return
+        if unreadable:
+            self._reports.once("user-unreadable", type(user).__name__)
 
     async def _without_store(
         self,
@@ -222,6 +264,8 @@ class Decider:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
                     continue
+                if "user" in rule.by and rule.on_missing != "client":
+                    self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
                     strict = word == "deny"
@@ -238,14 +282,18 @@ class Decider:
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    replaced.update(found.replaces)
+                    if rule.replaces and found.action != _SHADOW:
+                        # Whoever picks the identity would escape other rules by it.
+                        index = self.now.rules.index
+                        replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
+            tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, each.limits, each.policies, each.cost, each.action)
+            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -273,10 +321,10 @@ class Decider:
         keys: Sequence[str],
         decisions: Sequence[Decision],
     ) -> list[tuple[int, Exception]]:
-        """The outcome of the decisions; returns the places of checks that are not decided, and why."""
+        """The outcome of the decisions; returns the places of checks not decided, and why."""
         counts = self._counts
         lost: list[tuple[int, Exception]] = []
-        refused = False
+        refused = short = False
         place = 0
         for decision in decisions:
             # By number, since names are slow to look up.
@@ -287,16 +335,24 @@ class Decider:
                 if decision[5] and plan.asked[place][4] != _SHADOW:
                     admission.delay_us = max(admission.delay_us, decision[5])
             else:
-                _, key, _, rule, action = plan.asked[place]
+                short = True
+                _, key, _, _, action = plan.asked[place]
+                rule, _ = plan.allowed[place]
                 if action == _SHADOW:
                     counts[rule, "shadow-denied"] += 1
                 else:
                     refused = True
                     self._denials.add(rule, keys[key])
                     counts[rule, "never" if decision[3] is None else "denied"] += 1
-            place += 1
+            place += 1  # which is how many there were, in the end
+        if place != len(plan.asked):
+            raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if self._reports.failing and not lost:
             self._reports.answered()
+        if short and self._events.wanted:
+            rules = [rule for rule, _ in plan.allowed]
+            found = zip(rules, plan.checks(keys), plan.policies, decisions, strict=True)
+            tell_refused(self._events, admission, [each for each in found if not each[3].degraded])
         if not refused:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost

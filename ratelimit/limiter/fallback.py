@@ -5,14 +5,17 @@ A fault of the limiter never becomes a fault of the application: it ends as an a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores.failover import Failover
@@ -26,11 +29,16 @@ class Fallback:
     """Answers where the store, or something of ours, has failed."""
 
     def __init__(
-        self, failover: Failover, reports: Reports, counts: Counter[tuple[str, str]]
+        self,
+        failover: Failover,
+        reports: Reports,
+        counts: Counter[tuple[str, str]],
+        events: Events,
     ) -> None:
         self._failover = failover
         self._reports = reports
         self._counts = counts
+        self._events = events
 
     async def answer(
         self,
@@ -48,11 +56,11 @@ class Fallback:
         default = rule_set.on_store_failure
         asking = {check.rule for check in checks}
         shadows = {check.rule for check in checks if check.action == _SHADOW}
-        rules = [rule for rule, _ in matching if not checks or rule.name in asking]
+        rules = [rule for rule, _ in matching if not checks or counter_of(rule) in asking]
         words = {
-            rule.name: rule.on_store_failure or default
+            counter_of(rule): rule.on_store_failure or default
             for rule in rules
-            if rule.mode == "enforce" and rule.name not in shadows
+            if rule.mode == "enforce" and counter_of(rule) not in shadows
         }
         for rule in rules:
             self._counts[rule.name, "store-failed"] += 1
@@ -73,10 +81,15 @@ class Fallback:
         if deny:
             admission.refuse(overloaded() if flooded else unavailable())
         elif local:
-            await self._decide_locally(rule_set, admission, local)
+            names = {counter_of(rule): rule.name for rule in rules}
+            await self._decide_locally(rule_set, admission, local, names)
 
     async def _decide_locally(
-        self, rule_set: RuleSet, admission: Admission, local: Sequence[tuple[Check, str]]
+        self,
+        rule_set: RuleSet,
+        admission: Admission,
+        local: Sequence[tuple[Check, str]],
+        names: Mapping[str, str],
     ) -> None:
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
@@ -88,8 +101,13 @@ class Fallback:
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
         for (check, _), decision in zip(local, decisions, strict=True):
-            self._counts[check.rule, "allowed" if decision.allowed else "denied"] += 1
+            self._counts[names[check.rule], "allowed" if decision.allowed else "denied"] += 1
             admission.delay_us = max(admission.delay_us, decision.delay_us)
+        found = [
+            (names[check.rule], check, policy, decision)
+            for (check, policy), decision in zip(local, decisions, strict=True)
+        ]
+        tell_refused(self._events, admission, found)
         if not passes([check for check, _ in local], decisions):
             admission.delay_us = 0
             refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)

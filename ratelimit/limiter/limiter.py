@@ -8,38 +8,45 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.websockets import WebSocket
 
 from ratelimit.control.denials import Denials
+from ratelimit.control.events import Event, Events
 from ratelimit.control.reload import Watcher
-from ratelimit.control.switches import Switches
-from ratelimit.decisions import Check
+from ratelimit.control.switches import ALL, Switches
+from ratelimit.decisions import Check, Decision
 from ratelimit.identity.addresses import Address
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
-from ratelimit.limiter.checks import Registered
+from ratelimit.limiter.by_name import Identified, Outcome, rule_named
+from ratelimit.limiter.checks import Registered, TurnedAway
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
-from ratelimit.responses.headers import Refusal
+from ratelimit.limiter.telling import tell_blocked
+from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import doubts
+from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.matching import Found
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.rules.values import Ask
-from ratelimit.stores import MemoryStore, Store, open_store
+from ratelimit.rules.values import BUILT_IN_BY
+from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
+from ratelimit.words import near, whole
 
-__all__ = ["Admission", "RateLimiter"]
+__all__ = ["Admission", "RateLimiter", "off_by_environment"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -47,7 +54,14 @@ _LOG: Final = logging.getLogger("ratelimit")
 MOST_ROUTES: Final = 10_000
 """Most rules of routes that are remembered."""
 
-Answer = Callable[[HTTPConnection, Refusal], Any]
+AT_THE_START: Final = ("client-chosen", "foreign-path")
+"""Advice that is given in the log as well: such rules may limit nobody."""
+
+Answer = (
+    Callable[[HTTPConnection, Refusal], Any]
+    | Callable[[Request, Refusal], Any]
+    | Callable[[WebSocket, Refusal], Any]
+)
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
 
 
@@ -64,7 +78,11 @@ class RateLimiter:
     request; what it raises is logged, and the usual answer given. ``enabled`` False (or
     RATELIMIT_ENABLED=0 in the environment) lets everything through uncounted.
 
-    Raises ValueError where a rule names a function that nobody registered.
+    ``on_event``, a plain function over an `Event`, is called with each refusal, and with each
+    change of the store, the rules and the switches; what it raises is logged once.
+
+    Raises ValueError where a rule names a function that nobody registered, and TypeError where
+    ``on_event`` is async.
     """
 
     everywhere: ClassVar[bool] = True
@@ -81,6 +99,7 @@ class RateLimiter:
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
         self.enabled = enabled and _enabled_by_environment()
@@ -103,7 +122,9 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        self._switches = Switches(store, self._names)
+        self.events: Final = Events(on_event)
+        """Tells ``on_event``."""
+        self._switches = Switches(store, self._names, self.events)
         self._watcher: Watcher | None = None
         self.denials = Denials(store)
         """Those denied most by this process."""
@@ -111,13 +132,14 @@ class RateLimiter:
         """Times that a rule came to an outcome: ``("login", "denied")``; also "allowed", "never",
         "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
         want of an identity); and ("denylist", "denied")."""
-        self._reports = Reports(rule_set)
-        self._fallback = Fallback(self._failover, self._reports, self.counts)
+        self._reports = Reports(rule_set, self.events)
+        self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._decider = Decider(
-            self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look
-        )
+            self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
+            self.events,
+        )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._started: object = None
         """The event loop in which the background runs."""
@@ -136,6 +158,7 @@ class RateLimiter:
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
+        on_event: Callable[[Event], object] | None = None,
     ) -> Self:
         """A limiter with the rules of a file, which `reload` reads again.
 
@@ -154,9 +177,10 @@ class RateLimiter:
             skip=skip,
             response=response,
             enabled=enabled,
+            on_event=on_event,
         )
         limiter._watcher = watcher
-        watcher.follow(limiter.use)
+        watcher.follow(limiter.use, limiter.events)
         return limiter
 
     async def reload(self) -> bool:
@@ -190,10 +214,12 @@ class RateLimiter:
         for rule in rules.rules:
             self._hold_registered(rule)
         for advice in doubts(rules):
-            if advice.code == "client-chosen":  # the others are `ratelimit check`'s to tell
-                _LOG.warning("client-chosen: rule %r: %s", advice.rule, advice.text)
+            if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
+                _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
         self.rules = rules
         """The rules that hold now."""
+        self.names = frozenset(rule.name.lower() for rule in rules.rules)
+        """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
         self._now = InForce.of(rules, share)
@@ -216,22 +242,123 @@ class RateLimiter:
 
     def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
         identities, tiers, costs = self._registered
-        unknown = rule.registered_names - identities.keys() - set(known)
-        if unknown:
+        there = {*identities, *known}
+        for name in sorted(rule.registered_names - there):
             raise ValueError(
-                f"rule {rule.name!r} limits by {', '.join(sorted(unknown))}, which is not "
-                "registered; pass RateLimiter(..., identities={name: callable})"
+                f"rule {rule.name!r} limits by {name}, which is not registered"
+                + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
+                + "; pass RateLimiter(..., identities={name: callable})"
             )
-        for name, value, there in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
-            if isinstance(value, str) and ":" not in value and value not in there:
+        for kind, value, names in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+            if isinstance(value, str) and ":" not in value and value not in names:
                 raise ValueError(
-                    f"rule {rule.name!r} has the {name} {value}, which is not registered; pass "
-                    f"RateLimiter(..., {name}s={{name: callable}})"
+                    f"rule {rule.name!r} has the {kind} {value}, which is not registered"
+                    + near(value, names, 0.6, "{!r}".format)
+                    + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
                 )
 
     def _names(self) -> list[str]:
         """The names of the rules, those of routes that were met among them."""
         return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
+
+    async def peek(
+        self, rule: str, *identity: str | int, tier: str | None = None
+    ) -> tuple[Decision, ...]:
+        """The state of an identity's counters under a rule, a decision per limit; charges nothing.
+
+        ``rule`` is the name of a rule, or of a route's limit that was met, and ``identity`` the
+        values of its ``by`` in their order, as requests carry them; ``global`` takes none.
+        ``tier`` is the identity's, and without one the first.
+
+        `Decision.remaining` is the largest cost that would pass now. Every decision is
+        ``allowed``, unless the identity is blocked; there is none where nothing limits it.
+
+        Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
+        cannot be meant, and where a function gives the limits for each request; StoreUnavailable,
+        whatever the rule's ``on_store_failure``, where the store does not answer.
+        """
+        asked = self._identified(rule, identity)
+        limits = asked.limits(tier)
+        if self._is_blocked(asked):
+            return asked.refused()
+        if self._is_free(asked) or not limits:
+            return ()
+        decisions = await self._failover.decide(asked.checks(limits, 0))
+        for decision in decisions:
+            if decision.degraded:
+                problem = getattr(decision, "problem", None)
+                raise problem or StoreUnavailable("a shard gave no answer", "shard", "shard")
+        return decisions
+
+    async def charge(
+        self,
+        rule: str,
+        *identity: str | int,
+        cost: int | None = None,
+        tier: str | None = None,
+    ) -> Outcome:
+        """Charges an identity under a rule as a request would, all of its limits or none.
+
+        ``rule``, ``identity`` and ``tier`` are those of `peek`; ``cost`` is 0 to 2^42, and without
+        one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
+        go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
+        blocked. Nobody waits in here; `Outcome.delay` is the time until a leaking bucket's turn.
+
+        Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
+        (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
+        Raises otherwise what `peek` raises.
+        """
+        asked = self._identified(rule, identity)
+        limits = asked.limits(tier)
+        if cost is None:
+            cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1
+        whole("cost", cost, 0, MOST_COST)
+        self._begin()
+        if self._is_blocked(asked):
+            self.counts[asked.rule.name, "turned-away"] += 1
+            admission = Admission(self, None)
+            admission.decided = ((self.store, [(asked.rule, {})]),)
+            turned = TurnedAway(asked.rule.name, forbid(), asked.key)
+            tell_blocked(self.events, admission, turned)
+            return Outcome.of(asked.refused(), allowed=False)
+        if self._is_free(asked) or not limits:
+            return Outcome.of((), allowed=True)
+        terms = asked.terms(limits, cost)
+        admission, decisions = await self._decider.charge(asked.rule, terms, asked.key)
+        return Outcome.of(decisions, allowed=admission.refusal is None)
+
+    async def reset(self, rule: str, *identity: str | int) -> None:
+        """Makes an identity's counters under a rule, of every tier, as if never used.
+
+        Also where the rule is off. ``rule`` and ``identity`` are those of `peek`, which says what
+        this raises. This process sees it at once, another one within a second.
+        """
+        asked = self._identified(rule, identity)
+        checks = asked.checks(asked.every_limit(), 0)
+        if checks:
+            await self.store.reset(checks)
+
+    def _identified(self, name: str, identity: Sequence[str | int]) -> Identified:
+        rule = rule_named(name, self.rules.rules, self._routes.copy().values())
+        if all(rule is not each for each in self.rules.rules):
+            rule = self._now.of_route(rule)
+        return Identified.of(rule, identity, self.rules.ipv6_prefix)
+
+    def _is_blocked(self, asked: Identified) -> bool:
+        """Whether a request of an identity is refused with 403."""
+        client = asked.client
+        if client is not None and client in self.denylist:
+            return self.enabled and self.everywhere
+        return not self._is_free(asked) and asked.is_blocked
+
+    def _is_free(self, asked: Identified) -> bool:
+        """Whether nothing limits an identity by a rule."""
+        listed = asked.client is not None and asked.client in self.allowlist
+        return listed or not self._is_on(asked.rule)
+
+    def _is_on(self, rule: Rule) -> bool:
+        on = self.enabled and self.everywhere and rule.mode != "off"
+        return on and not self._switches.off.intersection((ALL, rule.name))
 
     async def give_back(self, returned: Sequence[Check]) -> None:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
@@ -308,7 +435,9 @@ class RateLimiter:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def admit(self, scope: Mapping[str, Any], route: Route | None = None) -> Awaitable[Admission]:
+    def admit(
+        self, scope: Mapping[str, Any], route: Route | None = None
+    ) -> Coroutine[Any, Any, Admission]:
         """Decides every rule of this limiter that matches a request; never raises.
 
         ``scope`` is an ASGI scope of type http or websocket, which is not changed; ``route``
@@ -344,7 +473,7 @@ class RateLimiter:
         *,
         route: Callable[[], str | None] | None = None,
         identities: Mapping[str, Identify] | None = None,
-    ) -> Awaitable[Admission]:
+    ) -> Coroutine[Any, Any, Admission]:
         """Decides a route's rules in one go and adds that to ``admission``; never raises.
 
         The same sequence is to be given at each request, since what it comes to is kept by it.
@@ -366,14 +495,18 @@ class RateLimiter:
         parameters = scope.get("path_params", {})
         return [(rule, parameters) for rule in own], plan
 
-    def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
-        """Runs in the background of this event loop; says, once each, what is suspicious."""
+    def _begin(self) -> None:
+        """Runs in the background of this event loop, if it does not already."""
         try:
             begun = self._started is asyncio.get_running_loop()
         except RuntimeError:
             begun = False
         if not begun:
             self.start()
+
+    def _look(self, scope: Mapping[str, Any], client: Address | None) -> None:
+        """Runs in the background of this event loop; says, once each, what is suspicious."""
+        self._begin()
         if client is None:
             self._reports.once("client-unknown", scope.get("client"))
         if not self._now.proxies.believes and forwarded_but_untrusted(scope):
@@ -386,8 +519,12 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
+def off_by_environment() -> bool:
+    """Whether RATELIMIT_ENABLED says that nothing is limited."""
+    return os.environ.get("RATELIMIT_ENABLED", "1").lower() in ("0", "false", "no", "off")
+
+
 def _enabled_by_environment() -> bool:
-    if os.environ.get("RATELIMIT_ENABLED", "1").lower() not in ("0", "false", "no", "off"):
-        return True
-    _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
-    return False
+    if off_by_environment():
+        _LOG.warning("limiter-off: RATELIMIT_ENABLED says so; nothing is limited")
+    return not off_by_environment()

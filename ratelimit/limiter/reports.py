@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ratelimit.control.events import Events
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import StoreUnavailable
 
@@ -36,6 +37,9 @@ ONCE: Final = {
     "user-missing": "rule %.60r limits by user, but nothing has set scope['user'], so clients are "
     "counted by address. Put the middleware inside of the one that authenticates, or limit by what "
     "the request carries",
+    "user-unreadable": "a rule limits by user, but cannot tell one %.60s from another, so that the "
+    "user counts as missing. Give it an identity, id, pk, sub, uuid or username that is text, a "
+    "whole number or a UUID, or limit by an identity that you register",
     "not-asyncio": "the event loop is not asyncio's: nothing is learnt in the background, neither "
     "switches nor changes of the rule file, and only a store in process decides there (this one is "
     "a %s)",
@@ -43,6 +47,8 @@ ONCE: Final = {
     "so clients are counted by address. Write it as the path does",
 }
 """Said once each: what makes clients look like one another."""
+
+ANSWERS: Final = "the store answers again, and limits are enforced"
 
 MOST_TOLD: Final = 1_000
 """Places remembered; they are lines of code, and rules, so there are never as many."""
@@ -57,8 +63,9 @@ WORDS: Final = {
 class Reports:
     """The log lines of one limiter's faults."""
 
-    def __init__(self, rules: RuleSet) -> None:
+    def __init__(self, rules: RuleSet, events: Events | None = None) -> None:
         self.rules = rules
+        self._events = events or Events()
         self.on_breaker_change: Callable[[str], None] | None = None
         """Called with "open" or "closed", once per change of the breaker."""
         self.failing: set[str] = set()
@@ -83,6 +90,7 @@ class Reports:
                 _LOG.error(
                     "store-failed: %s; until it answers, requests are %s", problem, self.meanwhile()
                 )
+                self._events.happened("store-failed", str(problem))
             return
         where = problem.__traceback__
         while where is not None and where.tb_next is not None:
@@ -113,6 +121,7 @@ class Reports:
                 "overloaded: %s; requests beyond that are refused with 503 (said once a minute)",
                 problem,
             )
+            self._events.happened("overloaded", str(problem))
         else:
             _LOG.error(
                 "check-failed: %s; the checks that need it are %s, and all others are decided "
@@ -146,7 +155,8 @@ class Reports:
         """Says that the store is back, once it has been for a while."""
         if time.monotonic() - self.failed_at >= STEADY_AFTER:
             self.failing.clear()
-            _LOG.warning("store-answers: the store answers again, and limits are enforced")
+            _LOG.warning("store-answers: %s", ANSWERS)
+            self._events.happened("store-answers", ANSWERS)
 
     def breaker_changed(self, state: str) -> None:
         """Says that the store is not asked any more, or again."""
@@ -157,7 +167,8 @@ class Reports:
             )
         else:
             self.failing.clear()
-            _LOG.warning("breaker-closed: the store answers again, and limits are enforced")
+            _LOG.warning("breaker-closed: %s", ANSWERS)
+            self._events.happened("store-answers", ANSWERS)
         if self.on_breaker_change is not None:
             self.on_breaker_change(state)
 

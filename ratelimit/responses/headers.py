@@ -144,7 +144,8 @@ def drafted(written: "Policies", decision: Decision) -> list[Field]:
     """The fields of `draft` under policies that were written before."""
     # By number, since names are slow to look up.
     remaining = decision[2]
-    remaining = min(remaining, _LARGEST)
+    if remaining > _LARGEST:  # noqa: PLR1730  # min is a call more
+        remaining = _LARGEST
     until_us = decision[3]
     if decision[1]:
         until_us = decision[4] if decision[0].algorithm is _FIXED_WINDOW else None
@@ -202,7 +203,7 @@ _MOST_WRITTEN: Final = 4_096  # policies; a response may be under many
 
 
 def policies_of(told: Sequence[Told], binding: Told) -> Policies:
-    """What of a response's fields is the same under the same policies."""
+    """The parts of a response's fields that are the same under the same policies."""
     # By the limits' digests: text keeps its hash, and a Limit's own is a call.
     names = [binding[0], binding[1][0].digest]
     if len(told) > 1:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from ratelimit.limits import Algorithm, Limit, Rounding
 from ratelimit.rules.reading import Reading, text
 from ratelimit.rules.values import ATTRIBUTE, REGISTERED, TOKEN
-from ratelimit.words import shown
+from ratelimit.words import shown, whole
 
 T = TypeVar("T")
 
@@ -60,11 +60,13 @@ class Counting:
         counting.free = limit.free
         return counting
 
-    def limits(self, value: object, *, burst: bool = True) -> tuple[Limit, ...]:
+    def limits(
+        self, value: object, *, burst: bool = True, exactly: bool = True
+    ) -> tuple[Limit, ...]:
         """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
 
-        ``burst`` False leaves out the burst that is given beside a text (an override has its own),
-        and lets no more pass at once than the bucket holds.
+        ``burst`` False leaves out the burst that is given beside a text (an override has its own).
+        Without it, or without ``exactly``, no more is free than the bucket holds.
         """
         if value is None or value == UNLIMITED:
             return ()
@@ -76,7 +78,7 @@ class Counting:
                 self.rounding,
                 self.max_delay,
                 self.free,
-                burst,
+                burst and exactly,
             )
         return ready_limits(value)
 
@@ -203,6 +205,9 @@ def free(value: int, reading: Reading) -> int:
 def _beside(value: T, reading: Reading, counting: Counting) -> T:
     """A value that goes with the texts of a rule's limits."""
     limit = reading["limit"]
+    if callable(limit) and counting.free is not None:
+        whole("free", counting.free, 1, counting.burst)
+        counting.free = 1  # the function's limits may hold more than any example
     if isinstance(limit, Mapping):
         texts = [each for each in limit.values() if isinstance(each, str)]
     else:

@@ -145,8 +145,9 @@ def _of_limits(rule: Rule) -> Iterator[Idle]:
 def _between(rules: Sequence[Rule]) -> Iterator[Idle]:
     """Limits that a wider rule by the same identity makes unreachable."""
     wider: dict[tuple[tuple[str, ...], str | None], list[tuple[int, Rule]]] = {}
+    replaced = {name for rule in rules for name in rule.replaces}
     for number, rule in enumerate(rules):
-        if _holds_for_all(rule):
+        if _holds_for_all(rule) and rule.name not in replaced:
             wider.setdefault((rule.by, rule.path), []).append((number, rule))
     pairs = 0
     for number, rule in enumerate(rules):

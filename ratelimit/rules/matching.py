@@ -3,7 +3,7 @@
 Pure, but for what it prepares and keeps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from types import MappingProxyType
@@ -14,7 +14,8 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
 from ratelimit.rules.paths import normalised
-from ratelimit.rules.replacing import order
+from ratelimit.rules.replacing import order, whatever_is_sent
+from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.values import METHODS
 
@@ -45,6 +46,8 @@ class Terms(NamedTuple):
     """All that one rule asks about a request, but the key."""
 
     rule: str
+    counter: str
+    """The text under which its counters are kept."""
     limits: tuple[Limit, ...]
     policies: tuple[str, ...]
     cost: int
@@ -60,11 +63,11 @@ class Plan:
     """All that some rules ask about a request, but the keys, and how it is counted and told."""
 
     asked: tuple[tuple[Limit, int, int, str, int], ...]
-    """Limit, place of the key, cost, rule and action of each check."""
+    """Limit, place of the key, cost, counter and action of each check."""
     policies: tuple[str, ...]
     """The name of each check's limit before clients."""
     allowed: tuple[tuple[str, str], ...]
-    """Under what a limiter counts each check that is allowed."""
+    """The rule of each check, and under what a limiter counts it where it is allowed."""
     shadows: bool
     """Whether a check has no say in the outcome."""
     alike: Alike | None
@@ -82,8 +85,8 @@ class Plan:
     def checks(self, keys: Sequence[str]) -> list[Check]:
         """The checks that it comes to with these keys."""
         return [
-            new_check((limit, keys[place], cost, rule, action, 0, 0))
-            for limit, place, cost, rule, action in self.asked
+            new_check((limit, keys[place], cost, counter, action, 0, 0))
+            for limit, place, cost, counter, action in self.asked
         ]
 
 
@@ -106,6 +109,7 @@ class Index:
         """Whether the host of a request has a say."""
         self.order: Final = order(rules)
         """The places of rules that replace others, or are replaced, in the order to ask them."""
+        self._replaced = whatever_is_sent(rules)
         self._always: tuple[int, ...] = ()
         self._exact: dict[str, tuple[int, ...]] = {}
         self._below: dict[str, tuple[int, ...]] = {}
@@ -118,9 +122,9 @@ class Index:
             else:
                 group = self._exact if path.literal else self._below
                 group[path.start] = (*group.get(path.start, ()), number)
-        stem = commonprefix([*self._below])
+        stem = commonprefix([*self._below])  # noqa: RUF071  # it is cut below
         self._stem = stem[: stem.rfind("/") + 1]
-        """What all paths start with that have rules with parameters."""
+        """The start of all paths that have rules with parameters."""
         deepest = max((head.count("/") for head in self._below), default=0)
         self._deeper = deepest - self._stem.count("/")
         self._longest_head = max(map(len, self._below), default=0)
@@ -142,12 +146,20 @@ class Index:
             return self._find_widely(method, path, host)
         return self._find(method, path)
 
+    def replaced_by(self, rule: Rule, *, known: bool) -> Collection[str]:
+        """The rules that do not apply where a rule is enforced and has counted a request.
+
+        ``known`` says that no client could have picked the identity, as `Rule.is_known` does.
+        """
+        return rule.replaces if known else self._replaced.get(rule.name, ())
+
     def _find_widely(self, method: str, path: str, host: str) -> Found:
         normal = normalised(path)
         found = {id(rule): (rule, parameters) for rule, parameters in self._find(method, path)[0]}
         if normal != path:
             of_normal = self._find(method, normal, path)[0]
-            found |= {id(each[0]): each for each in of_normal if id(each[0]) not in found}
+            # Whose parameters are alike however the path is written.
+            found |= {id(each[0]): each for each in of_normal}
         of_path = [
             each
             for number, each in sorted((self._numbers[key], each) for key, each in found.items())
@@ -159,9 +171,8 @@ class Index:
         below = self._heads(path) if self._below else ()
         exact = None
         if self._exact:
-            literal = (
-                path[:-1] if path[-1:] == "\n" else path
-            )  # the router's "$" matches before one
+            # The router's "$" matches before a new line as well.
+            literal = path[:-1] if path[-1:] == "\n" else path
             exact = literal if literal in self._exact else None
         candidates = self.candidates.get((method, exact, below))
         if candidates is None:
@@ -200,7 +211,7 @@ class Index:
             for rule in (self._rules[number] for number in sorted(numbers))
             if rule.methods is None or method.upper() in rule.methods
         ]
-        plan = _of_static(rules, self.order)
+        plan = _of_static(rules, self)
         if all(
             (rule.compiled is None or rule.compiled.literal) and not rule.excepted for rule in rules
         ):
@@ -216,14 +227,14 @@ class Index:
         kept = self.plans.get(name)
         if kept is None:
             rules = [rule for rule, _ in matching]
-            kept = self._keep(name, rules, _of_static(rules, self.order))
+            kept = self._keep(name, rules, _of_static(rules, self))
         return kept[1]
 
     def plan_of(self, terms: Sequence[Terms]) -> Plan:
         """The plan of what rules have come to for a request; its keys are in the same order."""
         name: list[object] = []
-        for rule, limits, _, cost, action in terms:
-            name += rule, cost, action
+        for rule, counter, limits, _, cost, action in terms:
+            name += rule, counter, cost, action
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
         kept = self.plans.get(tuple(name))
@@ -242,12 +253,13 @@ class Index:
         return kept
 
 
-def _of_static(rules: Sequence[Rule], order: Mapping[str, int]) -> Plan | None:
+def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
     """The plan of static rules; None where one is not."""
+    order = index.order
     replaced: set[str] = set()
     for rule in sorted(rules, key=lambda rule: order.get(rule.name, 0)) if order else ():
         if rule.name not in replaced and rule.mode == "enforce":
-            replaced.update(rule.replaces)
+            replaced.update(index.replaced_by(rule, known=not rule.is_chosen))
     readers: list[tuple[KeyOf, int]] = []
     terms: list[Terms] = []
     keys: list[int] = []
@@ -265,10 +277,10 @@ def _of_static(rules: Sequence[Rule], order: Mapping[str, int]) -> Plan | None:
         if key == len(readers):
             readers.append((key_of, place))
         own = () if rule.compiled is None else rule.compiled.parameters
-        if rule.by[0] == "user" or not of_path <= set(own):
+        if "user" in rule.by or not of_path <= set(own):
             watched.append(place)
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
-        terms.append(Terms(rule.name, rule.limits, rule.policies, cost, action))
+        terms.append(Terms(rule.name, counter_of(rule), rule.limits, rule.policies, cost, action))
         keys.append(key)
     return _plan(terms, keys, _keys(readers), tuple(watched))
 
@@ -315,15 +327,15 @@ def _plan(
     asked: list[tuple[Limit, int, int, str, int]] = []
     policies: list[str] = []
     allowed: list[tuple[str, str]] = []
-    for (rule, limits, names, cost, action), key in zip(terms, keys, strict=True):
+    for (rule, counter, limits, names, cost, action), key in zip(terms, keys, strict=True):
         policies += names
         for limit in limits:
-            asked.append((limit, key, cost, rule, action))
+            asked.append((limit, key, cost, counter, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
-    alike = None
+    alike: Alike | None = None
     if len({check[1:3] for check in asked}) == 1 and not shadows:
         _, _, cost, _, action = asked[0]
         counters = [text for check in asked for text in (check[0].digest, check[3])]
-        alike = Alike(tuple([check[0] for check in asked]), tuple(counters), cost, action)
+        alike = tuple([check[0] for check in asked]), tuple(counters), cost, action
     return Plan(tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched)

@@ -11,13 +11,13 @@ from types import EllipsisType, MappingProxyType
 from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 
 from ratelimit.identity.addresses import Network
+from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
 from ratelimit.rules import counting, overriding, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.values import (
     METHODS,
     MOST_WORKERS,
-    Ask,
     Header,
     Mode,
     OnMissing,

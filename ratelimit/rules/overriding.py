@@ -106,7 +106,9 @@ def override_key(identity: str, by: tuple[str, ...], ipv6_prefix: int = 64) -> t
     """The text that an override is looked up by, and whether it names every part of ``by``."""
     parts = identity.split("|")
     whole = len(parts) == len(by) > 1
-    parts = [part.replace("%7C", "|") for part in parts] if whole else [identity]
+    parts = parts if whole else [identity]
+    if len(by) > 1:
+        parts = [part.replace("%7C", "|") for part in parts]
     for kind, part in zip(by, parts, strict=False):
         if not part:
             raise ValueError("an override's identity is empty; it is that of the first part of by")
@@ -119,7 +121,7 @@ def override_key(identity: str, by: tuple[str, ...], ipv6_prefix: int = 64) -> t
     if whole:
         # What is joined holds a NUL, so that no first part that a client chooses is alike.
         return "\0" + identity_of(by, parts, ipv6_prefix)[0], True
-    return key if by[0] == "client" else identity, False
+    return key if by[0] == "client" else parts[0], False
 
 
 def _override_limits(limit: object, counting: Counting | None, units: Any) -> tuple[Limit, ...]:

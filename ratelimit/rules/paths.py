@@ -89,8 +89,8 @@ class Path:
     """
 
     __slots__ = (
-        "_across_lines", "_convertors", "_last", "_longest", "_patterns", "_regex", "literal",
-        "parameters", "start",
+        "_across_lines", "_convertors", "_known", "_last", "_longest", "_patterns", "_regex",
+        "literal", "parameters", "start",
     )  # fmt: skip
 
     def __init__(self, text: str) -> None:
@@ -142,6 +142,9 @@ class Path:
         """The only parameter, where it is the whole last segment and any text."""
         self._longest = _longest(text, self._convertors)
         """Characters of a path up to which the regex is tried: it is faster there, or must be."""
+        self._known = None not in [
+            _steps(each.regex, re.NOFLAG) for each in self._convertors.values()
+        ]
         self._patterns: tuple[_Pattern, ...] = (
             ()
             if self._longest == sys.maxsize
@@ -151,9 +154,11 @@ class Path:
             )
         )
 
-    def match(self, path: str) -> dict[str, object] | None:
+    def match(self, path: str, *, exactly: bool = False) -> dict[str, object] | None:
         """The parameters, converted, of a decoded path; None where it is another one.
 
+        With ``exactly`` it holds no more than the route: what only a regex could tell of a path
+        that is long for it is then another one, and so is a new line that its dots do not match.
         Never raises: a value that its convertor refuses (5,000 digits for an ``int``) stays text.
         """
         if self._last is not None:  # by far the commonest, and a fifth of the regex's cost
@@ -164,11 +169,13 @@ class Path:
         found: re.Match[str] | dict[str, str] | None
         if len(path) <= self._longest:
             found = self._regex.match(path)
-            if found is None and "\n" in path:
+            if found is None and "\n" in path and not exactly:
                 found = self._across_lines.match(path)
+        elif exactly and not self._known:
+            return None
         else:
             found = _walk(self._patterns[0], path)
-            if found is None and "\n" in path:
+            if found is None and "\n" in path and not exactly:
                 found = _walk(self._patterns[1], path)
         if found is None:
             return None

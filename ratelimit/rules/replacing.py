@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ratelimit.rules.rule import Rule
 from ratelimit.words import near, shown
 
-__all__ = ["Misplaced", "misplaced", "order"]
+__all__ = ["Misplaced", "misplaced", "order", "whatever_is_sent"]
 
 
 class Misplaced(NamedTuple):
@@ -37,13 +37,12 @@ def misplaced(rules: Mapping[int, Rule], names: Collection[str] = ()) -> Iterato
             elif other is rule:
                 message = "a rule cannot replace itself; name another"
                 yield Misplaced(number, place, "replaces-itself", message)
-            elif not rule.names_all_it_counts and not other.is_chosen:
-                chosen = next(part for part in rule.by if rule.is_chosen_part(part))
+            elif (chosen := _escape(rule, other)) and not rule.names_all_it_counts:
                 yield Misplaced(
                     number, place, "replaces-by-choice",
-                    f"{name!r} bounds a client whatever it sends, and would be escaped by sending "
-                    f"another {chosen.replace(':', ' ')} with each request; name the values that "
-                    "are meant in overrides, or count by something that the application knows",
+                    f"{name!r} bounds a client whatever {chosen} it sends, and would be escaped by "
+                    "sending another with each request; name the values that are meant in "
+                    "overrides, or count by something that the application knows",
                 )  # fmt: skip
     yield from _circle(rules)
 
@@ -65,6 +64,28 @@ def _circle(rules: Mapping[int, Rule]) -> Iterator[Misplaced]:
                     )
                     yield Misplaced(number, place, "replaces-circle", message)
                     return
+
+
+def _escape(rule: Rule, other: Rule) -> str | None:
+    """A part by which a client would escape another rule: it picks it, and that counts by none.
+
+    Parameters are those of a rule's own path, so that one name may stand for two values.
+    """
+    for part in rule.by:
+        shared = part in other.by and (rule.path == other.path or not part.startswith("path:"))
+        if rule.is_chosen_part(part) and not shared:
+            return part.replace(":", " ")
+    return None
+
+
+def whatever_is_sent(rules: Iterable[Rule]) -> dict[str, frozenset[str]]:
+    """The names that each rule replaces for every identity, not only for those it knows."""
+    named = {rule.name: rule for rule in rules}
+    return {
+        rule.name: frozenset(name for name in rule.replaces if _escape(rule, named[name]) is None)
+        for rule in named.values()
+        if rule.replaces
+    }
 
 
 def order(rules: Iterable[Rule]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final, Unpack
 
 from ratelimit.identity.addresses import Network
+from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Algorithm, Limit
@@ -24,7 +25,6 @@ from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
-    Ask,
     Mode,
     OnMissing,
     OnStoreFailure,
@@ -114,7 +114,7 @@ class Rule:
     _counting: Counting = field(repr=False, compare=False)
     _part: Fraction = field(repr=False)
     """The part of every quota that is this region's."""
-    _named: Mapping[str, tuple[Limit, ...]] = field(repr=False, compare=False)
+    named: Mapping[str, tuple[Limit, ...]] = field(repr=False, hash=False)
     """The overrides, by the texts that were given."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Rule:
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
             "_part": Fraction(1),
-            "_named": {own.identity: own.limits for own in overrides.values()},
+            "named": {own.identity: own.limits for own in overrides.values()},
         }
         for name, value in kept.items():
             object.__setattr__(self, name, value)
@@ -192,7 +192,7 @@ class Rule:
         if "client" in self.by and ipv6_prefix != 64:
             overrides = {
                 override_key(text, self.by, ipv6_prefix)[0]: scaled(own)
-                for text, own in self._named.items()
+                for text, own in self.named.items()
             }
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
@@ -200,6 +200,7 @@ class Rule:
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
+        put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
         put(rule, "_part", part)
         return rule
 
@@ -217,7 +218,7 @@ class Rule:
         put(rule, "policies", policy_names(self.name, limits))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
-        put(rule, "_named", {key: counted(own) for key, own in self._named.items()})
+        put(rule, "named", {key: counted(own) for key, own in self.named.items()})
         return rule
 
     def read_limits(self, value: object) -> tuple[Limit, ...]:
@@ -225,7 +226,7 @@ class Rule:
 
         Raises ValueError or TypeError, in one sentence, where it is nothing of the kind.
         """
-        limits = self._counting.limits(value)
+        limits = self._counting.limits(value, exactly=False)
         return limits if self._part == 1 else tuple(limit.scaled(self._part) for limit in limits)
 
     def enforced_on(self, identity: str) -> bool:
@@ -241,8 +242,11 @@ class Rule:
     def excepts(self, path: str, normal: str) -> bool:
         """Whether a request is left out: by its path as it is, and as `normalised` has it."""
         return any(
-            each.match(path) is not None
-            and (normal == path or any(one.match(normal) is not None for one in self.excepted))
+            each.match(path, exactly=True) is not None
+            and (
+                normal == path
+                or any(one.match(normal, exactly=True) is not None for one in self.excepted)
+            )
             for each in self.excepted
         )
 

@@ -4,7 +4,7 @@ Pure and frozen, but for what it prepares and keeps.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
@@ -37,7 +37,8 @@ class RuleSet:
     to tell the client's address.
     """
 
-    rules: tuple[Rule, ...]
+    rules: Sequence[Rule]
+    """Held as a tuple, as all the lists are."""
     store: str = field(default="memory://", repr=False)  # a URI may hold a password
     deadline_us: int = 50_000
     """The time that a decision may take, in microseconds."""
@@ -46,17 +47,17 @@ class RuleSet:
     """Workers that share a quota which is counted locally, until heartbeats were seen."""
     share: Fraction = Fraction(1)
     """The part of every quota that is this region's, above 0 and at most 1."""
-    trusted_proxies: tuple[Network, ...] = ()
+    trusted_proxies: Sequence[Network] = ()
     trusted_hops: int = 0
     """The number of proxies that stand in front, instead of their networks; at most 32."""
     forwarded_header: str = "x-forwarded-for"
     """The field in which the proxies write where a request came from."""
     ipv6_prefix: int = 64
     """The number of bits of an IPv6 address that are one client, 16 to 128."""
-    allowlist: tuple[Network, ...] = ()
-    denylist: tuple[Network, ...] = ()
+    allowlist: Sequence[Network] = ()
+    denylist: Sequence[Network] = ()
     """Beats the allowlist."""
-    headers: tuple[Any, ...] = ("draft",)
+    headers: Sequence[Any] = ("draft",)
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""

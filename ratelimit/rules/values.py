@@ -1,13 +1,11 @@
 """The values of options: each function reads one, or refuses it in a sentence."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from http import HTTPMethod
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, Literal, TypeVar, get_args
-
-from starlette.requests import HTTPConnection
 
 from ratelimit.identity.addresses import Network, unwrapped
 from ratelimit.limits import Limit
@@ -23,9 +21,6 @@ Header = Literal["draft", "legacy", "draft-03"]
 Preflights = Literal["free", "count"]
 
 T = TypeVar("T")
-Ask = Callable[[HTTPConnection], T | Awaitable[T]]
-"""A function of the application over the connection, sync or async."""
-
 SomeLimits = str | Limit | Sequence[Limit] | None
 """One limit or several; None (or the text "unlimited") for none."""
 

@@ -129,7 +129,7 @@ class MemoryStore:
         return decisions_of(limits, reply)
 
     def decide_alike(self, alike: Alike, key: str) -> tuple[Decision, ...]:
-        """What `decide` gives for checks of one key that are alike; at once, and at half its cost.
+        """Decides as `decide` does, for checks of one key that are alike; at once, and cheaper.
 
         Not for give-backs.
         """

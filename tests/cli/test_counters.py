@@ -277,3 +277,41 @@ def test_top_says_where_more_were_denied_than_are_kept(
     result = run("top", empty.url)
     assert "more were denied than are kept" in result.stderr
     assert result.stdout.splitlines()[1:] == ["9\ta\t192.0.2.1", "1\ta\t192.0.2.2"]
+
+
+OVERRIDES = """\
+version: 1
+rules:
+  - name: two
+    match: {path: /two}
+    by: [user, client]
+    limit: 5/minute
+    overrides: {"alice|192.0.2.9": 50/minute, mallory: blocked, root: unlimited}
+  - name: all
+    match: {path: /all}
+    by: global
+    limit: 7/minute
+"""
+
+
+def test_an_override_by_all_parts_is_found_and_who_has_no_counter_is_told(
+    empty: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(OVERRIDES)
+    place = ("--rules", str(file))
+
+    def limits(*identity: str) -> list[object]:
+        return [row["limit"] for row in rows("inspect", empty.url, *identity, *place)]
+
+    assert limits("two", "alice", "192.0.2.9") == ["50/minute"]
+    assert limits("two", "alice", "192.0.2.1") == ["5/minute"]
+    assert limits("all") == ["7/minute"]
+    assert run("reset", empty.url, "all", *place).stderr.startswith("all: starts afresh")
+    for identity, said in (
+        (("two", "mallory", "192.0.2.1"), "rule 'two' blocks this identity"),
+        (("two", "root", "192.0.2.1"), "rule 'two' does not limit this identity"),
+        (("two", "alice", "banana"), "'banana' is not the address of a client"),
+        (("all", "x"), "rule 'all' counts by global: give no texts, not 1"),
+    ):
+        assert said in run("inspect", empty.url, *identity, *place, code=2).stderr

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ratelimit import Check, Limit, RedisStore
-from ratelimit.cli.rulefiles import MOST_NAMED, _bytes, no_such_rule
+from ratelimit.cli.rulefiles import _bytes
 from ratelimit.limits import Algorithm
 from ratelimit.rules.file.schema import schema
 from tests.support.commands import rows, run, with_store
@@ -91,16 +91,6 @@ def test_a_rule_file_that_is_a_pipe_is_told_of_and_never_waited_for(tmp_path: Pa
     for name, kind in (("pipe", "a pipe"), (".", "a folder")):
         result = run("check", str(tmp_path / name), code=1)
         assert f"cannot be read (it is {kind}, not a file)" in result.stderr
-
-
-def test_a_rule_that_is_not_there_is_told_with_the_one_that_was_meant() -> None:
-    assert no_such_rule("logn", ["api", "login"]) == (
-        "there is no rule 'logn'; did you mean 'login'"
-    )
-    assert no_such_rule("x", ["api", "login"]) == "there is no rule 'x'; there are api, login"
-    many = no_such_rule("x", [f"rule{number}" for number in range(1000)])
-    assert many.endswith(f"rule{MOST_NAMED - 1}, ...")
-    assert no_such_rule("x", []) == "there is no rule 'x'"
 
 
 def test_schema_prints_the_schema() -> None:

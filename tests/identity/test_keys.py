@@ -300,8 +300,7 @@ async def test_no_two_identities_of_several_parts_read_alike(
     """
     names = ("a", "b", "c")
     registered: dict[str, Identify] = {
-        name: (lambda _, value=value: value)  # type: ignore[misc]
-        for name, value in zip(names, values, strict=True)
+        name: (lambda _, value=value: value) for name, value in zip(names, values, strict=True)
     }
     text, _ = await identify(names, scope(), registered=registered)
     assert parts_of(text) == [
@@ -333,7 +332,7 @@ async def test_a_long_value_is_its_digest_wherever_it_comes_from(part: str) -> N
         request = with_headers(
             ("x", value), ("cookie", f"x={value}"), query_string=f"x={value}".encode(), user=value
         )
-        registered: dict[str, Identify] = {"r": lambda _, value=value: value}  # type: ignore[misc]
+        registered: dict[str, Identify] = {"r": lambda _, value=value: value}
         text, first = await identify(
             (part,), request, route=value, path_params={"x": value}, registered=registered
         )

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from fractions import Fraction
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from starlette.convertors import Convertor, register_url_convertor
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
+from ratelimit import MemoryStore, RateLimiter, Rule, RuleFileError, RuleSet
 from ratelimit.testing import ManualClock
 from tests.support.asgi import http_scope
 
@@ -78,6 +80,39 @@ async def test_a_rule_for_a_file_is_for_every_way_to_write_its_path(path: str) -
     assert await admitted(limiting(of_any), 3, path) == 1
 
 
+async def test_every_way_to_write_a_path_is_one_identity_by_its_parameter() -> None:
+    rule = Rule("a", "1/minute", path="/files/{rest:path}", by="path:rest")
+    written = [
+        "/files/a",
+        "/files//a",
+        "/files/./a",
+        "/files/b/../a",
+        "/files/b\\..\\a",
+        "//files/a",
+    ]
+    limiter = limiting(rule)
+    assert sum([await admitted(limiter, 1, path) for path in written]) == 1
+
+
+class _Code(Convertor[str]):
+    regex = "(?:[a-z]+|[0-9]+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+async def test_an_exception_is_for_no_more_than_a_route_of_its_path() -> None:
+    register_url_convertor("code_of_words", _Code())
+    rule = Rule("a", "1/minute", except_=["/p/{code:code_of_words}", "/s/{rest:path}"])
+    for path in ("/p/" + "x/" * 1_000 + "admin", "/p/" + "1" * 9 + "/" * 1_000 + "x", "/s/a\nb"):
+        assert await admitted(limiting(rule), 3, path) == 1
+    for path in ("/p/abc", "/p/123", "/p/abc\n", "/s/" + "x/" * 1_000):
+        assert await admitted(limiting(rule), 3, path) == 3
+
+
 # --- host ----------------------------------------------------------------------------------------
 
 
@@ -100,6 +135,14 @@ async def test_a_forwarded_host_is_believed_from_a_trusted_proxy_alone() -> None
     limiter = limiting(rule, trusted_proxies=TRUSTED)
     assert await admitted(limiter, 3, headers=forwarded) == 3
     assert await admitted(limiter, 3, headers=forwarded, client=PROXY) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["app.example.com:80:80", "app.example.com::", f"app.example.com:{'0' * 400}80"]
+)
+async def test_nothing_behind_a_host_makes_it_another(host: str) -> None:
+    rule = Rule("app", "1/minute", host="app.example.com")
+    assert await admitted(limiting(rule), 3, headers=named(host)) == 1
 
 
 # --- replaces ------------------------------------------------------------------------------------
@@ -174,6 +217,33 @@ async def test_a_second_part_that_a_client_picks_takes_a_place_only_where_both_a
     assert sum(picked) == 1
     gold: Any = {"client": ("192.0.2.2", 1), "headers": [("x-key", "gold")]}
     assert await admitted(limiter, 5, **gold) == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"skip": lambda _: False}, {"overrides": {"b": "1/s"}}])
+async def test_a_rule_by_a_header_takes_the_place_of_one_by_the_same_header(more: Any) -> None:
+    limiter = limiting(
+        Rule("all", "1/minute", by="header:x-key"),
+        Rule("search", "3/minute", by="header:x-key", replaces="all", **more),
+    )
+    assert await admitted(limiter, 5, headers=[("x-key", "a")]) == 3
+    assert await admitted(limiter, 5) == 3
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_one"),
+    [
+        ({"by": "path:account", "path": "/{account}"}, {"by": "header:x-key"}),
+        ({"by": "header:x-account"}, {"by": ["header:x-account", "cookie:c"]}),
+        ({"by": "path:a", "path": "/{a}"}, {"by": "path:a", "path": "/{b}/{a}"}),
+    ],
+)
+def test_a_rule_is_not_replaced_by_what_it_does_not_count_by(of_all: Any, of_one: Any) -> None:
+    rules = Rule("all", "1/minute", **of_all), Rule("one", "9/minute", **of_one, replaces="all")
+    with pytest.raises(ValueError, match="would be escaped by sending another"):
+        RuleSet(rules)
+    named = {"x|y" if len(rules[1].by) == 2 else "x": "3/minute"}
+    in_place = Rule("one", "9/minute", **of_one, replaces="all", overrides=named)
+    assert RuleSet((rules[0], in_place)).rules[1].replaces == ("all",)
 
 
 async def test_an_identity_of_the_applications_may_take_the_place_of_a_rule_by_client() -> None:
@@ -255,6 +325,11 @@ async def test_overrides_of_all_parts_follow_the_prefix_of_addresses() -> None:
     assert list(only.overrides) == ["\0" + "7:route=/20:client=2001:db8::/48"]
 
 
+async def test_a_first_part_alone_may_hold_a_bar_as_well() -> None:
+    rule = Rule("a", "1/minute", by=["header:x-user", "route"], overrides={"id%7C7": "3/minute"})
+    assert await admitted(limiting(rule), 5, headers=[("x-user", "id|7")]) == 3
+
+
 # --- fields of one address -----------------------------------------------------------------------
 
 
@@ -324,6 +399,15 @@ async def test_an_override_lets_no_more_pass_at_once_than_it_holds() -> None:
     assert [limits[0].free for limits in rule.overrides.values()] == [2, 5]
 
 
+async def test_no_more_is_free_than_a_function_gives() -> None:
+    limiter = limiting(Rule("a", lambda _: "2/second", algorithm="leaking_bucket", free=5))
+    assert await admitted(limiter, 5) == 2
+    with pytest.raises(ValueError, match="free is 5; it is 1 to 3"):
+        Rule("a", lambda _: "9/second", algorithm="leaking_bucket", free=5, burst=3)
+    with pytest.raises(ValueError, match="free belongs to a leaking_bucket"):
+        Rule("a", lambda _: "9/second", algorithm="token_bucket", free=5)
+
+
 # --- costs ---------------------------------------------------------------------------------------
 
 
@@ -347,3 +431,31 @@ async def test_in_shadow_a_cost_that_can_never_pass_is_only_counted() -> None:
     limiter = limiting(rule)
     assert await admitted(limiter, 1) == 1
     assert limiter.counts["a", "shadow-denied"] == 1
+
+
+async def test_overrides_of_all_parts_that_a_prefix_makes_one_client_are_a_mistake() -> None:
+    text = """version: 1
+ipv6_prefix: 48
+rules:
+  - name: a
+    by: [route, client]
+    limit: 1/minute
+    overrides: {"/|2001:db8::1": 2/minute, "/|2001:db8:0:1::1": 3/minute}
+"""
+    with pytest.raises(RuleFileError, match=r"same client as another.*\[same-override\]"):
+        RuleSet.loads(text)
+
+
+def test_an_edit_of_an_address_is_seen_also_where_both_are_of_one_network() -> None:
+    one, other = (
+        RuleSet((Rule("a", "1/s", overrides={address: "2/s"}),), ipv6_prefix=128)
+        for address in ("2001:db8::1", "2001:db8::2")
+    )
+    assert one != other
+
+
+def test_rules_in_force_may_be_put_in_force_again() -> None:
+    rule = Rule("a", "10/s", overrides={"2001:db8::1": "20/s"})
+    once = RuleSet((rule,), share=Fraction(1, 2), ipv6_prefix=48).in_force()
+    assert once.in_force().rules[0].overrides == once.rules[0].overrides
+    assert once.rules[0].overrides["2001:db8::/48"][0].quota == 10

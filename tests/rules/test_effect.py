@@ -122,3 +122,14 @@ def test_a_limit_of_another_rule_is_only_in_the_way_where_it_always_refuses_firs
     assert codes(f"version: 1\nrules:\n  - {{{wide}}}\n  - {{name: a, {rule}}}\n") == []
     alike = codes(f"version: 1\nrules:\n  - {{{WIDE}}}\n  - {{name: a, limit: 10/minute}}\n")
     assert alike == ["unreachable-limit"]
+
+
+def test_a_limit_is_within_reach_where_its_rule_takes_the_place_of_the_tighter_one() -> None:
+    rules = """
+version: 1
+rules:
+  - {name: all, limit: 1/minute}
+  - {name: search, match: {path: /search}, limit: 3/minute, replaces: [all]}
+"""
+    assert codes(rules) == []
+    assert codes(rules.replace(", replaces: [all]", "")) == ["unreachable-limit"]

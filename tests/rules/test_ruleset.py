@@ -98,7 +98,7 @@ def test_a_thousand_rules_match_as_if_each_were_tried_in_turn() -> None:
             for rule in rule_set.rules
             if rule.mode != "off"
             for each in [(rule.match(method, path), rule.match(method, normalised(path)))]
-            if (parameters := each[1] if each[0] is None else each[0]) is not None
+            if (parameters := each[0] if each[1] is None else each[1]) is not None
         ]
         assert rule_set.matching(method, path) == in_turn
         hits += len(in_turn)

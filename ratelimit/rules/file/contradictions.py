@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from ratelimit.identity.addresses import read_address
+from ratelimit.rules.file.yaml import identity_shown
+from ratelimit.rules.overriding import is_address, override_key
 from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.values import LISTS_OF_HOPS
@@ -61,7 +62,10 @@ def contradictions(
             )  # fmt: skip
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
     for number, place, code, message in misplaced(rules, names):
-        yield Contradiction(code, ("rules", number, "replaces", place), message)
+        shown = [("rules", each, "name") for each, rule in rules.items() if rule.name in message]
+        yield Contradiction(
+            code, ("rules", number, "replaces", place), message, (("rules", number, "by"), *shown)
+        )
 
 
 def _of_file(top: Mapping[str, Any]) -> Iterator[Contradiction]:
@@ -92,24 +96,23 @@ def _of_prefix(
     rule: Rule, keys: Mapping[str, Any], at: Place, prefix: int
 ) -> Iterator[Contradiction]:
     """Overrides of addresses that a shorter prefix makes one client."""
-    if rule.by[0] != "client" or prefix >= IPV6_PREFIX:
+    if "client" not in rule.by or prefix >= IPV6_PREFIX:
         return
     own = keys.get("overrides", ())
-    # Behind the file's own are those of its list, which are here by their networks of 64 bits.
-    listed = [*rule.overrides][len(own) :]
     first: dict[str, str] = {}
-    for identity in (*own, *listed):
-        address = read_address(identity.partition("/")[0], prefix)
-        other = first.setdefault(address.key, identity) if address else identity
-        if address and other != identity:
-            place, which = (*at, "overrides", identity), "it"
-            if identity not in own:
-                place, which = (*at, "overrides_file"), repr(identity)
-            yield Contradiction(
-                "same-override", place,
-                f"with an ipv6_prefix of {prefix} {which} is the same client as {other!r}, "
-                f"{address.key}; give it once",
-                (("ipv6_prefix",), (*at, "overrides")),
-            )  # fmt: skip
-            if identity not in own:
-                return  # whoever has one of these in a list has many
+    for identity in rule.named:
+        key, _ = override_key(identity, rule.by, prefix)
+        other = first.setdefault(key, identity)
+        if other == identity:
+            continue
+        place = (*at, "overrides", identity) if identity in own else (*at, "overrides_file")
+        which = f"{identity_shown(identity)} is the same client as {identity_shown(other)}"
+        if not is_address(identity):
+            which = "an override is for the same client as another"
+        yield Contradiction(
+            "same-override", place,
+            f"with an ipv6_prefix of {prefix} {which}; give it once",
+            (("ipv6_prefix",), (*at, "overrides")),
+        )  # fmt: skip
+        if identity not in own:
+            return  # whoever has one of these in a list has many

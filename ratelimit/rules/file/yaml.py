@@ -355,11 +355,12 @@ class _Reader:
     def _mapping(self, node: Node, place: str, depth: int) -> None:
         values: dict[str, Node] = {}
         keys: dict[str, Node] = {}
+        hides = place.endswith(".overrides")  # whose identities may be secrets; the line tells
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             key = self._node(event, place, depth + 1)
-            under = below(place, key.shown)
+            under = place if hides else below(place, key.shown)
             value = self._node(next(self.events), under, depth + 1)
             if not isinstance(key.value, str):
                 self.mistakes.add(

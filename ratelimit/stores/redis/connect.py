@@ -28,6 +28,7 @@ from ratelimit.stores.redis.names import (
 )
 from ratelimit.stores.redis.plans import of_client, of_uri, tls_options
 from ratelimit.stores.redis.sentinels import Sentinels
+from ratelimit.stores.redis.stand_in import StandIn, needs_stand_in
 from ratelimit.stores.redis.tls import Tls
 
 __all__ = ["Dialer", "Target"]
@@ -105,7 +106,7 @@ class Dialer:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return connection
+        return await StandIn.of(connection) if needs_stand_in(connection) else connection
 
     async def _first_master(self, progress: Progress, patience: float) -> Address:
         sentinels: Any = self._sentinels

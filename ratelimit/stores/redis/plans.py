@@ -63,13 +63,13 @@ def of_client(client: Any, options: Mapping[str, Any]) -> Plan:
     if isinstance(client, RedisCluster):
         return _of_cluster(client, options)
     pool = getattr(client, "connection_pool", None)
-    if pool is None:
-        raise TypeError(
-            f"a RedisStore takes a URI or a redis.asyncio client, not {type(client).__name__}"
-        )
+    connect = getattr(getattr(pool, "connection_class", None), "connect", None)
+    if pool is None or not inspect.iscoroutinefunction(connect):
+        if pool is not None and not hasattr(client, "__aenter__"):
+            raise _synchronous(client)
+        name = f"{type(client).__module__}.{type(client).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"a RedisStore takes a URI or a redis.asyncio client, not {name}")
     connection_class, settings = pool.connection_class, dict(pool.connection_kwargs)
-    if not inspect.iscoroutinefunction(getattr(connection_class, "connect", None)):
-        raise _synchronous(client)
     if not isinstance(pool, SentinelConnectionPool):
         return Plan(connection_class, _own(connection_class, settings, options))
     if not pool.is_master:

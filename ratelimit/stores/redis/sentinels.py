@@ -47,7 +47,7 @@ def _states(said: Any) -> dict[str, dict[str, Any]]:
                 state[f"is_{name}"] = flag in flags
             states[state["name"]] = state
     except (TypeError, ValueError, KeyError, AttributeError):
-        raise StoreUnavailable("what answers is not a sentinel", kind="not-redis") from None
+        raise StoreUnavailable("no sentinel answers there", kind="not-redis") from None
     return states
 
 
@@ -117,8 +117,15 @@ class Sentinels:
         )
 
     async def _ask(self, number: int) -> Address:
+        from redis.exceptions import ResponseError
+
         # In two words, of which redis-py makes nothing: before 8 it could not read it in RESP3.
-        said = await self._clients[number].execute_command("SENTINEL", "MASTERS")
+        try:
+            said = await self._clients[number].execute_command("SENTINEL", "MASTERS")
+        except ResponseError as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            raise StoreUnavailable("no sentinel answers there", kind="not-redis") from None
         judge = copy.copy(self._manager)
         judge.sentinels = [_Said(_states(said))]
         host, port = await judge.discover_master(self._service)

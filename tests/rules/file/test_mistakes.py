@@ -132,3 +132,23 @@ def test_the_pages_mistake_is_the_one_that_is_reported() -> None:
     with pytest.raises(RuleFileError) as refused:
         RuleSet.loads(WRONG, "rules.yaml")
     assert f"{refused.value}\n" == SHOWN
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "[{name: '${NAME}', limit: 5/s}, {name: b, limit: 6/s, replaces: [hunter]}]",
+        "[{name: '${NAME}', limit: 5/s, replaces: b}, {name: b, limit: 6/s, replaces: '${NAME}'}]",
+        "[{name: a, limit: 5/s}, {name: b, limit: 6/s, by: '${BY}', replaces: [a]}]",
+        "[{name: a, limit: 5/s, match: {host: '${NAME}:80', except: '${NAME}'}, free: '${NAME}'}]",
+        "[{name: a, limit: 5/s, by: [user, route], overrides: {'${NAME}|': blocked}}]",
+    ],
+)
+def test_no_mistake_in_the_newer_options_shows_the_environment(
+    rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAME", "hunter2")
+    monkeypatch.setenv("BY", "header:x-hunter2")
+    with pytest.raises(RuleFileError) as refused:
+        RuleSet.loads(f"version: 1\nrules: {rules}\n")
+    assert "hunter2" not in str(refused.value)

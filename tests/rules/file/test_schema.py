@@ -38,7 +38,9 @@ BEYOND_FILES = {
     "what a text means": {
         "deadline_long", "deadline_zero", "limit_inexact", "limit_many", "limit_twice",
         "network_host_bits", "path_brace", "path_convertor", "path_parameter_twice",
-        "forwarded_header_bad", "retry_jitter_long",
+        "forwarded_header_bad", "retry_jitter_long", "store_cert_none", "store_cluster_database",
+        "store_cluster_option", "store_no_ca_file", "store_password_at", "store_password_slash",
+        "store_ssl", "store_timeout",
     },
     "what two values are to each other": {
         "burst_in_text_of_window", "burst_twice", "by_path_other", "by_path_without_path",

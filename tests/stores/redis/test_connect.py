@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 import redis
 import uvloop
+import valkey.asyncio
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.credentials import CredentialProvider
@@ -591,6 +592,7 @@ async def test_clients_are_taken_over(server: Server) -> None:
         (Redis(port=server.port, decode_responses=True, protocol=2, db=3), None),
         (Redis(unix_socket_path=f"{server.folder}/socket"), f"{server.folder}/socket"),
         (Redis(connection_pool=pool), f"inside.test:{server.port}"),
+        (valkey.asyncio.Valkey(port=server.port), None),
         (Redis(connection_pool=named), f"localhost:{server.port} (127.0.0.1)"),
     ):
         found = await pinged(Target(client, DEADLINE).dialer())

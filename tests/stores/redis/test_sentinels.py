@@ -15,6 +15,7 @@ from redis.asyncio import Sentinel
 
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
 from ratelimit.stores.redis.connect import Dialer, Target
+from ratelimit.stores.redis.sentinels import _states
 from tests.support.sentinels import SERVICE, Sentinels, sentinel
 from tests.support.servers import Certificates, binaries, certificates, free_port
 from tests.support.servers import _terminating as terminating
@@ -220,6 +221,45 @@ async def test_a_client_of_sentinels_is_taken_over(grounds: Sentinels) -> None:
         Target(replicas, 5)
     for each in (client, replicas, *manager.sentinels):
         await each.aclose()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_sentinels_are_read_in_both_protocols(grounds: Sentinels, protocol: int) -> None:
+    """Also by a redis-py that cannot read their states in RESP3."""
+    await close(Target(f"{grounds.url}?sentinel_protocol={protocol}", 5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "believed"),
+    [("master", True), ("master,s_down", False), ("master,o_down", False), ("slave", False)],
+)
+async def test_a_master_that_a_sentinel_holds_for_down_is_not_believed(
+    flags: str, believed: bool
+) -> None:
+    """As redis-py judges it, in lists of RESP2 and mappings of RESP3, in bytes and in text."""
+    flat = ["name", "s", "ip", "h", "port", "7", "flags", flags, "num-other-sentinels", "0"]
+    pairs = dict(zip(flat[::2], flat[1::2], strict=True))
+    for said in (flat, [each.encode() for each in flat], pairs):
+        state = _states([said])["s"]
+        judge = Sentinel([])  # type: ignore[no-untyped-call]
+        assert judge.check_master_state(state, "s") is believed
+        assert (state["ip"], state["port"]) == ("h", "7")
+
+
+@pytest.mark.parametrize("said", [None, 7, [7], [["name"]], [{"name": "s"}], [["flags", "a"]]])
+def test_a_state_that_no_sentinel_gives_is_told(said: object) -> None:
+    with pytest.raises(StoreUnavailable, match=r"^no sentinel answers there$"):
+        _states(said)
+
+
+async def test_what_is_no_sentinel_is_told(grounds: Sentinels) -> None:
+    """Such as the master's own port, where that of a sentinel belongs."""
+    port = (await asyncio.to_thread(grounds.master)).port
+    dialer = Target(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}", 5).dialer()
+    with pytest.raises(StoreUnavailable, match="no sentinel answers there") as caught:
+        await dialer.open()
+    assert caught.value.kind == "no-master"
+    await dialer.aclose()
 
 
 async def test_sentinels_have_credentials_of_their_own(grounds: Sentinels) -> None:

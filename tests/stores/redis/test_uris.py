@@ -247,6 +247,15 @@ def test_options_of_pools_and_clients_are_taken_and_without_effect() -> None:
     check_uri("rediss://h?ssl=true")  # redundant, and not wrong
 
 
+def test_sentinels_behind_tls_take_the_options_of_the_master() -> None:
+    """Where they have none of their own, and where they are behind TLS at all."""
+    uri = "rediss+sentinel://h/s?ssl_cert_reqs=none"
+    assert read_uri(uri).to_sentinels == {}
+    assert read_uri(f"{uri}&sentinel_ssl=true").to_sentinels["ssl_cert_reqs"] == "none"
+    own = read_uri(f"{uri}&sentinel_ssl=true&sentinel_ssl_cert_reqs=required").to_sentinels
+    assert own == {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+
+
 def test_tls_asks_for_the_name_unless_it_is_told_not_to() -> None:
     """With every release of redis-py, some of which do not by themselves."""
     for query, asks in (
@@ -259,6 +268,21 @@ def test_tls_asks_for_the_name_unless_it_is_told_not_to() -> None:
         assert read_uri(f"rediss://h{query}").settings["ssl_check_hostname"] is asks
         connection = RedisStore(f"rediss://h{query}")._target._kind.make()
         assert connection.ssl_context.get().check_hostname is asks
+
+
+@pytest.mark.parametrize(
+    "uri", ["redis://h", "valkeys://h", "redis+cluster://h", "redis+sentinel://h/s"]
+)
+def test_a_uri_means_the_same_with_every_redis_py(uri: str) -> None:
+    """RESP3, and probes of an idle connection, which not every release has by itself."""
+    target = RedisStore(uri)._target
+    for kind in (target._kind, *target._sentinels):
+        connection = kind.make()
+        assert connection.protocol == 3
+        assert connection.socket_keepalive
+        assert sorted(connection.socket_keepalive_options.values()) == [3, 5, 30]
+        assert connection.socket_timeout is None
+    assert RedisStore(f"{uri}?protocol=2")._target._kind.make().protocol == 2
 
 
 def test_files_of_tls_are_looked_at(tmp_path: Path) -> None:
@@ -443,6 +467,22 @@ def test_a_synchronous_client_is_refused(client: Callable[[], Any]) -> None:
     ) as caught:
         RedisStore(client())
     assert SECRET not in str(caught.value)
+
+
+def test_an_asynchronous_client_of_another_library_is_refused_as_such() -> None:
+    """It would be called synchronous otherwise, where its connections are opened in another way."""
+
+    class Unlike:
+        def connect(self) -> None: ...
+
+    class Other:
+        class connection_pool:  # noqa: N801
+            connection_class = Unlike
+
+        async def __aenter__(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"a redis\.asyncio client, not .*\.Other$"):
+        RedisStore(Other())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""Mistakes in limits on routes, told when the application starts rather than at a request."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ratelimit.asgi.decorators import RateLimit, limits_of
+from ratelimit.asgi.endpoints import scope_of
+from ratelimit.asgi.places import beneath, placed
+from ratelimit.limiter.limiter import RateLimiter
+
+__all__ = ["limits_on", "mistakes"]
+
+
+def limits_on(route: Any) -> Iterator[RateLimit]:
+    """The limits of a route: on its endpoint, and among its dependencies."""
+    yield from limits_of(getattr(route, "endpoint", None))
+    below = [getattr(route, "dependant", None)]
+    while below:
+        dependant = below.pop()
+        call = getattr(dependant, "call", None)
+        if isinstance(call, RateLimit):
+            yield call
+        below += getattr(dependant, "dependencies", ())
+
+
+def mistakes(app: Any, limiter: RateLimiter) -> list[str]:
+    """Sentences on limits of routes that name functions which nobody registered.
+
+    ``app`` is what stands further in than a middleware of ``limiter``; routes that a middleware
+    further in decides are left to that one.
+    """
+    inner, around = beneath(app, limiter)
+    found: list[str] = []
+    for template, route, decides in placed(getattr(inner, "routes", None), around):
+        for each in limits_on(route):
+            if each.limiter is None and decides is not limiter:
+                continue
+            try:
+                (each.limiter or limiter).check_registered([each.rule], each.known)
+            except ValueError as error:
+                found.append(f"{template} ({scope_of(route.endpoint)}): {error}")
+    return found
