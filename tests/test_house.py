@@ -605,6 +605,7 @@ LONG: Final = {
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",
     "ratelimit/rules/options.py": "an entry for each option",
     "ratelimit/rules/file/yaml.py": "places for every value, also behind aliases",
+    "ratelimit/stores/memory.py": "three ways to ask, each as cheap as it can be",
     "ratelimit/stores/redis/cluster.py": "slots and redirections",
     "ratelimit/stores/redis/pipeline.py": "sending, receiving and time are one law",
     "ratelimit/stores/redis/store.py": "a method for each thing that workers share",

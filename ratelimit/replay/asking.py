@@ -11,12 +11,12 @@ from urllib.parse import unquote
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.hosts import host_of
 from ratelimit.limiter.in_force import InForce
-from ratelimit.limits import Algorithm
 from ratelimit.replay.counting import Distinct
 from ratelimit.replay.entries import Entry, as_path
 from ratelimit.rules.matching import Matching, Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores.memory import MOST_OF_ONE
 
 __all__ = ["Asked", "Asker", "Group", "missing", "scope_of"]
 
@@ -39,7 +39,8 @@ class Group:
         self.by_address = plan is not None and all(_OF_ADDRESS.issuperset(r.by) for r in rules)
         """Whether keys depend on the client's address alone."""
         asked = () if plan is None else plan.asked
-        self.waits = any(limit.algorithm is Algorithm.LEAKING_BUCKET for limit, *_ in asked)
+        self.in_run = self.alike if len(asked) <= MOST_OF_ONE else None
+        """Its checks, where it may be decided in a run of others."""
         self.cost = sum(cost for _, _, cost, _, _ in asked)
         self.names = tuple(dict.fromkeys(name for _, _, _, name, _ in asked))
         self.keys: dict[str, Sequence[str]] = {}

@@ -11,12 +11,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.decisions import Action, Alike, Check, Decision
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.replay.asking import Asked, Asker, scope_of
 from ratelimit.replay.counting import Distinct, LockedOut, Series
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.stores import MemoryStore
+from ratelimit.stores.memory import MOST_IN_RUN, MemoryStore
 
 __all__ = ["MOST_TRIES", "Player", "RuleTally", "Verdict"]
 
@@ -128,53 +128,87 @@ class Player:
         """Counters that were given up, because there were too many."""
         return self._store.statistics().evictions
 
-    def play(self, requests: Sequence[Asked]) -> list[int]:  # noqa: PLR0912  # no calls
+    def play(self, requests: Sequence[Asked]) -> list[int]:
         """Plays requests that are in order; returns the places of those that were refused."""
         if not requests:
             return []
         self._make_room()
-        now, alike, passed = self._now, self._store.decide_alike, self._passed
         refused: list[int] = []
-        deny = self._deny
-        keep = self._verdicts
         waiting = self._retries
-        place = 0
-        for asked in requests:
-            at_us, group, keys, _ = asked
+        run: list[tuple[int, Alike, str]] = []
+        add = run.append
+        passed = self._passed
+        begin = place = 0
+        for at_us, group, keys, _ in requests:
             if waiting and waiting[0][0] <= at_us:
+                self._run(requests, run, begin, refused)
+                begin = place
                 self._come_again(at_us)
-            now[0] = at_us
-            if group.alike is not None and keys is not None:
-                decisions = alike(group.alike, keys[0])
-                if len(decisions) == 1:
-                    _, fine, _, retry_us, _, delay_us, *_ = decisions[0]
-                    if fine:
-                        if not delay_us:
-                            passed[group.number] += 1
-                            place += 1
-                            if keep is not None:
-                                keep.append(_PASSED)
-                            continue
-                    elif keep is None and waiting is None:
-                        deny(group.names[0], keys[0], at_us, retry_us)
-                        self.refused += 1
-                        refused.append(place)
-                        place += 1
-                        continue
-                verdict = self._conclude(asked, group.plan.asked, keys, decisions)  # type: ignore[union-attr]
+            alike = group.in_run
+            if alike is not None and keys is not None:
+                if len(run) == MOST_IN_RUN:
+                    self._run(requests, run, begin, refused)
+                    begin = place
+                add((at_us, alike, keys[0]))
+                passed[group.number] += 1  # taken back where it is told
             else:
-                verdict = self._decide(asked)
-            if keep is not None:
-                keep.append(verdict)
-            if not verdict[0]:
-                refused.append(place)
-                if waiting is not None:
-                    self._later(asked, verdict, 0)
+                self._run(requests, run, begin, refused)
+                begin = place + 1
+                self._now[0] = at_us
+                self._take(requests[place], place, self._decide(requests[place]), refused)
             place += 1
+        self._run(requests, run, begin, refused)
         self.requests += place
         self.refused_first += len(refused)
         self._fold(requests[-1][0] // _SECOND)
         return refused
+
+    def _run(
+        self,
+        requests: Sequence[Asked],
+        run: list[tuple[int, Alike, str]],
+        begin: int,
+        refused: list[int],
+    ) -> None:
+        """Decides the requests from a place on that stand in a row, at once, and empties the row.
+
+        Whoever is refused among them comes again a second later at the soonest, thus after them.
+        """
+        if not run:
+            return
+        told = self._store.decide_run(run)
+        passed, keep = self._passed, self._verdicts
+        if keep is not None:
+            keep += [_PASSED] * len(run)
+        quick = keep is None and self._retries is None
+        for place, decisions in told:
+            asked = requests[begin + place]
+            passed[asked[1].number] -= 1
+            _, fine, _, retry_us, *_ = decisions[0]
+            if not fine and quick and len(decisions) == 1:  # as it ends for a flood
+                self._deny(asked[1].names[0], run[place][2], asked[0], retry_us)
+                self.refused += 1
+                refused.append(begin + place)
+                continue
+            plan, key = asked[1].plan, run[place][2]
+            verdict = self._conclude(asked, plan.asked if plan else (), [key], decisions)
+            if keep is not None:
+                keep[place - len(run)] = verdict
+            if not verdict[0]:
+                self._refuse(asked, begin + place, verdict, refused)
+        run.clear()
+
+    def _take(self, asked: Asked, place: int, verdict: Verdict, refused: list[int]) -> None:
+        """Keeps the verdict of a request that was decided alone."""
+        if self._verdicts is not None:
+            self._verdicts.append(verdict)
+        if not verdict[0]:
+            self._refuse(asked, place, verdict, refused)
+
+    def _refuse(self, asked: Asked, place: int, verdict: Verdict, refused: list[int]) -> None:
+        refused.append(place)
+        if self._retries is not None:
+            self._later(asked, verdict, 0)
 
     def _make_room(self) -> None:
         """Has a place for each group that the asker knows."""
