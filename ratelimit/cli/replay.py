@@ -1,5 +1,6 @@
 """Rules before they are deployed, against the traffic that a log holds."""
 
+import gc
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,9 +138,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         seen.append(True)
 
     before = signal.signal(signal.SIGINT, stop)
+    # Requests are tuples that refer to nothing but what outlives them: no cycles are to be found,
+    # and looking for them at each 700 takes a tenth of the time.
+    threshold = gc.get_threshold()
+    gc.set_threshold(100_000, *threshold[1:])
     try:
         yield lambda: bool(seen)
     finally:
+        gc.set_threshold(*threshold)
         signal.signal(signal.SIGINT, before)
 
 

@@ -6,19 +6,20 @@ fast path; whatever else there is goes through the limiter itself.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ratelimit.decisions import Action, Alike, Check, Decision
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.replay.asking import Asked, Asker, scope_of
-from ratelimit.replay.counting import Distinct, LockedOut, Series
+from ratelimit.replay.recording import Recording, at_once
+from ratelimit.replay.tally import RuleTally
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores.memory import MOST_IN_RUN, MemoryStore
 
-__all__ = ["MOST_TRIES", "Player", "RuleTally", "Verdict"]
+__all__ = ["MOST_TRIES", "Player", "Verdict"]
 
 MOST_TRIES: Final = 10
 """Times that a refused request comes again before its client gives up."""
@@ -29,51 +30,11 @@ MOST_KEYS: Final = 1_000_000
 
 _SHADOW: Final = int(Action.SHADOW)
 _SECOND: Final = 1_000_000
-T = TypeVar("T")
 
 Verdict = tuple[bool, int | None, int]
 """Whether a request passes; seconds in Retry-After (0 where it passes, None where there is none);
 microseconds that it waits for its turn."""
 _PASSED: Final[Verdict] = (True, 0, 0)
-
-
-class RuleTally:
-    """The outcomes of one rule."""
-
-    def __init__(self) -> None:
-        self.passed = 0
-        self.waited = 0
-        """Requests among those passed that waited for their turn."""
-        self.waited_us = 0
-        self.longest_us = 0
-        self.refused = 0
-        self.never = 0
-        """Requests among those refused that could never pass."""
-        self.turned_away = 0
-        """Requests refused without being counted: by a list, or for want of an identity."""
-        self.series = Series()
-        self.locked = LockedOut()
-        self.identities = Distinct()
-        """The identities that it refused."""
-
-
-class _Recording:
-    """The store of a pass, which keeps what the limiter has asked it last."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self.store = store
-        self.last: tuple[Sequence[Check], Sequence[Decision]] = ((), ())
-
-    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
-        decisions = await self.store.decide(checks)
-        self.last = (*self.last[0], *checks), (*self.last[1], *decisions)
-        return decisions
-
-    async def reset(self, checks: Sequence[Check]) -> None:
-        await self.store.reset(checks)
-
-    async def aclose(self) -> None:
-        await self.store.aclose()
 
 
 class Player:
@@ -95,7 +56,7 @@ class Player:
         self._now = [0]
         now = self._now
         self._store = MemoryStore(MOST_KEYS, clock=lambda: now[0])
-        self._recording = _Recording(self._store)
+        self._recording = Recording(self._store)
         names = rules.registered_names
         self.limiter = RateLimiter(
             rules,
@@ -177,21 +138,29 @@ class Player:
         if not run:
             return
         told = self._store.decide_run(run)
-        passed, keep = self._passed, self._verdicts
+        passed, keep, at = self._passed, self._verdicts, 0
         if keep is not None:
             keep += [_PASSED] * len(run)
         quick = keep is None and self._retries is None
-        for place, decisions in told:
-            asked = requests[begin + place]
-            passed[asked[1].number] -= 1
-            _, fine, _, retry_us, *_ = decisions[0]
-            if not fine and quick and len(decisions) == 1:  # as it ends for a flood
-                self._deny(asked[1].names[0], run[place][2], asked[0], retry_us)
+        while at < len(told):
+            place, retry_us = told[at], told[at + 1]
+            asked, (at_us, alike, key) = requests[begin + place], run[place]
+            group, count = asked[1], len(alike[0])
+            passed[group.number] -= 1
+            at += 1 + 2 * count
+            if quick and count == 1 and retry_us > 0:  # as it ends for a flood
+                self._deny(group.names[0], key, at_us, retry_us)
                 self.refused += 1
                 refused.append(begin + place)
                 continue
-            plan, key = asked[1].plan, run[place][2]
-            verdict = self._conclude(asked, plan.asked if plan else (), [key], decisions)
+            if quick and count == 1 and retry_us == 0:  # and for a leaking bucket
+                self._pass(group.names[0], at_us, told[at - 1])
+                self.waited += 1
+                continue
+            outcomes = [(told[n], told[n + 1]) for n in range(at - 2 * count, at, 2)]
+            checks = () if group.plan is None else group.plan.asked
+            self._now[0] = at_us
+            verdict = self._conclude(asked, checks, [key], outcomes)
             if keep is not None:
                 keep[place - len(run)] = verdict
             if not verdict[0]:
@@ -237,40 +206,47 @@ class Player:
         if keys is None:
             return self._by_limiter(asked)
         plan = group.plan
+        if group.in_run is not None and plan is not None:
+            told = self._store.decide_run([(self._now[0], group.in_run, keys[0])])
+            if not told:
+                outcomes = [(0, 0)] * len(plan.asked)
+            else:
+                outcomes = [(told[n], told[n + 1]) for n in range(1, len(told), 2)]
+            return self._conclude(asked, plan.asked, keys, outcomes)
         if plan is None or not plan.asked:
             return _PASSED
-        decisions = _run(self._store.decide(plan.checks(keys)))
-        return self._conclude(asked, plan.asked, keys, decisions)
+        decisions = at_once(self._store.decide(plan.checks(keys)))
+        return self._conclude(asked, plan.asked, keys, _outcomes(decisions))
 
     def _conclude(
         self,
         asked: Asked,
         checks: Sequence[tuple[Any, int, int, str, int]],
         keys: Sequence[str],
-        decisions: Sequence[Decision],
+        outcomes: Sequence[tuple[int, int]],
     ) -> Verdict:
-        """Counts the outcome of decisions: a refusal is that of every rule that denied."""
+        """Counts the outcomes of checks: a refusal is that of every rule that denied.
+
+        They are as `MemoryStore.decide_run` has them: until when it would pass, and the delay.
+        """
         denied: dict[str, tuple[str, int | None]] = {}
         delays: dict[str, int] = {}
         fine, never, retry_us, delay_us = True, False, 0, 0
-        for (_, place, _, rule, action), decision in zip(checks, decisions, strict=True):
-            if decision[1]:
-                delays[rule] = max(delays.get(rule, 0), decision[5])
+        for (_, place, _, rule, action), (after, wait_us) in zip(checks, outcomes, strict=True):
+            if after == 0:
+                delays[rule] = max(delays.get(rule, 0), wait_us)
                 if action != _SHADOW:
-                    delay_us = max(delay_us, decision[5])
+                    delay_us = max(delay_us, wait_us)
                 continue
-            after = decision[3]
             before = denied.get(rule, ("", 0))[1]
-            worse = None if after is None or before is None else max(after, before)
+            worse = None if after < 0 or before is None else max(after, before)
             denied[rule] = keys[place], worse
             if action != _SHADOW:
                 fine = False
-                if after is None:
-                    never = True
-                else:
-                    retry_us = max(retry_us, after)
-        for rule, (key, after) in denied.items():
-            self._deny(rule, key, asked[0], after)
+                never |= after < 0
+                retry_us = max(retry_us, after)
+        for rule, (key, wait) in denied.items():
+            self._deny(rule, key, asked[0], wait)
         if fine:
             for rule, own_us in delays.items():
                 if rule not in denied:
@@ -302,7 +278,7 @@ class Player:
         recording, limiter = self._recording, self.limiter
         recording.last = ((), ())
         before = {name: limiter.counts[name, "turned-away"] for name in self.rules}
-        admission: Admission = _run(limiter.admit(scope_of(asked[3])))
+        admission: Admission = at_once(limiter.admit(scope_of(asked[3])))
         checks: Sequence[Check] = recording.last[0]
         decisions = recording.last[1]
         told = [(each.limit, n, each.cost, each.rule, each.action) for n, each in enumerate(checks)]
@@ -311,7 +287,7 @@ class Player:
         if told:
             for check in checks:
                 self._asker.count(check.rule, check.key)
-            verdict = self._conclude(asked, told, keys, decisions)
+            verdict = self._conclude(asked, told, keys, _outcomes(decisions))
         if verdict[0] and admission.refusal is not None:
             self.refused += 1
             for name, times in before.items():
@@ -348,15 +324,9 @@ class Player:
             self._fold(self._now[0] // _SECOND)
 
 
-def _run(answer: Awaitable[T]) -> T:
-    """The result of a coroutine that has nothing to wait for: its store is in process."""
-    waiting = answer.__await__()
-    try:
-        next(waiting)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    raise RuntimeError("a decision in process had to wait")
+def _outcomes(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
+    """Decisions as `MemoryStore.decide_run` tells them."""
+    return [(0 if each[1] else -1 if each[3] is None else each[3], each[5]) for each in decisions]
 
 
 def _nobody(_: object) -> None:

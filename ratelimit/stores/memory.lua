@@ -330,7 +330,8 @@ return function(source, max_keys, seed)
       return answer(now, checks, count)
     end,
     -- Requests as `alike` has them, one after the other, five arguments for each. Returns, of those
-    -- that do not pass at once, their places from 0, and six numbers for each of their checks.
+    -- that do not pass at once, their places from 0, and two numbers for each of their checks: how
+    -- long until it would pass (0 where it does, -1 for never), and its delay.
     run = function(...)
       local given, found, last = {...}, {}, 0
       for at = 1, #given, 5 do
@@ -354,10 +355,10 @@ return function(source, max_keys, seed)
         if not plain then
           last = last + 1
           found[last] = (at - 1) / 5
-          for i = 1, FIELDS * count do
-            found[last + i] = reply[i]
+          for i = FIELDS, FIELDS * count, FIELDS do
+            found[last + 1], found[last + 2] = reply[i - 4], reply[i - 2]
+            last = last + 2
           end
-          last = last + FIELDS * count
         end
       end
       return unpack(found, 1, last)

@@ -155,14 +155,13 @@ class MemoryStore:
             self._warn_full()
         return decisions_of(limits, reply)
 
-    def decide_run(
-        self, requests: Sequence[tuple[int, Alike, str]]
-    ) -> list[tuple[int, tuple[Decision, ...]]]:
+    def decide_run(self, requests: Sequence[tuple[int, Alike, str]]) -> Sequence[int]:
         """Decides requests in order, each at a time of its own; for logs, and not for give-backs.
 
-        Each is its time in microseconds, its checks, and their key. Returns the decisions of those
-        alone that are denied or have to wait, with their places. At most `MOST_IN_RUN` at once, of
-        `MOST_OF_ONE` checks: all their numbers are on Lua's stack.
+        Each is its time in microseconds, its checks, and their key. Returns, of those alone that
+        are denied or have to wait, the place, then for each check ``retry_after_us`` (0 where it
+        passed, -1 for never) and ``delay_us``. At most `MOST_IN_RUN` at once, of `MOST_OF_ONE`
+        checks: all their numbers are on Lua's stack.
         """
         given: list[int | bytes] = []
         with self._lock:
@@ -171,16 +170,7 @@ class MemoryStore:
             for at_us, (limits, counters, cost, action), key in requests:
                 kind = self._kinds.get(counters) or self._kind(counters, limits)
                 given += at_us, kind[0], kind[1] + _spelled(key), cost, action
-            reply = self._run(*given) if given else ()
-        if reply is None:
-            return []
-        found: list[tuple[int, tuple[Decision, ...]]] = []
-        at = 0
-        while at < len(reply):
-            limits = requests[reply[at]][1][0]
-            found.append((reply[at], decisions_of(limits, reply, at + 1)))
-            at += 1 + FIELDS * len(limits)
-        return found
+            return (self._run(*given) if given else None) or ()
 
     def _kind(self, counters: tuple[str, ...], limits: Sequence[Limit]) -> tuple[int, bytes]:
         """A kind of request that the Lua knows; its number is never used for another."""
