@@ -3,7 +3,7 @@ PYTHON ?=
 STORE ?= memory://
 RUNS ?= 10
 
-.PHONY: demo serve test test-all load check bench docs clean
+.PHONY: demo serve test test-all coverage load check bench docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -15,8 +15,13 @@ serve: .venv/.demo
 test: check
 	.venv/bin/python -m pytest
 
-test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks
+test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks .venv/.checkers
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
+
+# A lamp, not a gate: which lines no test has met.
+coverage: .venv/.coverage
+	.venv/bin/python -m coverage run --source ratelimit -m pytest -q
+	.venv/bin/python -m coverage report --skip-covered --show-missing
 
 # Every cell, so many times each: `make load RUNS=1` takes half an hour, ten runs some five hours.
 load: .venv/.test
@@ -81,6 +86,16 @@ clean:
 .venv/.fuzz: pyproject.toml .venv/.test
 	@echo "installing what asks at random (once) ..."
 	@.venv/bin/python -m pip install -qq --group fuzz
+	@touch $@
+
+.venv/.checkers: pyproject.toml .venv/.test
+	@echo "installing the other type checkers (once) ..."
+	@.venv/bin/python -m pip install -qq --group checkers
+	@touch $@
+
+.venv/.coverage: pyproject.toml .venv/.test
+	@echo "installing coverage (once) ..."
+	@.venv/bin/python -m pip install -qq --group coverage
 	@touch $@
 
 .venv/.docs: pyproject.toml .venv/.demo

@@ -103,7 +103,7 @@ ELSEWHERE: Final = {
     "identity": "tests/identity/test_keys.py",
     "middleware-order": "tests/asgi/test_order.py",
     "mistakes": "tests/rules/file/test_mistakes.py",
-    "operations": "tests/control/test_reload.py",
+    "operations": "tests/limiter/test_reload.py",
     "routes": "tests/asgi/test_fastapi.py",
     "rule-files": "tests/rules/file/test_mistakes.py",
     "testing": "tests/testing/test_clock.py",

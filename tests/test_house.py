@@ -29,7 +29,7 @@ ROOMS: Final = [
     "words",
     "limits",
     "decisions",
-    "background",
+    "runtime",
     "stores",
     "identity",
     "rules",

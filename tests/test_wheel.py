@@ -13,6 +13,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.support.environments import dependencies
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 APPLICATION: Final = """
@@ -113,6 +115,36 @@ def test_the_installed_wheel_limits_an_application_outside_the_tree(
     assert Path(answer["file"]).is_relative_to(installed)
     assert len(answer["statuses"]) == 5
     assert set(map(tuple, answer["statuses"].values())) == {(200, 200, 429)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("versions", ["oldest", "newest"])
+def test_the_wheel_works_in_an_empty_environment(
+    versions: str, wheel: Path, tmp_path: Path
+) -> None:
+    """With its own dependencies alone, of the oldest versions that it takes and of the newest."""
+    run("-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    pins = [f"{name}=={oldest}" for name, oldest in dependencies().items()]
+    asked = [f"{wheel}[redis,cli]", "httpx", *(pins if versions == "oldest" else [])]
+    quiet = ("--disable-pip-version-check", "--quiet")
+    pip: list[Path | str] = [python, "-m", "pip", "install", *quiet, *asked]
+    installed = subprocess.run(pip, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"NOT TESTED with the {versions}: pip failed: {installed.stderr[-500:]}")
+    answer = subprocess.run(
+        [python, "-W", "error", "-c", APPLICATION],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert set(map(tuple, json.loads(answer.stdout)["statuses"].values())) == {(200, 200, 429)}
+    command = subprocess.run(
+        [python.with_name("ratelimit"), "schema"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert json.loads(command.stdout) == json.loads(
+        (ROOT / "docs" / "rules.schema.json").read_text("utf-8")
+    )
 
 
 @pytest.mark.parametrize("module", ["ratelimit.cli.main", "ratelimit.testing.pytest_plugin"])

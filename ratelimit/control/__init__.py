@@ -1,4 +1,4 @@
-"""Operation while it runs: switches, a rule file that is followed, and the most denied clients.
+"""Operation while it runs: switches, events, and the most denied clients.
 
 Nothing of it is public.
 """

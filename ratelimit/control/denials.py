@@ -8,8 +8,8 @@ from heapq import nlargest
 from threading import Lock
 from typing import Final, Protocol, runtime_checkable
 
-from ratelimit.background import Background
 from ratelimit.decisions import identity_digest
+from ratelimit.runtime.background import Background
 from ratelimit.stores import StoreUnavailable
 
 __all__ = ["Denials", "Noting"]

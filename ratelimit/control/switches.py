@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
-from ratelimit.background import Background
 from ratelimit.control.events import Events
-from ratelimit.rules.file.contents import contents
+from ratelimit.runtime.background import Background
+from ratelimit.runtime.contents import contents
 from ratelimit.stores import StoreUnavailable
 
 __all__ = ["ALL", "Reporting", "Switchable", "Switches"]

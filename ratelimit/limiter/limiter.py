@@ -17,7 +17,6 @@ from starlette.websockets import WebSocket
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Event, Events
-from ratelimit.control.reload import Watcher
 from ratelimit.control.switches import ALL, Switches
 from ratelimit.decisions import Check, Decision
 from ratelimit.identity.addresses import Address
@@ -32,6 +31,7 @@ from ratelimit.limiter.checks import Registered, TurnedAway
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.responses.headers import Refusal, forbid

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
-from ratelimit.background import Background
 from ratelimit.decisions import Action, Check
 from ratelimit.limits import Limit
+from ratelimit.runtime.background import Background
 from ratelimit.stores.errors import StoreUnavailable
 
 __all__ = ["PROBE", "Breaker", "State"]

@@ -14,9 +14,9 @@ from fractions import Fraction
 from sys import getsizeof
 from typing import Final, Protocol, runtime_checkable
 
-from ratelimit.background import Background
 from ratelimit.decisions import Action, Check, Decision, passes
 from ratelimit.limits import Limit
+from ratelimit.runtime.background import Background
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 from ratelimit.stores.breaker import PROBE, Breaker
 

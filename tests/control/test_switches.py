@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from ratelimit import Check, Limit, MemoryStore, RateLimiter, RedisStore, Rule, RuleSet
-from ratelimit.background import Background
 from ratelimit.control import switches as module
 from ratelimit.control.switches import Switches
+from ratelimit.runtime.background import Background
 from ratelimit.stores import StoreUnavailable
 from ratelimit.stores.redis import store as redis
 from ratelimit.testing import MakeStore, ManualClock

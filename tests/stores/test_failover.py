@@ -21,7 +21,7 @@ from ratelimit import (
     RuleSet,
     StoreUnavailable,
 )
-from ratelimit.background import Background
+from ratelimit.runtime.background import Background
 from ratelimit.stores import breaker as module
 from ratelimit.stores import failover as failovers
 from ratelimit.stores.failover import Failover

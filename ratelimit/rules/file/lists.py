@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import networks_in
-from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.yaml import Mistakes, decoded, identity_shown, reason
+from ratelimit.runtime.contents import contents
 
 __all__ = ["Lists", "Override"]
 

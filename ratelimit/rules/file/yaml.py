@@ -14,9 +14,9 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import Mistake
 from ratelimit.rules.overriding import is_address
+from ratelimit.runtime.contents import contents
 from ratelimit.words import shown
 
 __all__ = [

@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tests.limiter.test_reload import WAYS, RuleFile, until
 
 from ratelimit import RateLimiter, RateLimitMiddleware
-from tests.control.test_reload import WAYS, RuleFile, until
 from tests.support.servers import Server
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ class Serving:
 @contextmanager
 def serving(file: RuleFile, workers: int) -> Iterator[tuple[str, Serving]]:
     """Where uvicorn serves `make`; ended as its user would."""
-    command = [sys.executable, "-m", "uvicorn", "tests.control.test_reload_under_load:make"]
+    command = [sys.executable, "-m", "uvicorn", "tests.limiter.test_reload_under_load:make"]
     command += ["--factory", "--port=0", "--no-access-log", f"--workers={workers}"]
     environment = {**os.environ, "RULES": str(file.path), "NO_COLOR": "1"}
     log = file.path.parent.parent / "log"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.rules.file.contents import contents
+from ratelimit.runtime.contents import contents
 
 
 def test_the_beginning_of_a_file_is_read(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 import watchfiles
 
 from ratelimit import RateLimiter, RedisStore, Rule, RuleFileError, RuleSet
-from ratelimit.control import reload
-from ratelimit.control.reload import Watcher
+from ratelimit.limiter import reload
+from ratelimit.limiter.reload import Watcher
 from tests.support.servers import Server
 
 
@@ -585,7 +585,8 @@ async def test_the_examples_of_the_documentation_run(
 
 def test_the_documentation_lists_the_lines_of_the_log() -> None:
     sources = [
-        (ROOT / "ratelimit" / "control" / name).read_text() for name in ("reload.py", "switches.py")
+        (ROOT / "ratelimit" / name).read_text()
+        for name in ("limiter/reload.py", "control/switches.py")
     ]
     logged = set(re.findall(r'"([a-z-]+): ', "".join(sources)))
     assert logged == set(re.findall(r"^\| `([a-z]+(?:-[a-z]+)*)` \| ", DOCUMENT, re.MULTILINE))

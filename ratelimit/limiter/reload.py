@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ratelimit.background import Background
 from ratelimit.control.events import Events
-from ratelimit.rules.file.contents import contents
 from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.runtime.background import Background
+from ratelimit.runtime.contents import contents
 
 __all__ = ["Watcher"]
 
