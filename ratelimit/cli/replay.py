@@ -156,7 +156,7 @@ def say_log(log: dict[str, Any], *, interrupted: bool) -> None:
     say(f"{log['requests']} requests in {log['lines']} lines ({formats}){span}", "green")
     if interrupted:
         say("interrupted: this is what was played until then", "yellow")
-    for fault, times in log["not played"].items():
+    for fault, times in log["faults"].items():
         sample = log["samples"].get(fault) or [""]
         say(f"{times} lines: {fault}: {sample[0][:100]}", "yellow")
     for sentence in log["troubles"]:

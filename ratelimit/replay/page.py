@@ -104,9 +104,9 @@ def _notes(report: Mapping[str, Any]) -> str:
     said = f"<h2>What this log cannot tell</h2><ul>{items}</ul>" if items else ""
     rows = [
         {"lines": times, "fault": fault, "for instance": (log["samples"].get(fault) or [""])[0]}
-        for fault, times in log["not played"].items()
+        for fault, times in log["faults"].items()
     ]
-    return said + (_section("Lines that were not understood", rows) if rows else "")
+    return said + (_section("Lines with faults", rows) if rows else "")
 
 
 def _safe(text: str) -> str:

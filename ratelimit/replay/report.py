@@ -41,7 +41,7 @@ def log_of(log: Any) -> dict[str, Any]:
         "whole seconds": log.whole_seconds,
         "out of order": log.out_of_order,
         "late": log.late,
-        "not played": dict(sorted(troubles.counts.items())),
+        "faults": dict(sorted(troubles.counts.items())),
         "samples": {fault: _clean(lines) for fault, lines in sorted(troubles.samples.items())},
         "troubles": _clean(troubles.files),
     }
