@@ -22,6 +22,8 @@ __all__ = ["Asked", "Asker", "Group", "missing", "scope_of"]
 
 MOST_KEPT: Final = 100_000
 """Paths, clients and keys that are kept; clients choose them, so there may be any number."""
+LONGEST_KEPT: Final = 256
+"""Characters of a path, or of a client's address, that is kept."""
 MOST_METHODS: Final = 100
 _OF_ADDRESS: Final = frozenset({"client", "global"})
 _NOBODY: Final = ("", 0)
@@ -131,7 +133,8 @@ class Asker:
             matching = self.now.rules.without_preflight(matching, scope)
             plan = found.plan(matching)
         group = self._group(matching, plan)
-        if not (self._believes or found.hosts) and group.by_address:
+        short = len(entry[3]) <= LONGEST_KEPT
+        if short and group.by_address and not (self._believes or found.hosts):
             paths = self._paths.setdefault(entry[2], {})
             if len(paths) >= MOST_KEPT or len(self._paths) > MOST_METHODS:
                 self._paths.clear()
@@ -166,7 +169,7 @@ class Asker:
         keys = group.plan.keys(scope, address, group.matching, _no_route)
         if keys is None:
             return group, None
-        if group.by_address and not self._believes:
+        if group.by_address and not self._believes and len(client) <= LONGEST_KEPT:
             if len(group.keys) >= MOST_KEPT:
                 group.keys.clear()
             group.keys[client] = keys

@@ -19,6 +19,8 @@ WINDOW_US: Final = 2_000_000
 """Time by which a line may come after others that are younger."""
 MOST_IN_SECOND: Final = 200_000
 """Requests of one second that are held at once; of more, the first are played before the rest."""
+MOST_BLOCKS: Final = 128
+"""Blocks of a quarter of a megabyte that are held until they are played; of more, likewise."""
 SECOND: Final = 1_000_000
 
 
@@ -164,8 +166,15 @@ class Log:
         """Of this second and those before nothing is held any more."""
         current, bucket = -1, []
         ordered = -1
+        held = 0
         for block in self.entries():
             self.requests += len(block)
+            held += 1
+            if held > MOST_BLOCKS:
+                self.crowded += 1
+                for each in sorted(buckets):
+                    yield self._sorted(buckets.pop(each))
+                current, held = -1, 0
             for entry in block:
                 at_us = entry[0]
                 if at_us < ordered:
@@ -187,7 +196,7 @@ class Log:
                         if due > horizon:
                             for each in sorted(key for key in buckets if key < due):
                                 yield self._sorted(buckets.pop(each))
-                            horizon = due
+                            horizon, held = due, 0
                 bucket.append(entry)
                 if len(bucket) >= MOST_IN_SECOND:
                     self.crowded += 1

@@ -28,6 +28,7 @@ MOST_RETRIES: Final = 100_000
 MOST_KEYS: Final = 1_000_000
 """Counters of one pass."""
 
+_NO_ENTRY: Final[Any] = ()
 _SHADOW: Final = int(Action.SHADOW)
 _SECOND: Final = 1_000_000
 
@@ -303,7 +304,8 @@ class Player:
             self.gave_up += 1
             return
         at_us = asked[0] + seconds * _SECOND
-        again = (at_us, *asked[1:])
+        # The line itself, which may be long, only where the whole limiter is to be asked again.
+        again: Asked = (at_us, asked[1], asked[2], asked[3] if asked[2] is None else _NO_ENTRY)
         heappush(waiting, (at_us, next(self._numbers), again, tries + 1))
 
     def _come_again(self, until_us: int) -> None:

@@ -32,7 +32,8 @@ class Repeats:
     """Finds the requests that the log shows to be retries: the same again after 429 or 503."""
 
     def __init__(self) -> None:
-        self._refused: dict[tuple[str, str, str], int] = {}
+        self._refused: dict[int, int] = {}
+        """The time of the last refusal, by the hash of a request, which may be long."""
         self.found = 0
 
     def without(self, requests: Sequence[Asked]) -> Sequence[Asked]:
@@ -43,7 +44,7 @@ class Repeats:
         kept = []
         for asked in requests:
             entry = asked[3]
-            name = entry[1:4]
+            name = hash(entry[1:4])
             before = refused.get(name)
             again = before is not None and asked[0] - before <= REPEATED_WITHIN_US
             if entry[4] in ("429", "503"):
@@ -56,7 +57,7 @@ class Repeats:
                 kept.append(asked)
         return kept
 
-    def _remember(self, name: tuple[str, str, str], at_us: int) -> None:
+    def _remember(self, name: int, at_us: int) -> None:
         refused = self._refused
         if len(refused) >= MOST_REFUSED:
             for old in list(islice(refused, MOST_REFUSED // 2)):  # the first are the oldest

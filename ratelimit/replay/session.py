@@ -113,6 +113,7 @@ class Replay:
                     refused[id(each)] = self._play(each, asked[id(each.asker)])
                 for difference in self.differences:
                     _compare(difference, refused)
+        self._known = None
         with self._quiet:
             for each in self.passes:
                 each.player.finish()
@@ -174,9 +175,9 @@ def _compare(difference: Difference, refused: dict[int, list[Asked]]) -> None:
     for name, asked in new.items():
         if name not in old:
             difference.newly_refused += 1
-            difference.refused_clients.add(asked[3][1], asked[0], 0)
+            difference.refused_clients.add(asked[3][1][:64], asked[0], 0)
     for name, asked in old.items():
         if name not in new:
             difference.newly_passed += 1
-            difference.passed_clients.add(asked[3][1], asked[0], 0)
+            difference.passed_clients.add(asked[3][1][:64], asked[0], 0)
     difference.both_refused += len(new.keys() & old.keys())

@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from ratelimit.replay import log as log_module
 from ratelimit.replay.detection import format_of
 from ratelimit.replay.log import WINDOW_US, Log
@@ -86,17 +88,12 @@ def test_files_of_several_formats_are_one_log(tmp_path: Path) -> None:
 
 
 def test_a_second_with_more_requests_than_are_held_is_played_in_parts(
-    tmp_path: Path, monkeypatch: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = log_module.MOST_IN_SECOND
-    log_module.MOST_IN_SECOND = 100  # type: ignore[misc]
-    try:
-        given = [at(0)] * 10 + [at(1)] * 250 + [at(2)]
-        log = Log([written(tmp_path / "log", map(msec, given))], format_of(MSEC, {}))
-        parts = [len(second) for second in log.seconds()]
-    finally:
-        log_module.MOST_IN_SECOND = before  # type: ignore[misc]
-    assert parts == [10, 100, 100, 50, 1]
+    monkeypatch.setattr(log_module, "MOST_IN_SECOND", 100)
+    given = [at(0)] * 10 + [at(1)] * 250 + [at(2)]
+    log = Log([written(tmp_path / "log", map(msec, given))], format_of(MSEC, {}))
+    assert [len(second) for second in log.seconds()] == [10, 100, 100, 50, 1]
     assert log.crowded == 2
 
 
@@ -106,3 +103,15 @@ def test_a_log_of_whole_seconds_is_told_by_its_first_lines(tmp_path: Path) -> No
     assert not Log(
         [written(tmp_path / "b", map(msec, requests))], format_of(MSEC, {})
     ).whole_seconds
+
+
+def test_what_is_held_in_memory_is_bounded_where_all_lines_are_of_one_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "MOST_BLOCKS", 2)
+    long = [f"{msec(at(n // 30_000))}" for n in range(60_000)]
+    log = Log([written(tmp_path / "log", long)], format_of(MSEC, {}))
+    parts = [len(second) for second in log.seconds()]
+    assert sum(parts) == 60_000
+    assert max(parts) < 30_000
+    assert log.crowded > 0

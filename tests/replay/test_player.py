@@ -1,6 +1,7 @@
 """Verdicts of a replay, beside those of the live middleware."""
 
 import os
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ratelimit.replay.asking import Asker
 from ratelimit.replay.detection import format_of
 from ratelimit.replay.log import Log
 from ratelimit.replay.player import Player, Verdict
+from ratelimit.replay.session import Replay
 from ratelimit.testing.clock import ManualClock
 from tests.replay.logs import MSEC, Request, combined, msec, traffic, written
 from tests.support.servers import Server
@@ -162,3 +164,20 @@ async def test_a_log_of_whole_seconds_is_played_at_those_seconds(
     text = ONE_KIND.format(algorithm="token_bucket")
     expected = await live(text, requests, MemoryStore(clock=clock), clock, monkeypatch)
     assert replayed(text, log) == expected
+
+
+def test_long_paths_and_clients_of_anybodys_are_not_kept(tmp_path: Path) -> None:
+    """Each of 2,000 lines names another one, of 10,000 characters."""
+    rules = RuleSet.loads(ONE_KIND.format(algorithm="fixed_window"))
+    for client, path in (("x" * 10_000, "/"), ("", "/" + "x" * 10_000)):
+        lines = [
+            f"{client}{n} {1_700_352_000 + n // 20}.001 GET {path}{n} 429" for n in range(2_000)
+        ]
+        log = Log([written(tmp_path / "log", lines)], format_of(MSEC, {}))
+        replay = Replay(rules, log, against=rules)
+        tracemalloc.start()
+        replay.run()
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert log.requests == 2_000
+        assert kept < 4 << 20  # the lines are 20 MB
