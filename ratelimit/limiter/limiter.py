@@ -116,6 +116,12 @@ class RateLimiter:
             store = rule_set.store
         if isinstance(store, str):
             store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
+        if not callable(getattr(store, "decide", None)):
+            hint = "; give RedisStore(client)" if hasattr(store, "evalsha") else ""
+            raise TypeError(
+                f"the store is a {type(store).__name__}, which decides nothing; it is a store or "
+                f"the URI of one{hint}"
+            )
         self.store = store
         """The store of the counters."""
         policies = {rule.on_store_failure for rule in rule_set.rules}

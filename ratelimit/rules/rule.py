@@ -44,7 +44,7 @@ class Rule:
 
     ``Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"], by="client")``.
 
-    ``limit`` is text (one limit or several), a `Limit`, or a sequence of them; or a mapping of
+    ``limit`` is text (one limit or several), a `Limit`, or several of either; or a mapping of
     tiers to those ("unlimited" or None for no limit), of which ``tier`` chooses and the first
     holds where it gives none that is known; or a function over the connection, sync or async, that
     gives one of those (None for no limit).
