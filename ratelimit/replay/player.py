@@ -147,16 +147,16 @@ class Player:
             place, retry_us = told[at], told[at + 1]
             asked, (at_us, alike, key) = requests[begin + place], run[place]
             group, count = asked[1], len(alike[0])
-            passed[group.number] -= 1
             at += 1 + 2 * count
+            if quick and count == 1 and retry_us == 0:  # as it goes for a leaking bucket
+                self.rules[group.names[0]].wait(told[at - 1])
+                self.waited += 1
+                continue
+            passed[group.number] -= 1
             if quick and count == 1 and retry_us > 0:  # as it ends for a flood
                 self._deny(group.names[0], key, at_us, retry_us)
                 self.refused += 1
                 refused.append(begin + place)
-                continue
-            if quick and count == 1 and retry_us == 0:  # and for a leaking bucket
-                self._pass(group.names[0], at_us, told[at - 1])
-                self.waited += 1
                 continue
             outcomes = [(told[n], told[n + 1]) for n in range(at - 2 * count, at, 2)]
             checks = () if group.plan is None else group.plan.asked
@@ -262,9 +262,7 @@ class Player:
         tally.passed += 1
         tally.series.add(at_us // _SECOND, 1, 0)
         if delay_us:
-            tally.waited += 1
-            tally.waited_us += delay_us
-            tally.longest_us = max(tally.longest_us, delay_us)
+            tally.wait(delay_us)
 
     def _deny(self, rule: str, key: str, at_us: int, retry_us: int | None) -> None:
         tally = self.rules[rule]

@@ -23,3 +23,10 @@ class RuleTally:
         self.locked = LockedOut()
         self.identities = Distinct()
         """The identities that it refused."""
+
+    def wait(self, delay_us: int) -> None:
+        """Counts a request that waits for its turn."""
+        self.waited += 1
+        self.waited_us += delay_us
+        if delay_us > self.longest_us:  # noqa: PLR1730  # a call costs more
+            self.longest_us = delay_us

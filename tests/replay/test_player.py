@@ -181,3 +181,33 @@ def test_long_paths_and_clients_of_anybodys_are_not_kept(tmp_path: Path) -> None
         tracemalloc.stop()
         assert log.requests == 2_000
         assert kept < 4 << 20  # the lines are 20 MB
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_the_counts_of_a_replay_are_those_of_its_verdicts(
+    algorithm: Algorithm, tmp_path: Path
+) -> None:
+    rules = RuleSet.loads(
+        "version: 1\nrules:\n  - {name: one, limit: 20/minute, algorithm: " + algorithm + "}\n"
+    )
+    name = written(tmp_path / "log", map(msec, traffic(3_000, seed=5)))
+    tallies = []
+    verdicts: list[Verdict] = []
+    for keep in (None, verdicts):
+        log = Log([name], format_of(MSEC, {}))
+        asker = Asker(rules, log.fields)
+        player = Player(asker, rules, verdicts=keep)
+        refused = sum(len(player.play(asker.ask(entries))) for entries in log.seconds())
+        one = player.rules["one"]
+        tallies.append(
+            (
+                refused, player.refused, player.waited, one.passed, one.waited, one.waited_us,
+                one.longest_us, one.refused, len(one.identities), one.locked.most(50),
+                list(one.series),
+            )
+        )  # fmt: skip
+    assert tallies[0] == tallies[1]
+    passed = sum(each[0] for each in verdicts)
+    assert tallies[0][3] == passed
+    assert tallies[0][0] == 3_000 - passed > 0
+    assert tallies[0][5] == sum(each[2] for each in verdicts)
