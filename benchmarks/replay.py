@@ -103,9 +103,8 @@ def main() -> int:
         every = rate(lines, lambda: play(path, rules, everything=True))
         print(f"\nAll three readings in two orders, six passes: {every:,.0f} lines a second.")
         print(f"Most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB.")
-        print(
-            f"Target at least {TARGET} where about a fifth is refused: {'missed' if missed else 'met'}."
-        )
+        outcome = "missed" if missed else "met"
+        print(f"Target at least {TARGET} where about a fifth is refused: {outcome}.")
     return missed
 
 
