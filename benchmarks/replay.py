@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 from ratelimit import RuleSet
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.session import Replay
 from ratelimit.limits import Algorithm
-from ratelimit.replay.log import Log
-from ratelimit.replay.session import Replay
 
 ROUNDS = 5
 TARGET = 0.4

@@ -38,7 +38,7 @@ ROOMS: Final = [
     "limiter",
     "asgi",
     "testing",
-    "replay",
+    "insight",
     "cli",
 ]
 """The packages, and modules beside them, each of which may import only those before it."""

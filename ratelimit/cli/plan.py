@@ -9,8 +9,8 @@ import click
 from ratelimit.cli.output import as_json, fail, say, show
 from ratelimit.cli.progress import Progress
 from ratelimit.cli.replay import INTERRUPTED, interruptible, log_options, opened, say_log
-from ratelimit.replay.planfile import rule_file
-from ratelimit.replay.planning import WINDOWS, Plan
+from ratelimit.insight.replay.planfile import rule_file
+from ratelimit.insight.replay.planning import WINDOWS, Plan
 from ratelimit.words import near, shown
 
 __all__ = ["plan"]

@@ -13,13 +13,13 @@ import click
 from ratelimit.cli.output import as_json, fail, say, show
 from ratelimit.cli.progress import Progress
 from ratelimit.cli.rulefiles import load
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.entries import Format
-from ratelimit.replay.log import Log
-from ratelimit.replay.page import page_of
-from ratelimit.replay.readings import READINGS, Reading
-from ratelimit.replay.report import moment, report_of
-from ratelimit.replay.session import Replay
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.entries import Format
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.page import page_of
+from ratelimit.insight.replay.readings import READINGS, Reading
+from ratelimit.insight.replay.report import moment, report_of
+from ratelimit.insight.replay.session import Replay
 from ratelimit.words import shown
 
 __all__ = ["interruptible", "log_options", "opened", "replay", "say_log", "written"]

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ratelimit.cli.main import main
-from tests.replay.logs import combined, traffic, written
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text()

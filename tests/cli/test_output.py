@@ -13,7 +13,7 @@ import pytest
 
 from ratelimit.cli.main import main
 from ratelimit.cli.output import say, show
-from tests.replay.logs import combined, traffic, written
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.commands import rows, run
 from tests.support.servers import Server
 

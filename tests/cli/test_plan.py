@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit import RuleSet
-from tests.replay.logs import combined, traffic, written
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.commands import rows, run
 
 LINES = [combined(each) for each in traffic(3_000, seed=2)]

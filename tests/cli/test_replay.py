@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from ratelimit.cli.main import main
 from ratelimit.cli.progress import Progress
-from tests.replay.logs import combined, traffic, written
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.commands import rows, run
 
 RULES = "version: 1\nrules:\n  - {name: api, limit: 5/minute}\n"

@@ -1,6 +1,6 @@
 """The outcomes of one rule in one pass."""
 
-from ratelimit.replay.counting import Distinct, LockedOut, Series
+from ratelimit.insight.replay.counting import Distinct, LockedOut, Series
 
 __all__ = ["RuleTally"]
 

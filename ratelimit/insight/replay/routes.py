@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from ratelimit.replay.asking import scope_of
-from ratelimit.replay.entries import Entry
+from ratelimit.insight.replay.asking import scope_of
+from ratelimit.insight.replay.entries import Entry
 
 __all__ = ["Route", "routes_of"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from ratelimit import Algorithm, RuleSet
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.log import Log
-from ratelimit.replay.report import report_of
-from ratelimit.replay.session import Replay
-from tests.replay.logs import MSEC, START_US, Request, combined, msec, traffic, written
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.report import report_of
+from ratelimit.insight.replay.session import Replay
+from tests.insight.replay.logs import MSEC, START_US, Request, combined, msec, traffic, written
 
 ONE = "version: 1\nrules:\n  - {name: one, limit: 1/minute, algorithm: sliding_log}\n"
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from ratelimit.replay import counting, use
-from ratelimit.replay.counting import Distinct, LockedOut, Series
-from ratelimit.replay.use import Histogram, Use, cell
+from ratelimit.insight.replay import counting, use
+from ratelimit.insight.replay.counting import Distinct, LockedOut, Series
+from ratelimit.insight.replay.use import Histogram, Use, cell
 
 
 def test_different_names_are_counted_exactly_and_then_within_a_few_percent(

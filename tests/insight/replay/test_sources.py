@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.replay.log import Log
-from ratelimit.replay.sources import LONGEST_LINE, Source, Troubles
-from tests.replay.logs import combined, traffic, written
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.sources import LONGEST_LINE, Source, Troubles
+from tests.insight.replay.logs import combined, traffic, written
 
 LINES = [combined(each) for each in traffic(2_000, seed=5)]
 TEXT = "".join(f"{line}\n" for line in LINES).encode()

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ratelimit.decisions import identity_digest
-from ratelimit.replay.player import Player
-from ratelimit.replay.session import Pass, Replay
-from ratelimit.replay.tally import RuleTally
+from ratelimit.insight.replay.player import Player
+from ratelimit.insight.replay.session import Pass, Replay
+from ratelimit.insight.replay.tally import RuleTally
 from ratelimit.rules.rule import Rule
 
 __all__ = ["log_of", "masked", "moment", "report_of"]

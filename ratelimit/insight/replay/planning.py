@@ -9,12 +9,12 @@ from fractions import Fraction
 from math import floor
 from typing import Any, Final
 
-from ratelimit.replay.asking import Asker
-from ratelimit.replay.entries import Entry
-from ratelimit.replay.log import Log
-from ratelimit.replay.report import log_of, masked
-from ratelimit.replay.routes import Route, routes_of
-from ratelimit.replay.use import Histogram, Use
+from ratelimit.insight.replay.asking import Asker
+from ratelimit.insight.replay.entries import Entry
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.report import log_of, masked
+from ratelimit.insight.replay.routes import Route, routes_of
+from ratelimit.insight.replay.use import Histogram, Use
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 

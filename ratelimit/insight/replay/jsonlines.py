@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ratelimit.replay.entries import LATEST_US, Entry, any_us, epoch_us
+from ratelimit.insight.replay.entries import LATEST_US, Entry, any_us, epoch_us
 from ratelimit.words import near, shown
 
 __all__ = ["FIELDS", "JSON_PRESETS", "JsonFormat"]

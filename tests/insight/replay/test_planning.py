@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from ratelimit import RuleSet
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.log import Log
-from ratelimit.replay.planfile import rule_file
-from ratelimit.replay.planning import Plan
-from ratelimit.replay.report import report_of
-from ratelimit.replay.session import Replay
-from tests.replay.logs import MSEC, START_US, Request, combined, msec, written
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.planfile import rule_file
+from ratelimit.insight.replay.planning import Plan
+from ratelimit.insight.replay.report import report_of
+from ratelimit.insight.replay.session import Replay
+from tests.insight.replay.logs import MSEC, START_US, Request, combined, msec, written
 
 ALL = bool(os.environ.get("RATELIMIT_TEST_ALL"))
 SEEDS = range(20 if ALL else 3)

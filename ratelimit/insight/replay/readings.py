@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, Literal, get_args
 
-from ratelimit.replay.asking import Asked
+from ratelimit.insight.replay.asking import Asked
 
 __all__ = ["ORDERS", "READINGS", "Order", "Reading", "Repeats", "in_order"]
 

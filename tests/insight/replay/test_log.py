@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.replay import log as log_module
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.log import WINDOW_US, Log
-from tests.replay.logs import MSEC, START_US, Request, combined, msec, traffic, written
+from ratelimit.insight.replay import log as log_module
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.log import WINDOW_US, Log
+from tests.insight.replay.logs import MSEC, START_US, Request, combined, msec, traffic, written
 
 
 def at(seconds: float, client: str = "::1") -> Request:

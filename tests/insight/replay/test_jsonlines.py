@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from ratelimit.replay.asking import scope_of
-from ratelimit.replay.detection import detected, format_of
-from ratelimit.replay.entries import Entry
-from ratelimit.replay.jsonlines import JsonFormat
-from tests.replay.logs import START_US
+from ratelimit.insight.replay.asking import scope_of
+from ratelimit.insight.replay.detection import detected, format_of
+from ratelimit.insight.replay.entries import Entry
+from ratelimit.insight.replay.jsonlines import JsonFormat
+from tests.insight.replay.logs import START_US
 
 CADDY = {
     "level": "info", "ts": START_US / 1e6 + 0.25, "logger": "http.log.access",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from ratelimit.replay.plots import bars, stacked
-from ratelimit.replay.report import moment
+from ratelimit.insight.replay.plots import bars, stacked
+from ratelimit.insight.replay.report import moment
 
 __all__ = ["page_of"]
 

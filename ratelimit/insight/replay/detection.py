@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ratelimit.identity.addresses import read_address
-from ratelimit.replay.entries import Entry, Format
-from ratelimit.replay.jsonlines import JSON_PRESETS, JsonFormat
-from ratelimit.replay.presets import PRESETS, of_text
+from ratelimit.insight.replay.entries import Entry, Format
+from ratelimit.insight.replay.jsonlines import JSON_PRESETS, JsonFormat
+from ratelimit.insight.replay.presets import PRESETS, of_text
 
 __all__ = ["detected", "format_of", "has_whole_seconds"]
 

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from ratelimit.replay.asking import scope_of
-from ratelimit.replay.detection import detected, format_of
-from ratelimit.replay.entries import Entry, Format
-from tests.replay.logs import START_US
+from ratelimit.insight.replay.asking import scope_of
+from ratelimit.insight.replay.detection import detected, format_of
+from ratelimit.insight.replay.entries import Entry, Format
+from tests.insight.replay.logs import START_US
 
 AT = "19/Nov/2023:00:00:00 +0000"
 US = START_US

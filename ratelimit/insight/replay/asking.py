@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.hosts import host_of
+from ratelimit.insight.replay.counting import Distinct
+from ratelimit.insight.replay.entries import Entry, as_path
 from ratelimit.limiter.in_force import InForce
-from ratelimit.replay.counting import Distinct
-from ratelimit.replay.entries import Entry, as_path
 from ratelimit.rules.matching import Matching, Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet

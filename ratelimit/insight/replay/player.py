@@ -12,10 +12,10 @@ from itertools import count
 from typing import Any, Final
 
 from ratelimit.decisions import Action, Alike, Check, Decision
+from ratelimit.insight.replay.asking import Asked, Asker, scope_of
+from ratelimit.insight.replay.recording import Recording, at_once
+from ratelimit.insight.replay.tally import RuleTally
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.replay.asking import Asked, Asker, scope_of
-from ratelimit.replay.recording import Recording, at_once
-from ratelimit.replay.tally import RuleTally
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores.memory import MOST_IN_RUN, MemoryStore
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from ratelimit.replay.entries import TIMES, Entry
-from ratelimit.replay.lines import LineFormat, of_apache, of_nginx
+from ratelimit.insight.replay.entries import TIMES, Entry
+from ratelimit.insight.replay.lines import LineFormat, of_apache, of_nginx
 from ratelimit.words import near, shown
 
 __all__ = ["PRESETS", "Uvicorn", "of_text"]

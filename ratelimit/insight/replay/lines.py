@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from ratelimit.replay.entries import TIMES, Entry, Time
+from ratelimit.insight.replay.entries import TIMES, Entry, Time
 from ratelimit.words import shown
 
 __all__ = ["LineFormat", "of_apache", "of_nginx"]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, RedisStore, RuleSet, Store
+from ratelimit.insight.replay.asking import Asker
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.player import Player, Verdict
+from ratelimit.insight.replay.session import Replay
 from ratelimit.limits import Algorithm
-from ratelimit.replay.asking import Asker
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.log import Log
-from ratelimit.replay.player import Player, Verdict
-from ratelimit.replay.session import Replay
 from ratelimit.testing.clock import ManualClock
-from tests.replay.logs import MSEC, Request, combined, msec, traffic, written
+from tests.insight.replay.logs import MSEC, Request, combined, msec, traffic, written
 from tests.support.servers import Server
 
 EVERY_KIND = """\

@@ -7,13 +7,13 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from ratelimit import RuleSet
-from ratelimit.replay.detection import format_of
-from ratelimit.replay.log import Log
-from ratelimit.replay.page import page_of
-from ratelimit.replay.plots import bars, stacked
-from ratelimit.replay.report import report_of
-from ratelimit.replay.session import Replay
-from tests.replay.logs import MSEC, msec, traffic, written
+from ratelimit.insight.replay.detection import format_of
+from ratelimit.insight.replay.log import Log
+from ratelimit.insight.replay.page import page_of
+from ratelimit.insight.replay.plots import bars, stacked
+from ratelimit.insight.replay.report import report_of
+from ratelimit.insight.replay.session import Replay
+from tests.insight.replay.logs import MSEC, msec, traffic, written
 
 RULES = "version: 1\nrules:\n  - {name: one, limit: 5/minute}\n"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\x1b]0;evil\x07'

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import BinaryIO, Final
 
-from ratelimit.replay.detection import LOOKED_AT, detected, has_whole_seconds
-from ratelimit.replay.entries import Entry, Format
-from ratelimit.replay.sources import Source, Troubles
+from ratelimit.insight.replay.detection import LOOKED_AT, detected, has_whole_seconds
+from ratelimit.insight.replay.entries import Entry, Format
+from ratelimit.insight.replay.sources import Source, Troubles
 
 __all__ = ["WINDOW_US", "Log"]
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ratelimit.insight.replay.asking import Asked, Asker, missing
+from ratelimit.insight.replay.counting import LockedOut
+from ratelimit.insight.replay.log import WINDOW_US, Log
+from ratelimit.insight.replay.player import MOST_TRIES, Player
+from ratelimit.insight.replay.quiet import Quiet
+from ratelimit.insight.replay.readings import READINGS, Order, Reading, Repeats, in_order
 from ratelimit.limits import Algorithm
-from ratelimit.replay.asking import Asked, Asker, missing
-from ratelimit.replay.counting import LockedOut
-from ratelimit.replay.log import WINDOW_US, Log
-from ratelimit.replay.player import MOST_TRIES, Player
-from ratelimit.replay.quiet import Quiet
-from ratelimit.replay.readings import READINGS, Order, Reading, Repeats, in_order
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["Pass", "Replay"]
