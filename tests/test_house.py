@@ -138,7 +138,9 @@ WHOLE: Final = {"docs", "house", "pages", "walk", "wheel"}
 
 
 def folders_of_python(root: Path) -> set[str]:
-    return {path.parent.relative_to(root).as_posix() for path in root.rglob("*.py")} - {"."}
+    """Folders with a module of their own, from a root."""
+    modules = (path for path in root.rglob("*.py") if path.name != "__init__.py")
+    return {path.parent.relative_to(root).as_posix() for path in modules} - {"."}
 
 
 def test_the_folders_of_the_tests_are_the_packages() -> None:
