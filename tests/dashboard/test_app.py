@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 from starlette.types import Message
 
-from ratelimit import Dashboard, RateLimitMiddleware, Rule, StoreUnavailable
+from ratelimit import Dashboard, RateLimitMiddleware, RedisStore, Rule, StoreUnavailable
 from ratelimit.dashboard import app as module
 from tests.support.asgi import (
     Answer,
@@ -25,6 +25,7 @@ from tests.support.asgi import (
     limiter,
     websocket_scope,
 )
+from tests.support.servers import Server
 
 PATHS: Final = ("/", "/page.js", "/page.css", "/icon.svg", "/events", "/state", "/nowhere")
 PAGE: Final = Path(module.__file__).parent / "page"
@@ -271,6 +272,21 @@ async def test_no_name_breaks_out_of_an_event(monkeypatch: pytest.MonkeyPatch) -
     assert text.isascii()
     assert re.findall(r"^event: (\w+)", text, re.MULTILINE) == ["rules", "numbers"]
     assert events(text)["numbers"]["whose"] == "all workers"
+
+
+async def test_the_identities_refused_by_all_workers_of_a_redis_are_told(
+    redis_server: Server,
+) -> None:
+    redis_server.command("FLUSHALL")
+    async with RedisStore(redis_server.url, deadline=10) as here:
+        async with RedisStore(redis_server.url, deadline=10) as elsewhere:
+            await elsewhere.note_denials({"login 192.0.2.7": 4})
+        await here.note_denials({"login 192.0.2.7": 3})
+        reader = Reader(opened(store=here))
+        numbers = events(await reader.next())["numbers"]
+        await reader.leave()
+    assert numbers["whose"] == "all workers"
+    assert numbers["denied"] == [{"rule": "login", "identity": "192.0.2.7", "number": 7}]
 
 
 async def test_a_store_that_is_away_leaves_this_workers_own_numbers() -> None:

@@ -85,7 +85,7 @@ async def test_in_a_browser_the_values_move_and_nothing_breaks_the_policy(browse
     with served(app) as url:
         traffic = asyncio.ensure_future(keep_asking(url))
         async with browsing(browser) as tab:
-            await tab.do("Page.navigate", url=f"{url}/limits/")
+            await tab.open(f"{url}/limits/")
             cell = "document.querySelector('td.passed')?.textContent"
             total = f"Number({cell}.split(' ')[0].replace(',', ''))"
             first = await tab.until(f"{cell} && {total}")
@@ -119,7 +119,7 @@ async def test_in_a_browser_a_hostile_identity_is_text_and_runs_nothing(browser:
     limiter.breaker.last_error = HOSTILE  # a server's own words
     with served(app) as url:
         async with browsing(browser) as tab:
-            await tab.do("Page.navigate", url=f"{url}/limits/")
+            await tab.open(f"{url}/limits/")
             shown = await tab.until(
                 "document.getElementById('denied').textContent.includes('onerror')"
                 " && document.getElementById('denied').textContent"
@@ -143,7 +143,7 @@ async def test_in_a_browser_a_stranger_sees_nothing(browser: str) -> None:
     app, _ = application(MemoryStore(), is_open=False)
     with served(app) as url:
         async with browsing(browser) as tab:
-            await tab.do("Page.navigate", url=f"{url}/limits/")
+            await tab.open(f"{url}/limits/")
             assert await tab.until("document.body?.textContent") == "Not Found"
 
 

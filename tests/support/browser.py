@@ -71,6 +71,12 @@ class Tab:
             raise RuntimeError(json.dumps(told["exceptionDetails"]))
         return told["result"].get("value")
 
+    async def open(self, url: str) -> None:
+        """Goes to an address, until its page is whole."""
+        await self.do("Page.navigate", url=url)
+        whole = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
+        await self.until(whole)
+
     async def until(self, expression: str) -> Any:
         """The value of an expression once it is truthy."""
         async with asyncio.timeout(30):
