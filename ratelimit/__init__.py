@@ -26,8 +26,8 @@ __all__ = [
 from ratelimit.asgi.decorators import RateLimit, exempt, limit
 from ratelimit.asgi.middleware import RateLimitMiddleware
 from ratelimit.control.events import Event
-from ratelimit.dashboard.app import Dashboard
 from ratelimit.decisions import Check, Decision
+from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import RateLimitExceeded

@@ -37,7 +37,6 @@ ROOMS: Final = [
     "control",
     "limiter",
     "asgi",
-    "dashboard",
     "testing",
     "insight",
     "cli",

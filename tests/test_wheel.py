@@ -87,13 +87,13 @@ def test_the_wheel_holds_the_package_with_its_lua_and_types_and_nothing_else(whe
     sources = [*(ROOT / "ratelimit").rglob("*.py"), *(ROOT / "lua").glob("*.lua")]
     expected = {path.relative_to(ROOT).as_posix() for path in sources}
     expected = {f"ratelimit/{name}" if name.startswith("lua/") else name for name in expected}
-    page = (ROOT / "ratelimit" / "dashboard" / "page").iterdir()
-    expected |= {f"ratelimit/dashboard/page/{path.name}" for path in page}
+    page = (ROOT / "ratelimit" / "insight" / "dashboard" / "page").iterdir()
+    expected |= {f"ratelimit/insight/dashboard/page/{path.name}" for path in page}
     expected |= {"ratelimit/py.typed", "ratelimit/rules.schema.json", "ratelimit/stores/memory.lua"}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert len(list((ROOT / "lua").glob("*.lua"))) == 6
-    assert "ratelimit/dashboard/page/index.html" in expected
+    assert "ratelimit/insight/dashboard/page/index.html" in expected
     assert names == expected
 
 

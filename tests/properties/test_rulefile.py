@@ -15,6 +15,7 @@ from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.effect import unreachable
 from ratelimit.rules.file.mistakes import Mistake, RuleFileError
 from ratelimit.rules.file.schema import schema
+from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import MemoryStore
 from ratelimit.testing import START_US, ManualClock
@@ -74,7 +75,8 @@ def unlimited_in(rule_set: RuleSet) -> int:
     for rule in rule_set.rules:
         assert rule.limits or any(rule.tiers.values())
         found += sum(not limits for limits in rule.tiers.values())
-        found += sum(not limits for limits in rule.overrides.values())
+        own = (limits for limits in rule.overrides.values() if limits is not BLOCKED)
+        found += sum(not limits for limits in own)
     return found
 
 

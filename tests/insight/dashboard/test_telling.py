@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from ratelimit import Limit, MemoryStore, RateLimiter, RateLimitMiddleware, Rule
-from ratelimit.dashboard import telling
-from ratelimit.dashboard.telling import numbers_of, rules_of, state_of
+from ratelimit.insight.dashboard import telling
+from ratelimit.insight.dashboard.telling import numbers_of, rules_of, state_of
 from tests.support.asgi import Inner, ask, limiter
 
 

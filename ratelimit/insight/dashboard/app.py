@@ -22,8 +22,14 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ratelimit.dashboard.telling import MOST_DENIED, Gathered, numbers_of, rules_of, state_of
 from ratelimit.identity.connections import Ask, connection
+from ratelimit.insight.dashboard.telling import (
+    MOST_DENIED,
+    Gathered,
+    numbers_of,
+    rules_of,
+    state_of,
+)
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.rules.paths import route_path
 from ratelimit.stores import StoreUnavailable
@@ -281,4 +287,4 @@ def _json(value: object) -> str:
 
 @cache
 def _file(name: str) -> bytes:
-    return (files("ratelimit.dashboard") / "page" / name).read_bytes()
+    return (files("ratelimit.insight.dashboard") / "page" / name).read_bytes()

@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from ratelimit import Dashboard, MemoryStore, RateLimiter, RateLimitMiddleware, Rule
 from tests.support.browser import browsing, chromium
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[3]
 HOSTILE: Final = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
@@ -150,7 +150,7 @@ async def test_in_a_browser_a_stranger_sees_nothing(browser: str) -> None:
 SERVER: Final = """
 import sys, uvicorn
 from ratelimit import MemoryStore
-from tests.dashboard.test_browser import application
+from tests.insight.dashboard.test_browser import application
 uvicorn.run(application(MemoryStore())[0], port=int(sys.argv[1]), log_level="error")
 """
 

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from starlette.types import Message
 
 from ratelimit import Dashboard, RateLimitMiddleware, RedisStore, Rule, StoreUnavailable
-from ratelimit.dashboard import app as module
+from ratelimit.insight.dashboard import app as module
 from tests.support.asgi import (
     Answer,
     Counting,
