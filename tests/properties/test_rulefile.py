@@ -83,7 +83,7 @@ def unlimited_in(rule_set: RuleSet) -> int:
 def unlimited_written(text: str) -> int:
     """How often a file says it, by YAML's own reading of it; one for each line of its lists."""
     written = 0
-    for rule in yaml.load(text, ALL_TEXT)["rules"]:
+    for rule in yaml.load(text, ALL_TEXT).get("rules") or []:
         for key in ("limits", "overrides"):
             written += list(rule.get(key, {}).values()).count("unlimited")
         written += LISTS.count("unlimited") if "overrides_file" in rule else 0
