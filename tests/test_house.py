@@ -36,6 +36,7 @@ ROOMS: Final = [
     "responses",
     "control",
     "limiter",
+    "metrics",
     "asgi",
     "testing",
     "cli",

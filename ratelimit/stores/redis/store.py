@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from ratelimit.decisions import Check, Decision, read_reply
+from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
 from ratelimit.stores.redis.connect import Target
@@ -75,6 +76,10 @@ class RedisStore:
         self._target = Target(target, self._deadline, address_remap)
         self._clock = clock
         self._allow_oom = allow_oom
+        self.trips = Histogram(SECONDS)
+        """Seconds that each round trip of decisions took."""
+        self.sizes = Histogram(SIZES)
+        """Checks in each of them."""
         self.breaker = Breaker(None if self._target.is_cluster else self._probe_server)
         """Whether the server is asked; of a cluster, whether all of its nodes are."""
         self._breakers: dict[Address | None, Breaker] = {}
@@ -352,9 +357,10 @@ class RedisStore:
         from ratelimit.stores.redis.wire import Packer
 
         packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
+        load = Load(self.trips, self.sizes)
         if self._target.is_cluster:
-            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of)
-        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, Load())
+            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of, load)
+        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, load)
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))

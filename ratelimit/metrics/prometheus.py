@@ -1,0 +1,74 @@
+"""A limiter's metrics for Prometheus: a collector that reads plain integers when it is scraped."""
+
+from collections.abc import Iterator
+from typing import Final
+
+try:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric as Family,
+    )
+    from prometheus_client.registry import Collector
+except ImportError:
+    raise ImportError(
+        "metrics for Prometheus need prometheus-client: pip install 'ratelimit-asgi[prometheus]'"
+    ) from None
+
+from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.metrics.readings import METRICS, Metric, Reading, readings, timed
+from ratelimit.runtime.histogram import Histogram
+
+__all__ = ["PrometheusMetrics"]
+
+
+class PrometheusMetrics(Collector):
+    """The metrics of one limiter in this process: ``REGISTRY.register(PrometheusMetrics(limiter))``.
+
+    Names follow OpenTelemetry's rules for Prometheus: ``ratelimit.requests`` is
+    ``ratelimit_requests_total``. A label is the name of a rule or a word of ours, never an
+    identity. From now on, decisions of this limiter are timed.
+    """
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
+        timed(limiter)
+
+    def describe(self) -> list[Family]:
+        """The metrics without their values."""
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterator[Family]:
+        """The metrics of this moment."""
+        yield from families(readings(self._limiter))
+
+
+def families(values: Iterator[Reading]) -> list[Family]:
+    """Readings, put together by metric."""
+    found: dict[Metric, Family] = {}
+    for metric, labels, value in values:
+        family = found.get(metric)
+        if family is None:
+            family = found[metric] = _family(metric)
+        if isinstance(value, Histogram):
+            buckets, below = [], 0
+            for bound, count in zip((*map(str, value.bounds), "+Inf"), value.buckets, strict=True):
+                below += count
+                buckets.append((bound, below))
+            family.add_metric(labels, buckets, value.total)  # type: ignore[attr-defined]
+        else:
+            family.add_metric(labels, value)  # type: ignore[attr-defined]
+    return list(found.values())
+
+
+_FAMILIES: Final = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+def _family(metric: Metric) -> Family:
+    name = metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
+    return _FAMILIES[metric.kind](name, metric.text, labels=metric.labels)

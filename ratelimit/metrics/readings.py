@@ -1,0 +1,149 @@
+"""All that a limiter has counted, under the names and labels that every exporter gives it.
+
+The law of this module: a label is the name of a rule or a word of ours, never an identity.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
+from typing import Final, Literal, NamedTuple
+
+from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.limiter import Deciding, RateLimiter
+from ratelimit.runtime.histogram import SECONDS, Histogram
+from ratelimit.stores import MemoryStore
+
+__all__ = ["DURATION", "METRICS", "MOST_RULES", "OTHERS", "Metric", "Reading", "Timed", "readings", "timed"]
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+MOST_RULES: Final = 1_000
+"""Most rules that have a label of their own: the first that were counted; others share one."""
+
+OTHERS: Final = "(others)"
+
+
+class Metric(NamedTuple):
+    """A name in OpenTelemetry's spelling, what it is, and its unit."""
+
+    name: str
+    kind: Kind
+    text: str
+    unit: str = "1"
+    labels: tuple[str, ...] = ()
+
+
+REQUESTS: Final = Metric(
+    "ratelimit.requests", "counter", "Requests by rule and result.", "{request}",
+    ("rule", "result", "mode"),
+)  # fmt: skip
+DURATION: Final = Metric(
+    "ratelimit.decision.duration", "histogram", "Time that a decision took, store included.", "s"
+)
+ROUND_TRIP: Final = Metric(
+    "ratelimit.store.round_trip.duration", "histogram", "Time of a round trip to the store.", "s"
+)
+BATCH: Final = Metric(
+    "ratelimit.store.batch.size", "histogram", "Checks in one round trip.", "{check}"
+)
+DENY_CACHE: Final = Metric(
+    "ratelimit.deny_cache.hits", "counter", "Requests denied again without a round trip.",
+    "{request}",
+)  # fmt: skip
+BREAKER: Final = Metric(
+    "ratelimit.breaker.state", "gauge", "1 while the store is known to be away, else 0."
+)
+DEGRADED: Final = Metric(
+    "ratelimit.store.degraded.duration", "counter", "Time that the store was known to be away.", "s"
+)
+WAITING: Final = Metric(
+    "ratelimit.waiting", "gauge", "Requests that wait for their turn.", "{request}"
+)
+RELOADS: Final = Metric(
+    "ratelimit.reloads", "counter", "Times that the rule file was read again.", "{reload}",
+    ("result",),
+)  # fmt: skip
+KEYS: Final = Metric("ratelimit.keys", "gauge", "Counters held in this process.", "{key}")
+
+METRICS: Final = (
+    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, RELOADS, KEYS,
+)  # fmt: skip
+"""All there are; a store that has no network has no round trips, and so on."""
+
+
+class Reading(NamedTuple):
+    """One value of a metric; of a histogram, itself."""
+
+    metric: Metric
+    labels: tuple[str, ...]
+    value: float | Histogram
+
+
+RESULTS: Final[Mapping[str, tuple[str, str]]] = {
+    "shadow-allowed": ("allowed", "shadow"),
+    "shadow-denied": ("denied", "shadow"),
+    "turned-away": ("blocked", "enforce"),
+}
+"""Outcomes of `RateLimiter.counts` whose result and mode are not their name and "enforce"."""
+
+
+def readings(limiter: RateLimiter) -> Iterator[Reading]:
+    """All values at this moment; from any thread."""
+    for labels, count in _requests(limiter).items():
+        yield Reading(REQUESTS, labels, count)
+    if isinstance(limiter.around, Timed):
+        yield Reading(DURATION, (), limiter.around.durations)
+    store = limiter.store
+    for metric, name in ((ROUND_TRIP, "trips"), (BATCH, "sizes")):
+        histogram = getattr(store, name, None)
+        if isinstance(histogram, Histogram):
+            yield Reading(metric, (), histogram)
+    hits = getattr(store, "denials_repeated", None)
+    if isinstance(hits, int):
+        yield Reading(DENY_CACHE, (), hits)
+    yield Reading(BREAKER, (), int(limiter.breaker.is_open()))
+    yield Reading(DEGRADED, (), limiter.breaker.open_for)
+    yield Reading(WAITING, (), limiter.waiting)
+    for result, times in limiter.reloads.items():
+        yield Reading(RELOADS, (result,), times)
+    if isinstance(store, MemoryStore):
+        yield Reading(KEYS, (), store.statistics().keys)
+
+
+def _requests(limiter: RateLimiter) -> dict[tuple[str, ...], int]:
+    found: dict[tuple[str, ...], int] = {}
+    rules: set[str] = set()
+    for (rule, outcome), count in limiter.counts.copy().items():
+        result, mode = RESULTS.get(outcome, (outcome, "enforce"))
+        if (rule, outcome) == ("denylist", "denied"):
+            result = "blocked"
+        if len(rules) < MOST_RULES:
+            rules.add(rule)
+        labels = (rule if rule in rules else OTHERS, result, mode)
+        found[labels] = found.get(labels, 0) + count
+    return found
+
+
+class Timed:
+    """Measures each decision of a limiter, around what was around them before."""
+
+    def __init__(self, around: Callable[[Deciding], Deciding] | None) -> None:
+        self._around = around
+        self.durations = Histogram(SECONDS)
+        """Seconds that they took."""
+
+    async def __call__(self, deciding: Deciding) -> Admission:
+        """Awaits a decision."""
+        if self._around is not None:
+            deciding = self._around(deciding)
+        began = perf_counter()
+        try:
+            return await deciding
+        finally:
+            self.durations.observe(perf_counter() - began)
+
+
+def timed(limiter: RateLimiter) -> Histogram:
+    """The times of a limiter's decisions, which are measured from the first call on."""
+    if not isinstance(limiter.around, Timed):
+        limiter.around = Timed(limiter.around)
+    return limiter.around.durations
