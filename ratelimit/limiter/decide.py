@@ -314,7 +314,7 @@ class Decider:
             return matching
         return [] if "*" in off else [each for each in matching if each[0].name not in off]
 
-    def _conclude(
+    def _conclude(  # noqa: PLR0912  # as above
         self,
         admission: Admission,
         plan: Plan,

@@ -43,6 +43,7 @@ from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.rules.values import BUILT_IN_BY
+from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
 from ratelimit.words import near, whole
@@ -106,6 +107,8 @@ class RateLimiter:
     """Requests that wait for their turn by a leaking bucket at the moment."""
     around: Callable[[Deciding], Deciding] | None = None
     """Wraps each decision about a request, for metrics and traces."""
+    durations: Histogram | None = None
+    """Seconds that its decisions took, once somebody has them measured."""
     companions: "tuple[Companion, ...]" = ()
     """Started and closed with this limiter, before its store is closed."""
 
@@ -151,8 +154,8 @@ class RateLimiter:
         """Those denied most by this process."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
-        "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
-        want of an identity); and ("denylist", "denied")."""
+        "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist,
+        or for want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
         # The store in process cannot fail.

@@ -8,6 +8,8 @@ try:
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
+    )
+    from prometheus_client.core import (
         Metric as Family,
     )
     from prometheus_client.registry import Collector
@@ -17,6 +19,7 @@ except ImportError:
     ) from None
 
 from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.metrics.fleet import Fleet
 from ratelimit.metrics.readings import METRICS, Metric, Reading, readings, timed
 from ratelimit.runtime.histogram import Histogram
 
@@ -24,16 +27,27 @@ __all__ = ["PrometheusMetrics"]
 
 
 class PrometheusMetrics(Collector):
-    """The metrics of one limiter in this process: ``REGISTRY.register(PrometheusMetrics(limiter))``.
+    """The metrics of one limiter: ``REGISTRY.register(PrometheusMetrics(limiter))``.
+
+    Those of this process; with ``shared`` the counts of all workers of its store under one target,
+    whichever of them is scraped: each adds its own once a second, and when it is closed. What is
+    not a count (`ratelimit_waiting`, for one) is left out then, and so is all of it while the store
+    does not answer, rather than to fall back.
 
     Names follow OpenTelemetry's rules for Prometheus: ``ratelimit.requests`` is
     ``ratelimit_requests_total``. A label is the name of a rule or a word of ours, never an
     identity. From now on, decisions of this limiter are timed.
+
+    Raises ValueError where ``shared`` is asked of a store that workers do not share.
     """
 
-    def __init__(self, limiter: RateLimiter) -> None:
+    def __init__(self, limiter: RateLimiter, *, shared: bool = False) -> None:
         self._limiter = limiter
         timed(limiter)
+        self._fleet: Fleet | None = None
+        if shared:
+            self._fleet = Fleet(limiter)
+            limiter.companions += (self._fleet,)
 
     def describe(self) -> list[Family]:
         """The metrics without their values."""
@@ -41,7 +55,8 @@ class PrometheusMetrics(Collector):
 
     def collect(self) -> Iterator[Family]:
         """The metrics of this moment."""
-        yield from families(readings(self._limiter))
+        fleet = self._fleet
+        yield from families(readings(self._limiter) if fleet is None else fleet.readings())
 
 
 def families(values: Iterator[Reading]) -> list[Family]:
@@ -71,4 +86,5 @@ _FAMILIES: Final = {
 
 def _family(metric: Metric) -> Family:
     name = metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
-    return _FAMILIES[metric.kind](name, metric.text, labels=metric.labels)
+    family: Family = _FAMILIES[metric.kind](name, metric.text, labels=metric.labels)
+    return family

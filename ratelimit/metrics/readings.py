@@ -3,7 +3,7 @@
 The law of this module: a label is the name of a rule or a word of ours, never an identity.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Final, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from ratelimit.limiter.limiter import Deciding, RateLimiter
 from ratelimit.runtime.histogram import SECONDS, Histogram
 from ratelimit.stores import MemoryStore
 
-__all__ = ["DURATION", "METRICS", "MOST_RULES", "OTHERS", "Metric", "Reading", "Timed", "readings", "timed"]
+__all__ = ["DURATION", "METRICS", "MOST_RULES", "OTHERS", "Metric", "Reading", "readings", "timed"]
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -90,8 +90,8 @@ def readings(limiter: RateLimiter) -> Iterator[Reading]:
     """All values at this moment; from any thread."""
     for labels, count in _requests(limiter).items():
         yield Reading(REQUESTS, labels, count)
-    if isinstance(limiter.around, Timed):
-        yield Reading(DURATION, (), limiter.around.durations)
+    if limiter.durations is not None:
+        yield Reading(DURATION, (), limiter.durations)
     store = limiter.store
     for metric, name in ((ROUND_TRIP, "trips"), (BATCH, "sizes")):
         histogram = getattr(store, name, None)
@@ -123,27 +123,20 @@ def _requests(limiter: RateLimiter) -> dict[tuple[str, ...], int]:
     return found
 
 
-class Timed:
-    """Measures each decision of a limiter, around what was around them before."""
-
-    def __init__(self, around: Callable[[Deciding], Deciding] | None) -> None:
-        self._around = around
-        self.durations = Histogram(SECONDS)
-        """Seconds that they took."""
-
-    async def __call__(self, deciding: Deciding) -> Admission:
-        """Awaits a decision."""
-        if self._around is not None:
-            deciding = self._around(deciding)
-        began = perf_counter()
-        try:
-            return await deciding
-        finally:
-            self.durations.observe(perf_counter() - began)
-
-
 def timed(limiter: RateLimiter) -> Histogram:
     """The times of a limiter's decisions, which are measured from the first call on."""
-    if not isinstance(limiter.around, Timed):
-        limiter.around = Timed(limiter.around)
-    return limiter.around.durations
+    if limiter.durations is None:
+        durations, before = Histogram(SECONDS), limiter.around
+        limiter.durations = durations
+
+        async def measured(deciding: Deciding) -> Admission:
+            if before is not None:
+                deciding = before(deciding)
+            began = perf_counter()
+            try:
+                return await deciding
+            finally:
+                durations.observe(perf_counter() - began)
+
+        limiter.around = measured
+    return limiter.durations

@@ -30,6 +30,21 @@ MOST_SWITCHES: Final = 1000
 MOST_RULES: Final = 10_000
 """Names of rules that are kept of what workers report."""
 
+SERIALS_FOR: Final = 86_400
+"""Seconds that the last addition of a worker is remembered, so that it is not added twice."""
+
+_ADD_COUNTS: Final = """\
+local serial = tonumber(redis.call('GET', KEYS[2]) or '0')
+if serial < tonumber(ARGV[1]) then
+  for place = 3, #ARGV, 2 do
+    redis.call('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1])
+  end
+  redis.call('SET', KEYS[2], ARGV[1])
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return redis.call('HGETALL', KEYS[1])
+"""
+
 
 class RedisStore:
     """Counters in Redis or Valkey, shared by all workers that name the same server.
@@ -285,6 +300,26 @@ class RedisStore:
             for name, score in zip(flat[::2], flat[1::2], strict=True):
                 total[name.decode("utf-8", "replace")] += int(float(score))
         return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
+
+    async def add_counts(
+        self, worker: str, serial: int, counts: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Adds to what all workers have counted, and gives the totals, by name.
+
+        ``serial`` numbers a worker's additions from 1: one that was added before is not added
+        again, so that it may be sent again where its reply was lost.
+        """
+        key = f"{self._prefix}{{metrics}}:totals"
+        added = (word for name, count in counts.items() for word in (name, str(count)))
+        reply = await self._way().command(
+            key, "EVAL", _ADD_COUNTS, "2", key, f"{self._prefix}{{metrics}}:worker:{worker}",
+            str(serial), str(SERIALS_FOR * 1000), *added,
+        )  # fmt: skip
+        flat = _list(reply)
+        return {
+            name.decode("utf-8", "replace"): int(count)
+            for name, count in zip(flat[::2], flat[1::2], strict=True)
+        }
 
     @property
     def denials_repeated(self) -> int:
