@@ -69,9 +69,9 @@ class Fleet:
         self._process = 0
         self._serial = 0
         self._added: dict[str, int] = {}
-        """What of each count the store is known to have."""
+        """The part of each count that the store is known to have."""
         self._pending: dict[str, int] | None = None
-        """What was sent under the present serial, and may or may not have been added."""
+        """Counts that were sent under the present serial, and may or may not have been added."""
         self._totals: dict[str, int] = {}
         self._read_at = float("-inf")
         self._busy = Lock()

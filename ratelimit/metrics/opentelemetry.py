@@ -1,13 +1,11 @@
 """A limiter's metrics and traces for OpenTelemetry; its API alone is needed, the SDK is yours."""
 
 from collections.abc import Callable, Iterable
-from itertools import count
-from typing import Final
 
 try:
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-    from opentelemetry.trace import Tracer, TracerProvider
+    from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, Tracer, TracerProvider
 except ImportError:
     raise ImportError(
         "metrics for OpenTelemetry need its API: pip install 'ratelimit-asgi[otel]'"
@@ -20,18 +18,16 @@ from ratelimit.runtime.histogram import Histogram
 
 __all__ = ["OpenTelemetryMetrics"]
 
-ONE_IN: Final = 64
-"""Decisions of which one is told to the histogram, since telling costs as much as deciding."""
-
 
 class OpenTelemetryMetrics:
     """Exports one limiter's counts in this process, from now until the process ends.
 
-    Observable instruments read plain integers when the SDK collects. Of the decisions' times, which
-    only a call for each could tell, one in 64 is recorded; every round trip to the store is. Each
-    decision is a span where it is made within a span that is recorded.
+    Observable instruments read plain integers when the SDK collects; only the times of one decision
+    in 61, and of every round trip to the store, are told as they are measured. A decision is a span
+    where it is made within one that is recorded.
 
-    ``meter_provider`` and ``tracer_provider`` are by default the global ones. Workers are told
+    ``meter_provider`` and ``tracer_provider`` are by default the global ones; where no tracing is
+    set up before this is made, there are no spans. Workers are told
     apart by the resource's ``service.instance.id``, which is the application's to set.
     """
 
@@ -43,13 +39,16 @@ class OpenTelemetryMetrics:
     ) -> None:
         self._limiter = limiter
         meter = metrics.get_meter("ratelimit", meter_provider=meter_provider)
-        tracer = trace.get_tracer("ratelimit", tracer_provider=tracer_provider)
-        limiter.around = Traced(tracer, limiter.around)
-        histograms: dict[Metric, tuple[Histogram, int]] = {DURATION: (timed(limiter), ONE_IN)}
+        tracer_provider = tracer_provider or trace.get_tracer_provider()
+        # To ask for the span of a request takes a third of a decision.
+        if not isinstance(tracer_provider, ProxyTracerProvider | NoOpTracerProvider):
+            tracer = tracer_provider.get_tracer("ratelimit")
+            limiter.around = _traced(tracer, limiter.around)
+        histograms: dict[Metric, Histogram] = {DURATION: timed(limiter)}
         for metric, name in ((ROUND_TRIP, "trips"), (BATCH, "sizes")):
             found = getattr(limiter.store, name, None)
             if isinstance(found, Histogram):
-                histograms[metric] = found, 1
+                histograms[metric] = found
         for metric in METRICS:
             words = metric.unit, metric.text
             if metric.kind == "counter":
@@ -57,11 +56,11 @@ class OpenTelemetryMetrics:
             elif metric.kind == "gauge":
                 meter.create_observable_gauge(metric.name, [self._reads(metric)], *words)
             elif metric in histograms:
-                histogram, one_in = histograms[metric]
+                histogram = histograms[metric]
                 told = meter.create_histogram(
                     metric.name, *words, explicit_bucket_boundaries_advisory=histogram.bounds
                 )
-                histogram.also.append(_one_in(one_in, told.record))
+                histogram.also.append(told.record)
 
     def _reads(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterable[Observation]:
@@ -72,20 +71,13 @@ class OpenTelemetryMetrics:
         return read
 
 
-class Traced:
-    """A span for each decision, where the request is within one that is recorded."""
+def _traced(
+    tracer: Tracer, before: Callable[[Deciding], Deciding] | None
+) -> Callable[[Deciding], Deciding]:
+    """Makes a span of each decision, where the request is within one that is recorded."""
 
-    def __init__(self, tracer: Tracer, around: Callable[[Deciding], Deciding] | None) -> None:
-        self._tracer = tracer
-        self._around = around
-
-    async def __call__(self, deciding: Deciding) -> Admission:
-        """Awaits a decision."""
-        if self._around is not None:
-            deciding = self._around(deciding)
-        if not trace.get_current_span().is_recording():
-            return await deciding
-        with self._tracer.start_as_current_span("ratelimit.decision") as span:
+    async def within_a_span(deciding: Deciding) -> Admission:
+        with tracer.start_as_current_span("ratelimit.decision") as span:
             admission = await deciding
             refusal = admission.refusal
             span.set_attribute("ratelimit.allowed", refusal is None)
@@ -95,15 +87,12 @@ class Traced:
             span.set_attribute("ratelimit.rules", asked)
             return admission
 
+    # Not a coroutine function: who awaits a decision that is not traced awaits nothing more.
+    def around(deciding: Deciding) -> Deciding:
+        if before is not None:
+            deciding = before(deciding)
+        if not trace.get_current_span().is_recording():
+            return deciding
+        return within_a_span(deciding)
 
-def _one_in(times: int, record: Callable[[float], object]) -> Callable[[float], object]:
-    """Gives one value in so many to ``record``."""
-    if times == 1:
-        return record
-    number = count(1)
-
-    def sample(value: float) -> None:
-        if not next(number) % times:
-            record(value)
-
-    return sample
+    return around

@@ -4,6 +4,7 @@ The law of this module: a label is the name of a rule or a word of ours, never a
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import count
 from time import perf_counter
 from typing import Final, Literal, NamedTuple
 
@@ -12,7 +13,17 @@ from ratelimit.limiter.limiter import Deciding, RateLimiter
 from ratelimit.runtime.histogram import SECONDS, Histogram
 from ratelimit.stores import MemoryStore
 
-__all__ = ["DURATION", "METRICS", "MOST_RULES", "OTHERS", "Metric", "Reading", "readings", "timed"]
+__all__ = [
+    "DURATION",
+    "METRICS",
+    "MOST_RULES",
+    "ONE_IN",
+    "OTHERS",
+    "Metric",
+    "Reading",
+    "readings",
+    "timed",
+]
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -20,6 +31,10 @@ MOST_RULES: Final = 1_000
 """Most rules that have a label of their own: the first that were counted; others share one."""
 
 OTHERS: Final = "(others)"
+
+ONE_IN: Final = 61
+"""Decisions of which one is timed, since to time each is felt; a prime, so that no pattern of
+requests keeps step with it."""
 
 
 class Metric(NamedTuple):
@@ -37,7 +52,10 @@ REQUESTS: Final = Metric(
     ("rule", "result", "mode"),
 )  # fmt: skip
 DURATION: Final = Metric(
-    "ratelimit.decision.duration", "histogram", "Time that a decision took, store included.", "s"
+    "ratelimit.decision.duration",
+    "histogram",
+    "Time of one decision in 61, store included.",
+    "s",
 )
 ROUND_TRIP: Final = Metric(
     "ratelimit.store.round_trip.duration", "histogram", "Time of a round trip to the store.", "s"
@@ -88,8 +106,8 @@ RESULTS: Final[Mapping[str, tuple[str, str]]] = {
 
 def readings(limiter: RateLimiter) -> Iterator[Reading]:
     """All values at this moment; from any thread."""
-    for labels, count in _requests(limiter).items():
-        yield Reading(REQUESTS, labels, count)
+    for labels, times in _requests(limiter).items():
+        yield Reading(REQUESTS, labels, times)
     if limiter.durations is not None:
         yield Reading(DURATION, (), limiter.durations)
     store = limiter.store
@@ -112,31 +130,35 @@ def readings(limiter: RateLimiter) -> Iterator[Reading]:
 def _requests(limiter: RateLimiter) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
     rules: set[str] = set()
-    for (rule, outcome), count in limiter.counts.copy().items():
+    for (rule, outcome), times in limiter.counts.copy().items():
         result, mode = RESULTS.get(outcome, (outcome, "enforce"))
         if (rule, outcome) == ("denylist", "denied"):
             result = "blocked"
         if len(rules) < MOST_RULES:
             rules.add(rule)
         labels = (rule if rule in rules else OTHERS, result, mode)
-        found[labels] = found.get(labels, 0) + count
+        found[labels] = found.get(labels, 0) + times
     return found
 
 
 def timed(limiter: RateLimiter) -> Histogram:
-    """The times of a limiter's decisions, which are measured from the first call on."""
-    if limiter.durations is None:
-        durations, before = Histogram(SECONDS), limiter.around
-        limiter.durations = durations
+    """The times of a limiter's decisions, one in `ONE_IN`, measured from the first call on."""
+    if limiter.durations is not None:
+        return limiter.durations
+    durations, before, number = Histogram(SECONDS), limiter.around, count(1)
 
-        async def measured(deciding: Deciding) -> Admission:
-            if before is not None:
-                deciding = before(deciding)
-            began = perf_counter()
-            try:
-                return await deciding
-            finally:
-                durations.observe(perf_counter() - began)
+    async def measured(deciding: Deciding) -> Admission:
+        began = perf_counter()
+        try:
+            return await deciding
+        finally:
+            durations.observe(perf_counter() - began)
 
-        limiter.around = measured
-    return limiter.durations
+    # Not a coroutine function: who awaits a decision that is not measured awaits nothing more.
+    def around(deciding: Deciding) -> Deciding:
+        if before is not None:
+            deciding = before(deciding)
+        return deciding if next(number) % ONE_IN else measured(deciding)
+
+    limiter.durations, limiter.around = durations, around
+    return durations

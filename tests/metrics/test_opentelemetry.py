@@ -7,8 +7,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from ratelimit import RateLimiter, Rule
-from ratelimit.metrics.opentelemetry import ONE_IN, OpenTelemetryMetrics
-from ratelimit.metrics.readings import METRICS
+from ratelimit.metrics.opentelemetry import OpenTelemetryMetrics
+from ratelimit.metrics.readings import METRICS, ONE_IN
 
 SCOPE: dict[str, Any] = {
     "type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.1", 1),
