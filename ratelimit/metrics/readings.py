@@ -32,7 +32,7 @@ MOST_RULES: Final = 1_000
 
 OTHERS: Final = "(others)"
 
-ONE_IN: Final = 61
+ONE_IN: Final = 127
 """Decisions of which one is timed, since to time each is felt; a prime, so that no pattern of
 requests keeps step with it."""
 
@@ -54,7 +54,7 @@ REQUESTS: Final = Metric(
 DURATION: Final = Metric(
     "ratelimit.decision.duration",
     "histogram",
-    "Time of one decision in 61, store included.",
+    "Time of one decision in 127, store included.",
     "s",
 )
 ROUND_TRIP: Final = Metric(

@@ -27,7 +27,7 @@ async def main():
     limiter = RateLimiter.from_file(sys.argv[1], sys.argv[2])
     registry = CollectorRegistry()
     registry.register(PrometheusMetrics(limiter))
-    for _ in range(70):
+    for _ in range(200):
         await limiter.admit(SCOPE)
     await limiter.aclose()
     server, thread = start_http_server(0, "127.0.0.1", registry)
@@ -112,4 +112,4 @@ def test_the_two_workers_sum_up_to_what_was_asked(samples: list[Sample]) -> None
         for name, labels, value in samples
         if name == "ratelimit_requests_total" and labels["rule"] == "login"
     ]
-    assert sum(login) == 2 * 70
+    assert sum(login) == 2 * 200
