@@ -305,6 +305,22 @@ class Limit:
             free=None if self.free is None else max(1, math.floor(self.free * part)),
         )
 
+    def counted_by(self, algorithm: Algorithm) -> "Limit":
+        """This limit by another algorithm, with what that has no use for left out.
+
+        A leaking bucket that was none before has queues of 10 s, as rules have.
+        """
+        if algorithm is self.algorithm:
+            return self
+        bucket = algorithm in (Algorithm.TOKEN_BUCKET, Algorithm.LEAKING_BUCKET)
+        return Limit.of(
+            self.quota,
+            self.window_us,
+            algorithm=algorithm,
+            burst=self.burst if bucket else None,
+            max_delay=10 if algorithm is Algorithm.LEAKING_BUCKET else None,
+        )
+
     def with_free(self, free: int) -> "Limit":
         """This limit of a leaking bucket, with so many units that pass at once."""
         return Limit.of(

@@ -16,18 +16,20 @@ except ImportError:
 
 from ratelimit.cli.counters import inspect, kill, reset, revive, top
 from ratelimit.cli.explain import explain
+from ratelimit.cli.plan import plan
+from ratelimit.cli.replay import replay
 from ratelimit.cli.rulefiles import check, schema
 
 __all__ = ["main"]
 
 
 @click.group(
-    commands=[check, explain, inspect, kill, reset, revive, schema, top],
+    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, top],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="ratelimit-asgi")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Checks and explains rule files, and looks at the counters in a store."""
+    """Checks, explains and replays rule files, and looks at the counters in a store."""
     if os.environ.get("NO_COLOR"):
         context.color = False

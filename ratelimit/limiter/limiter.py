@@ -136,11 +136,7 @@ class RateLimiter:
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
         rule_set = self.rules
-        if store is None:
-            store = rule_set.store
-        if isinstance(store, str):
-            store = open_store(store, deadline=rule_set.deadline_us / 1_000_000)
-        self.store = store
+        self.store = store = _opened(rule_set.store if store is None else store, rule_set)
         """The store of the counters."""
         policies = {rule.on_store_failure for rule in rule_set.rules}
         self._failover = Failover(
@@ -558,6 +554,19 @@ class RateLimiter:
             self._reports.once("forwarded-untrusted", scope.get("client"))
         if self._now.proxies.is_unread(scope):
             self._reports.once("forwarded-unread", self._now.proxies.field)
+
+
+def _opened(store: Store | str, rules: RuleSet) -> Store:
+    """The store, or that of a URI; raises TypeError for a client in place of one."""
+    if isinstance(store, str):
+        return open_store(store, deadline=rules.deadline_us / 1_000_000)
+    if not callable(getattr(store, "decide", None)):
+        hint = "; give RedisStore(client)" if hasattr(store, "evalsha") else ""
+        raise TypeError(
+            f"the store is a {type(store).__name__}, which decides nothing; it is a store or the "
+            f"URI of one{hint}"
+        )
+    return store
 
 
 def _milliseconds(seconds: float | None) -> float | None:

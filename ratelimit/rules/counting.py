@@ -63,11 +63,12 @@ class Counting:
     def limits(
         self, value: object, *, burst: bool = True, exactly: bool = True
     ) -> tuple[Limit, ...]:
-        """The limits of a text, a `Limit` or a sequence of them; empty for no limit.
+        """The limits of a text, a `Limit` or several of either; empty for no limit.
 
         ``burst`` False leaves out the burst that is given beside a text (an override has its own).
         Without it, or without ``exactly``, no more is free than the bucket holds.
         """
+        value = as_text(value)
         if value is None or value == UNLIMITED:
             return ()
         if isinstance(value, str):
@@ -137,8 +138,15 @@ def counting_of(reading: Reading) -> Counting | None:
     return Counting.like(ready_limits(limit)[0])
 
 
+def as_text(value: object) -> object:
+    """Texts of limits as one text; anything else as it is."""
+    texts = isinstance(value, list | tuple) and value and all(isinstance(e, str) for e in value)
+    return "; ".join(value) if texts else value  # type: ignore[arg-type]  # of text alone
+
+
 def limit(value: object, reading: Reading) -> Any:
     """A rule's limit: text, limits, a function, or a mapping of tiers to those, as it is given."""
+    value = as_text(value)
     if isinstance(value, Mapping):
         _tiers(value, reading)
     elif isinstance(value, str):

@@ -16,10 +16,10 @@ from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
-from ratelimit.limits import Limit
+from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
-from ratelimit.rules.overriding import override_key
+from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.values import (
@@ -44,7 +44,7 @@ class Rule:
 
     ``Rule("login", "5/minute; 20/hour", path="/login", methods=["POST"], by="client")``.
 
-    ``limit`` is text (one limit or several), a `Limit`, or a sequence of them; or a mapping of
+    ``limit`` is text (one limit or several), a `Limit`, or several of either; or a mapping of
     tiers to those ("unlimited" or None for no limit), of which ``tier`` chooses and the first
     holds where it gives none that is known; or a function over the connection, sync or async, that
     gives one of those (None for no limit).
@@ -202,6 +202,23 @@ class Rule:
         put(rule, "overrides", MappingProxyType(overrides))
         put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
         put(rule, "_part", part)
+        return rule
+
+    def counted_by(self, algorithm: Algorithm) -> "Rule":
+        """This rule with each of its limits counted by one algorithm, for a comparison."""
+        rule = copy(self)
+        put = object.__setattr__
+
+        def counted(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+            same = dict.fromkeys(limit.counted_by(algorithm) for limit in limits)
+            return limits if limits is BLOCKED else tuple(same)
+
+        limits = counted(self.limits)
+        put(rule, "limits", limits)
+        put(rule, "policies", policy_names(self.name, limits))
+        put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
+        put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
+        put(rule, "named", {key: counted(own) for key, own in self.named.items()})
         return rule
 
     def read_limits(self, value: object) -> tuple[Limit, ...]:

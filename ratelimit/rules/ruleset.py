@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.networks import Networks
+from ratelimit.limits import Algorithm
 from ratelimit.rules.matching import Found, Index, Matching
 from ratelimit.rules.options import FILE
 from ratelimit.rules.replacing import misplaced
@@ -103,6 +104,10 @@ class RuleSet:
             return self
         rules = tuple(rule.in_force(self.share, self.ipv6_prefix) for rule in self.rules)
         return replace(self, rules=rules, share=Fraction(1))
+
+    def counted_by(self, algorithm: Algorithm) -> "RuleSet":
+        """This set with every limit counted by one algorithm, for a comparison."""
+        return replace(self, rules=tuple(rule.counted_by(algorithm) for rule in self.rules))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RuleSet":

@@ -21,7 +21,7 @@ Header = Literal["draft", "legacy", "draft-03"]
 Preflights = Literal["free", "count"]
 
 T = TypeVar("T")
-SomeLimits = str | Limit | Sequence[Limit] | None
+SomeLimits = str | Limit | Sequence[Limit] | Sequence[str] | None
 """One limit or several; None (or the text "unlimited") for none."""
 
 BUILT_IN_BY: Final = ("client", "global", "route", "user")

@@ -329,6 +329,40 @@ return function(source, max_keys, seed)
       end
       return answer(now, checks, count)
     end,
+    -- Requests as `alike` has them, one after the other, five arguments for each. Returns, of those
+    -- that do not pass at once, their places from 0, and two numbers for each of their checks: how
+    -- long until it would pass (0 where it does, -1 for never), and its delay.
+    run = function(...)
+      local given, found, last = {...}, {}, 0
+      for at = 1, #given, 5 do
+        local now, checks, key = given[at], kinds[given[at + 1]], given[at + 2]
+        local count, plain = #checks, true
+        for i = 1, count do
+          local check = checks[i]
+          local begin = check.begin
+          check.key = begin and begin .. key or key
+          check.cost, check.action = given[at + 3], given[at + 4]
+        end
+        now_us = now
+        collect()
+        decide(now, checks, count, reply, 0)
+        mark_spent(checks, count)
+        for i = 1, count do
+          if reply[FIELDS * i - 4] ~= 0 or reply[FIELDS * i - 2] ~= 0 then
+            plain = false
+          end
+        end
+        if not plain then
+          last = last + 1
+          found[last] = (at - 1) / 5
+          for i = FIELDS, FIELDS * count, FIELDS do
+            found[last + 1], found[last + 2] = reply[i - 4], reply[i - 2]
+            last = last + 2
+          end
+        end
+      end
+      return unpack(found, 1, last)
+    end,
     -- Any request of a known kind, five arguments for each check: key, cost, action, at_us, level.
     each = function(now, place, ...)
       local checks, given = kinds[place], {...}

@@ -38,6 +38,8 @@ _LOG: Final = logging.getLogger("ratelimit")
 _LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
 _LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
 _MOST_CHECKS: Final = 500  # per request; six numbers each have to fit Lua's stack
+MOST_IN_RUN: Final = 200
+MOST_OF_ONE: Final = 4
 _MOST_LIMITS: Final = 10_000  # of kinds known to the Lua; dynamic limits may come without end
 
 
@@ -95,6 +97,7 @@ class MemoryStore:
         """Goes back to before the first decision, which is also how a forked child starts."""
         self._lua: Any = None
         self._alike: Any = None
+        self._run: Any = None
         self._kinds: dict[tuple[str, ...], tuple[int, bytes]] = {}
         """A kind's number and the start of its keys, by its counters (`Alike` has them so)."""
         self._kinds_hold = 0
@@ -152,6 +155,23 @@ class MemoryStore:
             self._warn_full()
         return decisions_of(limits, reply)
 
+    def decide_run(self, requests: Sequence[tuple[int, Alike, str]]) -> Sequence[int]:
+        """Decides requests in order, each at a time of its own; for logs, and not for give-backs.
+
+        Each is its time in microseconds, its checks, and their key. Returns, of those alone that
+        are denied or have to wait, the place, then for each check ``retry_after_us`` (0 where it
+        passed, -1 for never) and ``delay_us``. At most `MOST_IN_RUN` at once, of `MOST_OF_ONE`
+        checks: all their numbers are on Lua's stack.
+        """
+        given: list[int | bytes] = []
+        with self._lock:
+            if self._kinds_hold > _MOST_LIMITS - MOST_IN_RUN * MOST_OF_ONE:
+                self._forget_kinds()  # not half way, when some were given already
+            for at_us, (limits, counters, cost, action), key in requests:
+                kind = self._kinds.get(counters) or self._kind(counters, limits)
+                given += at_us, kind[0], kind[1] + _spelled(key), cost, action
+            return (self._run(*given) if given else None) or ()
+
     def _kind(self, counters: tuple[str, ...], limits: Sequence[Limit]) -> tuple[int, bytes]:
         """A kind of request that the Lua knows; its number is never used for another."""
         if self._lua is None:
@@ -160,8 +180,7 @@ class MemoryStore:
         if kind is None:
             self._kinds_hold += len(limits)
             if self._kinds_hold > _MOST_LIMITS:
-                self._kinds.clear()
-                self._lua.forget_kinds()
+                self._forget_kinds()
                 self._kinds_hold = len(limits)
             self._next_place += 1
             begins: list[bytes | bool] = [*map(_begin, limits, counters[1::2])]
@@ -175,6 +194,11 @@ class MemoryStore:
             self._lua.know(self._next_place, *arguments)
             kind = self._kinds[counters] = self._next_place, first
         return kind
+
+    def _forget_kinds(self) -> None:
+        self._kinds.clear()
+        self._lua.forget_kinds()
+        self._kinds_hold = 0
 
     async def reset(self, checks: Sequence[Check]) -> None:
         """Forgets the counters that these checks name; costs and actions play no part."""
@@ -222,6 +246,7 @@ class MemoryStore:
         build = lua.execute(shim)
         api = build(SCRIPT.encode(), self._max_keys, int.from_bytes(os.urandom(4)))
         self._alike = api[b"alike"]
+        self._run = api[b"run"]
         self._lua = _Lua(
             lua, api[b"each"], api[b"know"], api[b"forget_kinds"], api[b"forget"],
             api[b"statistics"],

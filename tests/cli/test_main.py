@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ratelimit.cli.main import main
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text()
@@ -24,7 +25,11 @@ def test_what_the_documentation_types_runs(
 ) -> None:
     """Against a server and a file of the test's; what is redirected is printed."""
     words = shlex.split(command.partition(" > ")[0])
-    known = {"redis://localhost:6379/0": empty.url, "rules.yaml": rules, "rules/*.yaml": rules}
+    log = written(tmp_path / "access.log", map(combined, traffic(100, seed=1)))
+    known = {
+        "redis://localhost:6379/0": empty.url, "rules.yaml": rules, "rules/*.yaml": rules,
+        "access.log": log,
+    }  # fmt: skip
     arguments = [known.get(word, word) for word in words]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == (1 if "--strict" in arguments else 0), result.output

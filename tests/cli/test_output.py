@@ -6,12 +6,14 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from ratelimit.cli.main import main
 from ratelimit.cli.output import say, show
+from tests.insight.replay.logs import combined, traffic, written
 from tests.support.commands import rows, run
 from tests.support.servers import Server
 
@@ -122,12 +124,15 @@ def test_a_sentence_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "one\\ntwo\\x1b\n")
 
 
-def test_every_command_takes_json_and_prints_that_alone(empty: Server, rules: str) -> None:
+def test_every_command_takes_json_and_prints_that_alone(
+    empty: Server, rules: str, tmp_path: Path
+) -> None:
+    log = written(tmp_path / "log", map(combined, traffic(100, seed=1)))
     of_store = {"inspect": ["api", "::1"], "reset": ["api", "::1"], "top": [], "kill": ["api"]}
     words = {name: [empty.url, *more, "--rules", rules] for name, more in of_store.items()}
     words |= {
         "revive": [empty.url, "api"], "schema": [], "check": [rules],
-        "explain": [rules, "GET", "/"],
+        "explain": [rules, "GET", "/"], "replay": [rules, log], "plan": [log],
     }  # fmt: skip
     assert words.keys() == main.commands.keys()
     for command, arguments in words.items():

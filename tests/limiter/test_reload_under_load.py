@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.limiter.test_reload import WAYS, RuleFile, until
 
 from ratelimit import RateLimiter, RateLimitMiddleware
+from tests.limiter.test_reload import WAYS, RuleFile, until
 from tests.support.servers import Server
 
 ROOT: Final = Path(__file__).resolve().parents[2]

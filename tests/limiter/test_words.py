@@ -7,9 +7,10 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from starlette.convertors import Convertor, register_url_convertor
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleFileError, RuleSet
+from ratelimit import Limit, MemoryStore, RateLimiter, Rule, RuleFileError, RuleSet
 from ratelimit.testing import ManualClock
 from tests.support.asgi import http_scope
 
@@ -459,3 +460,23 @@ def test_rules_in_force_may_be_put_in_force_again() -> None:
     once = RuleSet((rule,), share=Fraction(1, 2), ipv6_prefix=48).in_force()
     assert once.in_force().rules[0].overrides == once.rules[0].overrides
     assert once.rules[0].overrides["2001:db8::/48"][0].quota == 10
+
+
+# --- natural ways to say it ----------------------------------------------------------------------
+
+
+def test_several_limits_may_be_a_list_of_texts() -> None:
+    listed = Rule("a", ["5/minute", "9/day"], overrides={"192.0.2.1": ["7/minute"]})
+    assert listed == Rule("a", "5/minute; 9/day", overrides={"192.0.2.1": "7/minute"})
+    assert Rule("a", ["5/s burst 9"], algorithm="token_bucket").limits[0].burst == 9
+    with pytest.raises(TypeError, match="holds Limit objects, not str"):
+        Rule("a", [Limit("1/s"), "9/day"])  # type: ignore[arg-type]
+
+
+async def test_a_client_in_place_of_a_store_is_refused_with_the_way_out() -> None:
+    client = Redis()
+    with pytest.raises(TypeError, match=r"the store is a Redis, .*; give RedisStore\(client\)"):
+        RateLimiter([Rule("a", "1/s")], store=client)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the store is a dict, which decides nothing"):
+        RateLimiter([Rule("a", "1/s")], store={})  # type: ignore[arg-type]
+    await client.aclose()

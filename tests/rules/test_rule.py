@@ -118,7 +118,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": 7}, "name is text, not int"),
     ({"limit": 10}, "a limit is text, a Limit or several, not int"),
     ({"limit": ()}, "the sequence of limits is empty"),
-    ({"limit": ["1/second"]}, "a sequence of limits holds Limit objects, not str"),
+    ({"limit": [7]}, "a sequence of limits holds Limit objects, not int"),
     ({"limit": [Limit("1/s"), Limit("1/second")]}, "gives the same limit twice"),
     ({"limit": Limit("1/s"), "burst": 2}, "burst is given beside a Limit"),
     ({"limit": Limit("1/s"), "algorithm": "sliding_log"}, "algorithm is given beside a Limit"),

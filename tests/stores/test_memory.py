@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.resources import files
 from itertools import product
+from random import Random
 from typing import Any, Literal
 
 import pytest
 
-from ratelimit.decisions import Check, Decision, identity_digest
+from ratelimit.decisions import Alike, Check, Decision, identity_digest
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore
 from ratelimit.testing import ManualClock
@@ -456,3 +457,46 @@ def test_the_store_names_its_lua(runtime: Runtime) -> None:
     """LuaJIT where lupa has it, else Lua 5.1."""
     expected = {"luajit21": "LuaJIT 2.1", "lua51": "Lua 5.1"}[runtime]
     assert MemoryStore(runtime=runtime).lua.startswith(expected)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_a_run_decides_as_one_request_after_the_other(
+    algorithm: Algorithm, runtime: Runtime
+) -> None:
+    clock = ManualClock()
+    alone, in_runs = (MemoryStore(clock=clock, runtime=runtime) for _ in range(2))
+    one = Limit("5/minute", algorithm=algorithm)
+    two = (one, Limit("9/hour", algorithm=algorithm))
+    chance = Random(3)
+    asked: list[tuple[int, Alike, str]] = []
+    told: list[int] = []
+    at_us = clock()
+    for number in range(1_000):
+        at_us += chance.randrange(4_000_000)
+        limits = two if chance.random() < 0.3 else (one,)
+        counters = tuple(text for limit in limits for text in (limit.digest, str(len(limits))))
+        alike = (limits, counters, chance.choice([1, 1, 2, 6]), 0)
+        key = chance.choice(["a", "b", "\udcff", "x" * 100])
+        asked.append((at_us, alike, key))
+        clock.set_us(at_us)
+        decisions = alone.decide_alike(alike, key)
+        if not all(each.allowed and not each.delay_us for each in decisions):
+            told.append(number % 200)
+            for each in decisions:
+                after = -1 if each.retry_after_us is None else each.retry_after_us
+                told += after, each.delay_us
+    found: list[int] = []
+    for begin in range(0, 1_000, 200):
+        found += in_runs.decide_run(asked[begin : begin + 200])
+    assert found == told
+    assert -1 in told
+    assert in_runs.decide_run([]) == ()
+
+
+def test_a_run_of_many_kinds_knows_all_of_them(runtime: Runtime) -> None:
+    store = MemoryStore(runtime=runtime)
+    for begin in range(0, 12_000, 200):
+        limits = [(Limit.of(number + 1, 1_000_000),) for number in range(begin, begin + 200)]
+        run = [(1_000, (each, (each[0].digest, "r"), 1, 0), "a") for each in limits]
+        assert list(store.decide_run(run)) == []
+        assert len(store.decide_run(run)) == (3 if begin == 0 else 0)  # the quota of 1 is used up

@@ -72,7 +72,7 @@ def functions() -> None:
     RateLimiter(skip=lambda connection: connection.url.path == "/")
     RateLimiter([Rule("one", limit_of_request, cost=cost_of_socket, skip=skip_request)])
     Rule("tiers", {"free": "1/minute", "pro": Limit("2/minute")}, tier=by_request)
-    Rule("tiers", {"free": ["1/minute"]}, tier=by_request)  # type: ignore[list-item]  # Limit alone
+    Rule("tiers", {"free": [7]}, tier=by_request)  # type: ignore[dict-item]
     RateLimit(limit_of_socket, cost=cost_of_request, skip=skip_connection)
     RateLimit(limits_of_connection, cost=lambda connection: 2, tier=None)
     RateLimit({"free": "1/minute"}, tier=by_request_async, name="one", scope="two")
