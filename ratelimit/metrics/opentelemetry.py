@@ -23,8 +23,8 @@ class OpenTelemetryMetrics:
     """Exports one limiter's counts in this process, from now until the process ends.
 
     Observable instruments read plain integers when the SDK collects; only the times of one decision
-    in 127, and of every round trip to the store, are told as they are measured. A decision is a span
-    where it is made within one that is recorded.
+    in 127, and of every round trip to the store, are told as they are measured. A decision is a
+    span where it is made within one that is recorded.
 
     ``meter_provider`` and ``tracer_provider`` are by default the global ones; where no tracing is
     set up before this is made, there are no spans. Workers are told
