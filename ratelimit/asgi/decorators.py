@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -381,7 +380,7 @@ async def _admit(
         raise RuntimeError("a route's limit was asked without a rule")
     admission.delay_us = 0
     if delay_us:
-        await anyio.sleep(delay_us / 1_000_000)
+        await admission.limiter.wait(delay_us)
     return admission
 
 

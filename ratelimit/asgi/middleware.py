@@ -8,7 +8,6 @@ from collections.abc import Awaitable
 from operator import itemgetter
 from typing import Any, Final
 
-import anyio
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,7 +64,7 @@ class RateLimitMiddleware:
             return
         if admission.delay_us:
             delay_us, admission.delay_us = admission.delay_us, 0
-            await anyio.sleep(delay_us / 1_000_000)
+            await limiter.wait(delay_us)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
             await self.app(scope, receive, send)

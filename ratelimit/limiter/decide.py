@@ -314,7 +314,7 @@ class Decider:
             return matching
         return [] if "*" in off else [each for each in matching if each[0].name not in off]
 
-    def _conclude(
+    def _conclude(  # noqa: PLR0912  # as above
         self,
         admission: Admission,
         plan: Plan,
@@ -322,7 +322,6 @@ class Decider:
         decisions: Sequence[Decision],
     ) -> list[tuple[int, Exception]]:
         """The outcome of the decisions; returns the places of checks not decided, and why."""
-        counts = self._counts
         lost: list[tuple[int, Exception]] = []
         refused = short = False
         place = 0
@@ -331,22 +330,23 @@ class Decider:
             if decision[8]:
                 lost.append((place, getattr(decision, "problem", None) or _NOT_DECIDED))
             elif decision[1]:
-                counts[plan.allowed[place]] += 1
                 if decision[5] and plan.asked[place][4] != _SHADOW:
                     admission.delay_us = max(admission.delay_us, decision[5])
             else:
                 short = True
                 _, key, _, _, action = plan.asked[place]
-                rule, _ = plan.allowed[place]
-                if action == _SHADOW:
-                    counts[rule, "shadow-denied"] += 1
-                else:
+                if action != _SHADOW:
                     refused = True
-                    self._denials.add(rule, keys[key])
-                    counts[rule, "never" if decision[3] is None else "denied"] += 1
+                    self._denials.add(plan.allowed[place][0], keys[key])
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
+        if short or lost or admission.delay_us:
+            self._count(plan, decisions, refused=refused)
+        else:
+            counts = self._counts
+            for each in plan.counted:
+                counts[each] += 1
         if self._reports.failing and not lost:
             self._reports.answered()
         if short and self._events.wanted:
@@ -359,3 +359,22 @@ class Decider:
         told = told_of(plan, decisions)
         admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
         return []
+
+    def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:
+        """Counts the outcome of each rule once: of its limits, the one that is worst for it."""
+        worst: dict[str, tuple[int, str]] = {}
+        for (rule, allowed), (*_, action), decision in zip(
+            plan.allowed, plan.asked, decisions, strict=True
+        ):
+            if decision[8]:
+                continue
+            found = 0, allowed
+            if not decision[1]:
+                found = (2, "denied") if decision[3] is not None else (3, "never")
+                if action == _SHADOW:
+                    found = 2, "shadow-denied"
+            elif decision[5] and action != _SHADOW and not refused:
+                found = 1, "waited"
+            worst[rule] = max(found, worst.get(rule, found))
+        for rule, (_, outcome) in worst.items():
+            self._counts[rule, outcome] += 1

@@ -10,8 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
+import anyio
 from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
@@ -42,6 +43,7 @@ from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.rules.values import BUILT_IN_BY
+from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
 from ratelimit.words import near, whole
@@ -63,6 +65,19 @@ Answer = (
     | Callable[[WebSocket, Refusal], Any]
 )
 """The application's own response to a refusal: a Starlette Response, or an awaitable of one."""
+
+
+Deciding = Coroutine[Any, Any, Admission]
+
+
+class Companion(Protocol):
+    """A job beside a limiter."""
+
+    def run(self) -> object:
+        """Begins in this event loop, where it has not begun."""
+
+    async def aclose(self) -> None:
+        """Ends in this event loop; raises nothing."""
 
 
 class RateLimiter:
@@ -87,6 +102,15 @@ class RateLimiter:
 
     everywhere: ClassVar[bool] = True
     """False turns every limiter of the process off; `ratelimit.testing.suite.disabled` does it."""
+
+    waiting = 0
+    """Requests that wait for their turn by a leaking bucket at the moment."""
+    around: Callable[[Deciding], Deciding] | None = None
+    """Wraps each decision about a request, for metrics and traces."""
+    durations: Histogram | None = None
+    """Seconds that its decisions took, once somebody has them measured."""
+    companions: "tuple[Companion, ...]" = ()
+    """Started and closed with this limiter, before its store is closed."""
 
     def __init__(
         self,
@@ -125,9 +149,9 @@ class RateLimiter:
         self.denials = Denials(store)
         """Those denied most by this process."""
         self.counts: Counter[tuple[str, str]] = Counter()
-        """Times that a rule came to an outcome: ``("login", "denied")``; also "allowed", "never",
-        "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist, or for
-        want of an identity); and ("denylist", "denied")."""
+        """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
+        "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist,
+        or for want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
         # The store in process cannot fail.
@@ -366,6 +390,21 @@ class RateLimiter:
         """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
         await self._failover.decide(returned)
 
+    async def wait(self, delay_us: int) -> None:
+        """Waits a leaking bucket's turn, and counts who waits."""
+        self.waiting += 1
+        try:
+            await anyio.sleep(delay_us / 1_000_000)
+        finally:
+            self.waiting -= 1
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """The times that the rule file was read again: "reloaded" and "not-reloaded"."""
+        if self._watcher is None:
+            return {}
+        return {"reloaded": self._watcher.reloads, "not-reloaded": self._watcher.failures}
+
     @property
     def on_breaker_change(self) -> Callable[[str], None] | None:
         """Called with "open" or "closed", once per change of the breaker; for metrics."""
@@ -416,6 +455,8 @@ class RateLimiter:
         self._switches.run()
         if self._watcher is not None:
             self._watcher.run()
+        for each in self.companions:
+            each.run()
         try:
             self._started = asyncio.get_running_loop()
         except RuntimeError:
@@ -429,6 +470,8 @@ class RateLimiter:
         await self.denials.aclose()
         if self._watcher is not None:
             await self._watcher.aclose()
+        for each in self.companions:
+            await each.aclose()
         await self._failover.aclose()
 
     async def __aenter__(self) -> Self:
@@ -449,9 +492,10 @@ class RateLimiter:
         if admission is None:
             admission = Admission(self, route)
         find = self._find if route is None else partial(self._find, route=route)
-        return self._decider.decide(
+        deciding = self._decider.decide(
             admission, scope, (), find, self._registered, admission.template
         )
+        return deciding if self.around is None else self.around(deciding)
 
     def _find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
         """The rules for a request by its path, but none where it meets an exempt route."""
@@ -485,10 +529,11 @@ class RateLimiter:
         registered = self._registered
         if identities:
             registered = registered._replace(identities={**registered.identities, **identities})
-        return self._decider.decide(
+        deciding = self._decider.decide(
             admission, scope, rules, partial(self._find_of, rules), registered,
             route or admission.template,
         )  # fmt: skip
+        return deciding if self.around is None else self.around(deciding)
 
     def _find_of(self, rules: Sequence[Rule], scope: Mapping[str, Any]) -> Found:
         """Those of a route's own rules that apply to a request's method."""

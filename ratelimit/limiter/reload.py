@@ -95,6 +95,8 @@ class Watcher:
         self._since = time.time()
         self._mistakes: list[str] = []
         self._begun = self._ended = 0
+        self.reloads = self.failures = 0
+        """Times that it was read again and put in force, and that it was not, for a mistake."""
 
     def follow(self, use: Callable[[RuleSet], None], events: Events | None = None) -> None:
         """Has ``use`` called with the rules whenever they were read again; it may refuse them.
@@ -156,8 +158,10 @@ class Watcher:
         for mistake in self._mistakes:
             _LOG.error("rules-not-reloaded: the rules stay as they are: %s", mistake)
         if self._mistakes:
+            self.failures += 1
             self._events.happened("rules-not-reloaded", "; ".join(self._mistakes))
         elif reading.rules is not None:
+            self.reloads += 1
             self._events.happened("rules-reloaded", change)
 
     async def _watch(self) -> None:

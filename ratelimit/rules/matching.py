@@ -79,6 +79,8 @@ class Plan:
     """
     watched: tuple[int, ...] = ()
     """The places of rules that may count by what the application has never set."""
+    counted: tuple[tuple[str, str], ...] = ()
+    """Those of ``allowed`` once each: a request counts once for a rule, whatever its limits."""
     written: dict[int, Any] = field(default_factory=dict)
     """The fields written of the policies, by their writer and the place of the binding one."""
 
@@ -338,4 +340,7 @@ def _plan(
         _, _, cost, _, action = asked[0]
         counters = [text for check in asked for text in (check[0].digest, check[3])]
         alike = tuple([check[0] for check in asked]), tuple(counters), cost, action
-    return Plan(tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched)
+    counted = tuple(dict.fromkeys(allowed))
+    return Plan(
+        tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched, counted
+    )

@@ -66,6 +66,8 @@ class Breaker:
         self._in_a_row = 0
         self._pause = FIRST_PROBE
         self._closed_at = 0.0
+        self._opened_at = 0.0
+        self._was_open = 0.0
         self._probing = Background("probe", self._look)
 
     def succeeded(self) -> None:
@@ -97,6 +99,12 @@ class Breaker:
         """Whether the server is known to be away."""
         return self.state == "open"
 
+    @property
+    def open_for(self) -> float:
+        """Seconds that it was open, all together."""
+        open_now = time.monotonic() - self._opened_at if self.state == "open" else 0.0
+        return self._was_open + open_now
+
     def turns_away(self) -> bool:
         """Whether a request is to be answered without the server, which is being probed."""
         return self.state == "open" and self._probing.run()
@@ -109,6 +117,10 @@ class Breaker:
         """Changes the state; says so where it is another one."""
         if state == self.state:
             return
+        if state == "closed":
+            self._was_open = self.open_for
+        else:
+            self._opened_at = time.monotonic()
         self.state = state
         self.since = time.time()
         self.recent.clear()

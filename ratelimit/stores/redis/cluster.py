@@ -80,13 +80,14 @@ class Cluster:
         packer: Packer,
         deadline: float,
         breaker_of: Callable[[Address | None], Breaker],
+        load: Load,
     ) -> None:
         self._loop = loop
         self._target = target
         self._packer = packer
         self._deadline = deadline
         self._breaker_of = breaker_of
-        self._load = Load()
+        self._load = load
         self._links: dict[Address, Link] = {}
         self._slots = SlotMap()
         # Those whose node is not known yet, each with the clock's reading when it came.

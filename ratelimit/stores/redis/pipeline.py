@@ -289,6 +289,8 @@ class Link:
             if not first.future.done():
                 first.future.set_result(batch.replies[0])
             return
+        self._load.trips.observe(took)
+        self._load.sizes.observe(batch.size)
         failure: StoreUnavailable | None = None
         replies = iter(batch.replies)
         again: list[list[Request]] = []

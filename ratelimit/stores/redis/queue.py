@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.redis.line import Request
 
 __all__ = ["FEWEST_IN_FLIGHT", "Load", "Queue"]
@@ -20,9 +21,13 @@ FEWEST_IN_FLIGHT: Final = 2  # batches: one is decided while the other's answers
 class Load:
     """The work that waits in one event loop, for all servers of a store."""
 
-    __slots__ = ("queued", "why")
+    __slots__ = ("queued", "sizes", "trips", "why")
 
-    def __init__(self) -> None:
+    def __init__(self, trips: Histogram | None = None, sizes: Histogram | None = None) -> None:
+        self.trips = trips or Histogram(SECONDS)
+        """Seconds that each round trip of checks took."""
+        self.sizes = sizes or Histogram(SIZES)
+        """Checks in each of them."""
         self.queued = 0
         """Checks that are in no batch yet."""
         self.why = ""

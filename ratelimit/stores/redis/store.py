@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from ratelimit.decisions import Check, Decision, read_reply
+from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
 from ratelimit.stores.redis.connect import Target
@@ -28,6 +29,21 @@ MOST_SWITCHES: Final = 1000
 
 MOST_RULES: Final = 10_000
 """Names of rules that are kept of what workers report."""
+
+SERIALS_FOR: Final = 86_400
+"""Seconds that the last addition of a worker is remembered, so that it is not added twice."""
+
+_ADD_COUNTS: Final = """\
+local serial = tonumber(redis.call('GET', KEYS[2]) or '0')
+if serial < tonumber(ARGV[1]) then
+  for place = 3, #ARGV, 2 do
+    redis.call('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1])
+  end
+  redis.call('SET', KEYS[2], ARGV[1])
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return redis.call('HGETALL', KEYS[1])
+"""
 
 
 class RedisStore:
@@ -75,6 +91,10 @@ class RedisStore:
         self._target = Target(target, self._deadline, address_remap)
         self._clock = clock
         self._allow_oom = allow_oom
+        self.trips = Histogram(SECONDS)
+        """Seconds that each round trip of decisions took."""
+        self.sizes = Histogram(SIZES)
+        """Checks in each of them."""
         self.breaker = Breaker(None if self._target.is_cluster else self._probe_server)
         """Whether the server is asked; of a cluster, whether all of its nodes are."""
         self._breakers: dict[Address | None, Breaker] = {}
@@ -281,6 +301,26 @@ class RedisStore:
                 total[name.decode("utf-8", "replace")] += int(float(score))
         return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
 
+    async def add_counts(
+        self, worker: str, serial: int, counts: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Adds to what all workers have counted, and gives the totals, by name.
+
+        ``serial`` numbers a worker's additions from 1: one that was added before is not added
+        again, so that it may be sent again where its reply was lost.
+        """
+        key = f"{self._prefix}{{metrics}}:totals"
+        added = (word for name, count in counts.items() for word in (name, str(count)))
+        reply = await self._way().command(
+            key, "EVAL", _ADD_COUNTS, "2", key, f"{self._prefix}{{metrics}}:worker:{worker}",
+            str(serial), str(SERIALS_FOR * 1000), *added,
+        )  # fmt: skip
+        flat = _list(reply)
+        return {
+            name.decode("utf-8", "replace"): int(count)
+            for name, count in zip(flat[::2], flat[1::2], strict=True)
+        }
+
     @property
     def denials_repeated(self) -> int:
         """Requests that were denied in process, without a round trip."""
@@ -352,9 +392,10 @@ class RedisStore:
         from ratelimit.stores.redis.wire import Packer
 
         packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
+        load = Load(self.trips, self.sizes)
         if self._target.is_cluster:
-            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of)
-        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, Load())
+            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of, load)
+        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, load)
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))

@@ -83,7 +83,7 @@ async def live(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    patch.setattr("ratelimit.asgi.middleware.anyio.sleep", sleep)
+    patch.setattr("ratelimit.limiter.limiter.anyio.sleep", sleep)
     limited = RateLimitMiddleware(app, RateLimiter(RuleSet.loads(rules), store=store))
     verdicts: list[Verdict] = []
     for request in requests:
