@@ -69,6 +69,10 @@ def read(text: str, name: str) -> tuple[RuleSet | None, tuple[Mistake, ...]]:
         return None, error.mistakes
 
 
+KEPT: Final = range(740, 741)
+"""Seeds that failed once, of a file with a blocked identity; kept, so that they are always tried."""
+
+
 def unlimited_in(rule_set: RuleSet) -> int:
     """Tiers and overrides without a limit; a rule without one raises."""
     found = 0
@@ -91,7 +95,9 @@ def unlimited_written(text: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(400), pytest.param(range(400, 100_000), marks=pytest.mark.slow)], ids=str
+    "seeds",
+    [range(400), KEPT, pytest.param(range(400, 100_000), marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_mutilated_file_loads_or_is_refused_and_nothing_else(seeds: range) -> None:
     loaded = 0
@@ -112,7 +118,8 @@ def test_a_mutilated_file_loads_or_is_refused_and_nothing_else(seeds: range) -> 
             assert unlimited_in(rule_set) <= unlimited_written(text), seed
             assert VALIDATOR.is_valid(yaml.load(text, ALL_TEXT)), seed
         assert time.process_time() - start < 1, seed
-    assert len(seeds) / 60 < loaded < len(seeds) / 2
+    if len(seeds) > 1:
+        assert len(seeds) / 60 < loaded < len(seeds) / 2
 
 
 # --- unreachable limits --------------------------------------------------------------------------

@@ -84,7 +84,8 @@ async def live(
         await send({"type": "http.response.body", "body": b""})
 
     patch.setattr("ratelimit.limiter.limiter.anyio.sleep", sleep)
-    limited = RateLimitMiddleware(app, RateLimiter(RuleSet.loads(rules), store=store))
+    limiter = RateLimiter(RuleSet.loads(rules), store=store)
+    limited = RateLimitMiddleware(app, limiter)
     verdicts: list[Verdict] = []
     for request in requests:
         clock.set_us(request.at_us)
@@ -106,6 +107,7 @@ async def live(
         after = headers.get(b"retry-after")
         retry = 0 if passed else None if after is None else int(after)
         verdicts.append((passed, retry, round(sum(waits) * 1_000_000)))
+    await limiter.aclose()
     return verdicts
 
 
