@@ -4,7 +4,7 @@ import random
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -70,7 +70,7 @@ def read(text: str, name: str) -> tuple[RuleSet | None, tuple[Mistake, ...]]:
 
 
 KEPT: Final = range(740, 741)
-"""Seeds that failed once, of a file with a blocked identity; kept, so that they are always tried."""
+"""Seeds that failed once (a file with a blocked identity), so that they are always tried."""
 
 
 def unlimited_in(rule_set: RuleSet) -> int:
