@@ -78,24 +78,13 @@ clean:
 	@.venv/bin/python -m pip install -qq --group test --group lint
 	@touch $@
 
-.venv/.bench: pyproject.toml .venv/.test
-	@echo "installing what the benchmarks need (once) ..."
-	@.venv/bin/python -m pip install -qq --group bench
-	@touch $@
-
-.venv/.fuzz: pyproject.toml .venv/.test
-	@echo "installing what asks at random (once) ..."
-	@.venv/bin/python -m pip install -qq --group fuzz
-	@touch $@
-
-.venv/.checkers: pyproject.toml .venv/.test
-	@echo "installing the other type checkers (once) ..."
-	@.venv/bin/python -m pip install -qq --group checkers
-	@touch $@
-
-.venv/.coverage: pyproject.toml .venv/.test
-	@echo "installing coverage (once) ..."
-	@.venv/bin/python -m pip install -qq --group coverage
+.venv/.bench: what = the benchmarks need
+.venv/.fuzz: what = asks at random
+.venv/.checkers: what = checks types beside mypy
+.venv/.coverage: what = shows the lines that no test has met
+.venv/.bench .venv/.fuzz .venv/.checkers .venv/.coverage: .venv/.%: pyproject.toml .venv/.test
+	@echo "installing what $(what) (once) ..."
+	@.venv/bin/python -m pip install -qq --group $*
 	@touch $@
 
 .venv/.docs: pyproject.toml .venv/.demo
