@@ -19,7 +19,9 @@ from ratelimit.identity.connections import connection
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 
-__all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused"]
+__all__ = [
+    "ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused", "respond",
+]  # fmt: skip
 
 _LOG: Final = logging.getLogger("ratelimit")
 

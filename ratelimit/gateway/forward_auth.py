@@ -1,0 +1,223 @@
+"""The question of a proxy, answered by the limiter that an application would ask itself.
+
+The law of this module: nobody but a trusted proxy is told anything; a request is refused by a rule,
+or because its proxy does not say whose it is; and a fault of ours lets it through.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ratelimit.asgi.answer import SCOPE_KEY, respond
+from ratelimit.gateway.dialects import DIALECTS, TooLong, Unsaid, readings
+from ratelimit.limiter.limiter import Admission, RateLimiter
+from ratelimit.limits import Algorithm, Limit
+from ratelimit.responses.headers import Refusal
+from ratelimit.responses.problems import problem
+from ratelimit.rules.ruleset import RuleSet
+from ratelimit.words import near, shown
+
+__all__ = ["PROBLEM", "STATUS", "ForwardAuth"]
+
+_LOG: Final = logging.getLogger("ratelimit")
+
+STATUS: Final = b"x-ratelimit-status"
+"""The field of an answer that tells the status of a refusal which the proxy hands on as 403."""
+
+PROBLEM: Final = b"x-ratelimit-problem"
+"""The field of such an answer that holds the problem document, in one line of ASCII."""
+
+PATIENCE: Final = 0.2
+"""Seconds that a proxy waits for an answer by our recipes, with some room."""
+
+_ALLOWED: Final = [(b"content-length", b"0")]
+
+_UNTRUSTED: Final = problem(
+    403, "about:blank", "Forbidden",
+    "The rate limiter does not take the word of who asks it; its log says why.",
+)  # fmt: skip
+_TOO_LONG: Final = problem(
+    414, "about:blank", "URI Too Long", "The URI is longer than any that is served."
+)
+
+
+class ForwardAuth:
+    """Answers a proxy that asks about each request: an ASGI application to serve or to mount.
+
+    ``dialect`` is the proxy's: ``nginx`` (auth_request), ``caddy`` (forward_auth), ``traefik``
+    (ForwardAuth) or ``envoy`` (ext_authz over HTTP). 200 lets a request go on, with the fields for
+    its client; anything else is the answer to give instead. Method, URI, host and client are
+    believed from the rules' trusted proxies alone, and nobody else is told more than 403.
+
+    It answers a lifespan as well, and closes the limiter's store at its end.
+
+    Raises ValueError for an unknown dialect, and where the rules trust no proxy.
+    """
+
+    def __init__(self, limiter: RateLimiter, dialect: str = "nginx") -> None:
+        if dialect not in DIALECTS:
+            raise ValueError(
+                f"{shown(dialect)} is not a dialect{near(dialect, DIALECTS)}; there are "
+                f"{', '.join(DIALECTS)}"
+            )
+        if not limiter.proxies.believes:
+            raise ValueError(
+                "the rules trust no proxy, so that anybody could say whose a request is; name "
+                "those that ask in trusted_proxies"
+            )
+        self.limiter = limiter
+        """The limiter that decides."""
+        self._dialect = DIALECTS[dialect]
+        self._rules: RuleSet | None = None
+        self._told: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one question, or a lifespan."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] == "websocket":
+            # By Caddy, which hands a handshake on as one; the answer to it is that to a request.
+            await receive()
+            send = _instead_of_a_handshake(scope, send)
+        elif scope["type"] != "http":
+            return
+        request = scope
+        admission: Admission | None = None
+        refusal: Refusal | None = None
+        try:
+            if self.limiter.rules is not self._rules:
+                self._look(self.limiter.rules)
+            proxies = self.limiter.proxies
+            if not (proxies.believes and proxies.trusts_peer(scope)):
+                self._once("proxy-untrusted", f"{scope.get('client')} is not in trusted_proxies")
+                refusal = _UNTRUSTED
+            else:
+                request, paths = readings(self._dialect, scope, proxies.field)
+                admission = await self.limiter.admit(request)
+                for path in paths[1:]:
+                    if admission.refusal is None:
+                        as_read = {**request, "path": path, SCOPE_KEY: admission}
+                        await self.limiter.admit(as_read)
+                refusal = admission.refusal
+        except Unsaid as unsaid:
+            self._once("proxy-unclear", f"a question of {scope.get('client')}: {unsaid}")
+            refusal = _UNTRUSTED
+        except TooLong:
+            refusal = _TOO_LONG
+        except Exception as error:  # noqa: BLE001  # the law of this module
+            self._fail(error)
+        if refusal is None:
+            await self._let_through(admission, send)
+        else:
+            if admission is not None:
+                await admission.give_back()
+            await (await self._refused(refusal, request))(scope, receive, send)
+
+    async def _let_through(self, admission: Admission | None, send: Send) -> None:
+        headers = _ALLOWED
+        if admission is not None:
+            if admission.delay_us:
+                await self.limiter.wait(admission.delay_us)
+            try:
+                headers = [*headers, *admission.headers()]
+            except Exception as error:  # noqa: BLE001  # the law of this module
+                self._fail(error)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _refused(self, refusal: Refusal, request: Scope) -> Response:
+        """A refusal as the proxy hands it on."""
+        hands_on = self._dialect.hands_on
+        if hands_on:
+            response = await respond(self.limiter, request, refusal)
+            if response.status_code in hands_on:
+                return response
+        # Such a proxy writes the answer itself: of what we know, not of what an application says.
+        response = Response(refusal.body, 403)
+        response.raw_headers = [
+            *refusal.headers, (STATUS, b"%d" % refusal.status), (PROBLEM, refusal.body)
+        ]  # fmt: skip
+        return response
+
+    def _fail(self, error: Exception) -> None:
+        if "failed" not in self._told:
+            self._told.add("failed")
+            _LOG.error(
+                "forward-auth-failed: a question could not be answered, and its request goes on "
+                "uncounted (said once)", exc_info=error,
+            )  # fmt: skip
+
+    def _once(self, code: str, sentence: str) -> None:
+        if code not in self._told:
+            self._told.add(code)
+            _LOG.warning("%s: %s; such questions are answered with 403 (said once)", code, sentence)
+
+    def _look(self, rules: RuleSet) -> None:
+        """Says of new rules what a proxy's question cannot tell them."""
+        self._rules = rules
+        for code, sentence in doubts(rules):
+            _LOG.warning("%s: %s", code, sentence)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The lifespan of an application that is nothing but this."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self.limiter.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                try:
+                    await self.limiter.aclose()
+                except Exception:  # noqa: BLE001  # the server ends all the same
+                    _LOG.exception("close-failed: the store did not close; the shutdown goes on")
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
+    """The rules that cannot hold, or not as they are meant, where only a proxy's question is seen.
+
+    What a rule asks of the response (its status, its end) is never seen: such rules belong here.
+    """
+    for rule in rules.rules:
+        if rule.mode == "off":
+            continue
+        if "route" in rule.by:
+            yield (
+                "routes-unknown",
+                f"rule {rule.name!r} counts by route, which a proxy does not know, so its requests "
+                "are counted by address instead; write a rule for each path",
+            )
+        longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
+        if longest > PATIENCE:
+            yield (
+                "waits-too-long",
+                f"rule {rule.name!r} lets requests wait up to {longest:g} s for their turn; a "
+                "proxy that gives up before lets them go on at once; give it a max_delay below "
+                "the proxy's time-out",
+            )
+
+
+def _longest_wait(limit: Limit) -> float:
+    """Seconds that a limit lets a request wait at most."""
+    if limit.algorithm is not Algorithm.LEAKING_BUCKET:
+        return 0.0
+    drained: float = limit.burst * limit.window / limit.quota
+    return drained if limit.max_delay is None else min(drained, limit.max_delay)
+
+
+def _instead_of_a_handshake(scope: Scope, send: Send) -> Send:
+    """Sends a response where a handshake is awaited; closes it where the server cannot."""
+    able = "websocket.http.response" in (scope.get("extensions") or {})
+
+    async def send_response(message: Message) -> None:
+        if able:
+            await send({**message, "type": f"websocket.{message['type']}"})
+        elif message["type"] == "http.response.start":
+            await send({"type": "websocket.close", "code": 1008})
+
+    return send_response
