@@ -115,7 +115,8 @@ class ForwardAuth:
         else:
             if admission is not None:
                 await admission.give_back()
-            await (await self._refused(refusal, request))(scope, receive, send)
+            response = await self._refused(refusal, request)
+            await response({**scope, "type": "http"}, receive, send)
 
     async def _let_through(self, admission: Admission | None, send: Send) -> None:
         headers = _ALLOWED

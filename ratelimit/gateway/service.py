@@ -90,7 +90,10 @@ class Service:
             await self.auth({**scope, "root_path": AUTH}, receive, send)
         elif path == PAGE or path.startswith(PAGE + "/"):
             await self._page({**scope, "root_path": PAGE}, receive, send)
-        elif scope["type"] == "http":
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+        else:
             await self._operators(path)(scope, receive, send)
 
     def _operators(self, path: str) -> ASGIApp:
