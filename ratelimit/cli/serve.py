@@ -1,9 +1,9 @@
 """The limiter as a service, for proxies that ask it about each request."""
 
-import logging
 import os
 import re
 import signal
+from inspect import signature
 from typing import Any, Final, NamedTuple
 
 import click
@@ -11,7 +11,7 @@ import click
 from ratelimit.cli.output import fail, say
 from ratelimit.cli.rulefiles import MISTAKES, load
 from ratelimit.gateway.dialects import DIALECTS
-from ratelimit.gateway.service import AUTH, PAGE, Plan, built
+from ratelimit.gateway.service import AUTH, PAGE, Plan, built, write_log
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import shown
 
@@ -78,14 +78,13 @@ def serve(
         fail("to serve needs uvicorn: pip install 'ratelimit-asgi[serve]'", 2)
     place = _place(listen)
     _check_trust(load(rules), place)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    write_log()
     plan = Plan(os.path.abspath(rules), dialect, page, workers, watch)  # noqa: PTH100  # as it is
     try:
         app: Any = built(plan)
     except (ValueError, ImportError) as error:
         fail(str(error), 2)
-    options = {
+    options: dict[str, Any] = {
         "host": place.host,
         "port": place.port,
         "uds": place.unix,
@@ -113,7 +112,8 @@ def serve(
 
 
 def _supervise(config: Any) -> None:
-    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
+    from uvicorn import Server  # noqa: PLC0415  # as above
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415
 
     class Workers(Multiprocess):
         def handle_hup(self) -> None:
@@ -122,7 +122,10 @@ def _supervise(config: Any) -> None:
                 if process.pid is not None:
                     os.kill(process.pid, signal.SIGHUP)
 
-    Workers(config, sockets=[config.bind_socket()]).run()
+    more: dict[str, Any] = {}
+    if "target" in signature(Multiprocess).parameters:  # of an older uvicorn
+        more = {"target": Server(config).run}
+    Workers(config, sockets=[config.bind_socket()], **more).run()
 
 
 def _place(listen: str) -> Place:
@@ -151,8 +154,3 @@ def _check_trust(rules: RuleSet, place: Place) -> None:
             "trusted_hops: 1 there, and the socket's folder who may reach it",
             MISTAKES,
         )
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the server's says anything: clients may ask for any upgrade they like."""
-    return "upgrade" not in record.msg and "WebSocket" not in record.msg

@@ -87,9 +87,9 @@ def readings(
     method = scope.get("method", "GET")
     if dialect.method is not None:
         method = _only(said, dialect.method).decode("latin-1")
+    paths: Sequence[str] = (route_path(scope),)
     if dialect.uri is None:
-        paths, query = (route_path(scope),), scope["query_string"]
-        raw = scope.get("raw_path", b"")
+        raw, query = scope.get("raw_path", b""), scope["query_string"]
     else:
         paths, raw, query = _target(_only(said, dialect.uri))
     if method == "CONNECT" and paths[0].startswith("/"):

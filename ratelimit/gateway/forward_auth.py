@@ -5,7 +5,7 @@ or because its proxy does not say whose it is; and a fault of ours lets it throu
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from starlette.responses import Response
@@ -87,21 +87,11 @@ class ForwardAuth:
             return
         request = scope
         admission: Admission | None = None
-        refusal: Refusal | None = None
         try:
-            if self.limiter.rules is not self._rules:
-                self._look(self.limiter.rules)
-            proxies = self.limiter.proxies
-            if not (proxies.believes and proxies.trusts_peer(scope)):
-                self._once("proxy-untrusted", f"{scope.get('client')} is not in trusted_proxies")
-                refusal = _UNTRUSTED
-            else:
-                request, paths = readings(self._dialect, scope, proxies.field)
-                admission = await self.limiter.admit(request)
-                for path in paths[1:]:
-                    if admission.refusal is None:
-                        as_read = {**request, "path": path, SCOPE_KEY: admission}
-                        await self.limiter.admit(as_read)
+            refusal = self._stranger(scope)
+            if refusal is None:
+                request, paths = readings(self._dialect, scope, self.limiter.proxies.field)
+                admission = await self._admitted(request, paths)
                 refusal = admission.refusal
         except Unsaid as unsaid:
             self._once("proxy-unclear", f"a question of {scope.get('client')}: {unsaid}")
@@ -110,13 +100,32 @@ class ForwardAuth:
             refusal = _TOO_LONG
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
+            refusal = None
         if refusal is None:
             await self._let_through(admission, send)
-        else:
-            if admission is not None:
-                await admission.give_back()
-            response = await self._refused(refusal, request)
-            await response({**scope, "type": "http"}, receive, send)
+            return
+        if admission is not None:
+            await admission.give_back()
+        response = await self._refused(refusal, request)
+        await response({**scope, "type": "http"}, receive, send)
+
+    def _stranger(self, scope: Scope) -> Refusal | None:
+        """The answer to whoever is not a trusted proxy."""
+        if self.limiter.rules is not self._rules:
+            self._look(self.limiter.rules)
+        proxies = self.limiter.proxies
+        if proxies.believes and proxies.trusts_peer(scope):
+            return None
+        self._once("proxy-untrusted", f"{scope.get('client')} is not in trusted_proxies")
+        return _UNTRUSTED
+
+    async def _admitted(self, request: Scope, paths: Sequence[str]) -> Admission:
+        """The decisions on a request by each path that it may be taken for."""
+        admission = await self.limiter.admit(request)
+        for path in paths[1:]:
+            if admission.refusal is None:
+                await self.limiter.admit({**request, "path": path, SCOPE_KEY: admission})
+        return admission
 
     async def _let_through(self, admission: Admission | None, send: Send) -> None:
         headers = _ALLOWED
@@ -188,26 +197,21 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
         if rule.mode == "off":
             continue
         if "route" in rule.by:
-            yield (
-                "routes-unknown",
-                f"rule {rule.name!r} counts by route, which a proxy does not know, so its requests "
-                "are counted by address instead; write a rule for each path",
-            )
+            text = "counts by route, which a proxy does not know, so its requests are counted by "
+            text += "address instead; write a rule for each path"
+            yield "routes-unknown", f"rule {rule.name!r} {text}"
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
-            yield (
-                "waits-too-long",
-                f"rule {rule.name!r} lets requests wait up to {longest:g} s for their turn; a "
-                "proxy that gives up before lets them go on at once; give it a max_delay below "
-                "the proxy's time-out",
-            )
+            text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "
+            text += "before lets them go on at once; give it a max_delay below the proxy's time-out"
+            yield "waits-too-long", f"rule {rule.name!r} {text}"
 
 
 def _longest_wait(limit: Limit) -> float:
     """Seconds that a limit lets a request wait at most."""
     if limit.algorithm is not Algorithm.LEAKING_BUCKET:
         return 0.0
-    drained: float = limit.burst * limit.window / limit.quota
+    drained = (limit.capacity - 1) * limit.window / limit.quota
     return drained if limit.max_delay is None else min(drained, limit.max_delay)
 
 

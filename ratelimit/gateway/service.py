@@ -4,7 +4,6 @@ The law of this module: nothing but the question of a proxy is worth an answer t
 rest tells no identity, and the live page is closed.
 """
 
-import ipaddress
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.stores import MemoryStore
 
-__all__ = ["AUTH", "Plan", "Service", "make"]
+__all__ = ["AUTH", "PAGE", "Plan", "Service", "built", "make", "write_log"]
 
 AUTH: Final = "/auth"
 """The path below which proxies ask."""
@@ -133,7 +132,7 @@ def _metrics(limiter: RateLimiter, *, shared: bool) -> ASGIApp:
         return _said(404, {"error": str(missing)})
     registry = CollectorRegistry()
     registry.register(PrometheusMetrics(limiter, shared=shared))
-    return make_asgi_app(registry)  # type: ignore[no-any-return, no-untyped-call]
+    return make_asgi_app(registry)
 
 
 def make() -> Service:
@@ -141,8 +140,19 @@ def make() -> Service:
 
     Raises what reading the rule file raises, and ValueError, in one sentence, for what cannot be.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    write_log()
     return built(Plan.found())
+
+
+def write_log() -> None:
+    """Writes the log of this process to standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's says anything: clients may ask for any upgrade they like."""
+    return "upgrade" not in record.msg and "WebSocket" not in record.msg
 
 
 def built(plan: Plan) -> Service:

