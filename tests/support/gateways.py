@@ -178,13 +178,21 @@ def serve(folder: Path, rules: Path, port: int, *options: str) -> Process:
     return process
 
 
-def recipe(name: str, *, listen: int, service: int, behind: int, patience: str = PATIENCE) -> str:
-    """A recipe with the ports and the time-outs of a test, each of which it must name."""
+def open_port() -> int:
+    """A port that no address of this machine listens on, as proxies listen on all of them."""
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def recipe(name: str, *, listen: int, service: int, behind: int, patience: str | None = PATIENCE) -> str:
+    """A recipe with the ports of a test, and its time-outs (None: the recipe's own)."""
     text = (RECIPES / FILES[name]).read_text()
     for old, new in ((LISTEN, listen), (SERVICE, service), (APPLICATION, behind)):
         text, count = re.subn(rf"\b{old}\b", str(new), text)
         assert count, f"{FILES[name]} does not name {old}"
-    text, count = re.subn(r"\b(?:250ms|0\.25s)", patience, text)
+    text, count = re.subn(r"\b(?:250ms|0\.25s)", patience or r"\g<0>", text)
     assert count > 1, f"{FILES[name]} has no time-outs"
     return text
 
@@ -226,7 +234,7 @@ class Gateway(NamedTuple):
 
 
 @contextmanager
-def gateway(name: str, rules: str, *options: str, patience: str = PATIENCE) -> Iterator[Gateway]:
+def gateway(name: str, rules: str, *options: str, patience: str | None = PATIENCE) -> Iterator[Gateway]:
     """A proxy by its recipe, with a service that has these rules."""
     needed(name)
     with ExitStack() as stack:
@@ -235,7 +243,7 @@ def gateway(name: str, rules: str, *options: str, patience: str = PATIENCE) -> I
         behind = stack.enter_context(application())
         file = folder / "rules.yaml"
         file.write_text(rules)
-        asked, listen = free_port(), free_port()
+        asked, listen = free_port(), open_port()
         service = serve(folder, file, asked, f"--dialect={name}", *options)
         stack.callback(service.end)
         ports = {"listen": listen, "service": asked, "behind": behind.server_port}
