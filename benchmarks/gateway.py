@@ -3,8 +3,8 @@
 `python benchmarks/gateway.py [--rounds 7] [--seconds 2] [--proxies nginx caddy envoy]` starts, for
 each proxy that is found (tests/support/gateways.py says where), three of it by its recipe: beside a
 service of the same server that allows everything and knows nothing, beside `ratelimit serve` that
-counts in process, and beside one that counts in Redis. They are kept busy in turns, in another order
-each round; what counts is the median of the rounds' own ratios. Then it is measured what requests
+counts in process, and beside one that counts in Redis. They are kept busy in turns, each round in
+another order; what counts is the median of the rounds' own ratios. Then it is measured what requests
 take when the service hangs, when Redis hangs, and when Redis is gone. Writes results/gateway.md.
 """
 
@@ -26,7 +26,16 @@ from typing import Any, Final, NamedTuple
 import uvicorn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.support.gateways import FILES, Client, Process, open_port, program, recipe, run_proxy, serve
+from tests.support.gateways import (
+    FILES,
+    Client,
+    Process,
+    open_port,
+    program,
+    recipe,
+    run_proxy,
+    serve,
+)
 from tests.support.servers import binaries, free_port, serving, temporary_folder
 
 RESULT: Final = Path(__file__).with_name("results") / "gateway.md"
@@ -158,8 +167,8 @@ async def rate(port: int, seconds: float) -> float:
 
 async def rounds(ports: dict[str, int], count: int, seconds: float) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in ports}
-    for name in ports:
-        await rate(ports[name], 1)
+    for port in ports.values():
+        await rate(port, 1)
     for number in range(count):
         order = list(ports)
         random.Random(number).shuffle(order)
@@ -246,8 +255,7 @@ def measured(name: str, options: argparse.Namespace) -> list[str]:
         found = asyncio.run(rounds(ports, options.rounds, options.seconds))
         lines = [
             f"\n## {name}: {version(name)}\n",
-            "| service | requests/s | part of what it is with a service that allows everything | "
-            "target |",
+            "| service | requests/s | part of the first row, each round | target |",
             "| --- | ---: | ---: | --- |",
         ]
         for row in ROWS:
@@ -297,8 +305,8 @@ def main() -> None:
         "# The limiter as a service, through real proxies\n",
         f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"- command: python benchmarks/gateway.py {' '.join(sys.argv[1:])}".rstrip(),
-        f"- {os.cpu_count()} cores, which load, proxy, service, application and Redis share; "
-        f"{CONNECTIONS} connections; {options.rounds} rounds of {options.seconds:g} s",
+        f"- {os.cpu_count()} cores, shared by load, proxy, service, application and Redis",
+        f"- {CONNECTIONS} connections, {options.rounds} rounds of {options.seconds:g} s",
         f"- load of the machine before: {os.getloadavg()[0]:.1f}",
         f"- {', '.join(f'{each} {of(each)}' for each in packages)}; {binaries()[0].name}",
     ]

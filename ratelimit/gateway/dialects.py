@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from ratelimit.rules.paths import route_path
 
-__all__ = ["DIALECTS", "Dialect", "TooLong", "Unsaid", "readings"]
+__all__ = ["DIALECTS", "Dialect", "Reader", "TooLong", "Unsaid"]
 
 LONGEST_URI: Final = 65_536
 """Bytes of a request's URI that are read; nginx takes 8 KiB of one unless told, Envoy 60."""
@@ -59,68 +59,74 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
 """The dialects by the names under which they are chosen."""
 
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*+://[^/?#]*+")
+_HOSTS: Final = frozenset([b"host", b"x-forwarded-host"])
+_MOUNTED: Final = frozenset(["ratelimit", "ratelimit.route", "endpoint", "route", "path_params"])
+"""Keys of a scope by which an application that this is mounted in tells of its own requests."""
 _SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 
 
-def readings(
-    dialect: Dialect, scope: Mapping[str, Any], client: str
-) -> tuple[dict[str, Any], Sequence[str]]:
-    """The scope of the request that a question is about, and the paths that it may be taken for.
+class Reader:
+    """Reads questions in one dialect; ``client`` is the field that tells the client.
 
-    ``client`` is the field that tells the client, which is read elsewhere and only has to be there.
-    The first path is the scope's own; a second one is what servers see that end a path at ``#``.
-
-    Raises Unsaid or TooLong, in one sentence.
+    That is walked elsewhere, and has only to be there.
     """
-    said: dict[bytes, list[bytes]] = {}
-    asked = {*dialect[:4], client.encode()}
-    headers = []
-    for field in scope["headers"]:
-        name = field[0]
-        if name in asked:
-            said.setdefault(name, []).append(field[1])
-        if name not in (b"host", b"x-forwarded-host"):
-            headers.append(field)
-    if client.encode() not in said:
-        raise Unsaid(f"there is no {client}, so the client is unknown")
-    headers.append((b"host", _only(said, dialect.host)))
-    method = scope.get("method", "GET")
-    if dialect.method is not None:
-        method = _only(said, dialect.method).decode("latin-1")
-    paths: Sequence[str] = (route_path(scope),)
-    if dialect.uri is None:
-        raw, query = scope.get("raw_path", b""), scope["query_string"]
-    else:
-        paths, raw, query = _target(_only(said, dialect.uri))
-    if method == "CONNECT" and paths[0].startswith("/"):
-        method = "GET"  # RFC 8441: a WebSocket through HTTP/2 or 3, which applications see as a GET
-    schemes = said.get(dialect.scheme, [])
-    if len(schemes) > 1:
-        raise Unsaid(f"{dialect.scheme.decode()} is there twice")
-    request = {
-        **scope,
-        "type": "http",
-        "method": method,
-        "path": paths[0],
-        "raw_path": raw,
-        "query_string": query,
-        "root_path": "",
-        "headers": headers,
-        "path_params": {},
-        "scheme": _SCHEMES.get(schemes[0].lower() if schemes else b"", scope.get("scheme", "http")),
-    }
-    # Of the application that this is mounted in: of its own requests, and none of a proxy's.
-    for name in ("ratelimit", "ratelimit.route", "endpoint", "route"):
-        request.pop(name, None)
-    return request, paths
 
+    def __init__(self, dialect: Dialect, client: str) -> None:
+        self._method, self._uri, self._host, self._scheme, _ = dialect
+        self._client = client.encode()
+        self._once = {name for name in dialect[:4] if name is not None}
 
-def _only(said: Mapping[bytes, Sequence[bytes]], name: bytes) -> bytes:
-    """The value of a field that is there once."""
-    values = said.get(name, ())
-    if len(values) != 1:
-        raise Unsaid(f"{name.decode()} is there {'twice' if values else 'not at all'}")
-    return values[0]
+    def __call__(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+        """The scope of the request that a question is about, and the paths it may be taken for.
+
+        The first path is the scope's own; a second one is what servers see that end a path at
+        ``#``. Raises Unsaid or TooLong, in one sentence.
+        """
+        fields = scope["headers"]
+        said: dict[bytes, bytes] = dict(fields)
+        if len(said) != len(fields):
+            self._hold_once(fields)
+        if self._client not in said:
+            raise Unsaid(f"there is no {self._client.decode()}, so the client is unknown")
+        try:
+            host = said[self._host]
+            method = scope.get("method", "GET")
+            if self._method is not None:
+                method = said[self._method].decode("latin-1")
+            paths: Sequence[str] = ()
+            if self._uri is not None:
+                paths, raw, query = _target(said[self._uri])
+        except KeyError as missing:
+            raise Unsaid(f"there is no {missing.args[0].decode()}") from None
+        if self._uri is None:
+            paths = (route_path(scope),)
+            raw, query = scope.get("raw_path", b""), scope["query_string"]
+        if method == "CONNECT" and paths[0].startswith("/"):
+            method = "GET"  # RFC 8441: a WebSocket through HTTP/2, a GET to applications
+        headers = [field for field in fields if field[0] not in _HOSTS]
+        headers.append((b"host", host))
+        request = {
+            **scope,
+            "type": "http",
+            "method": method,
+            "path": paths[0],
+            "raw_path": raw,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "scheme": _SCHEMES.get(said.get(self._scheme, b"").lower()) or scope["scheme"],
+        }
+        if not _MOUNTED.isdisjoint(request):
+            for name in _MOUNTED:
+                request.pop(name, None)
+        return request, paths
+
+    def _hold_once(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises Unsaid where a field that is believed is there twice."""
+        found = [name for name, _ in fields if name in self._once]
+        for name in found:
+            if found.count(name) > 1:
+                raise Unsaid(f"{name.decode()} is there twice")
 
 
 def _target(uri: bytes) -> tuple[Sequence[str], bytes, bytes]:
@@ -133,11 +139,13 @@ def _target(uri: bytes) -> tuple[Sequence[str], bytes, bytes]:
         if absolute is not None:
             raw = raw[absolute.end() :]
         raw = raw or b"/"
-    paths: tuple[str, ...] = (_decoded(raw),)
-    if b"#" in raw:  # which no client may send, and some servers read to the end all the same
-        paths = (*paths, _decoded(raw.partition(b"#")[0] or b"/"))
-        query = b""
-    return paths, raw, query.partition(b"#")[0]
+    if b"#" not in uri:
+        return (_decoded(raw),), raw, query
+    # No client may send it, and some servers read a path to its end all the same.
+    before = raw.partition(b"#")[0]
+    if before == raw:
+        return (_decoded(raw),), raw, query.partition(b"#")[0]
+    return (_decoded(raw), _decoded(before or b"/")), raw, b""
 
 
 def _decoded(path: bytes) -> str:

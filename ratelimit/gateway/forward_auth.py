@@ -5,14 +5,14 @@ or because its proxy does not say whose it is; and a fault of ours lets it throu
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, respond
-from ratelimit.gateway.dialects import DIALECTS, TooLong, Unsaid, readings
+from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import Refusal
@@ -32,6 +32,9 @@ PROBLEM: Final = b"x-ratelimit-problem"
 
 PATIENCE: Final = 0.2
 """Seconds that a proxy waits for an answer by our recipes, with some room."""
+
+MOST_PEERS: Final = 1_000
+"""Most proxies that are remembered."""
 
 _ALLOWED: Final = [(b"content-length", b"0")]
 
@@ -71,10 +74,15 @@ class ForwardAuth:
         self.limiter = limiter
         """The limiter that decides."""
         self._dialect = DIALECTS[dialect]
+        self._read = Reader(self._dialect, limiter.proxies.field)
         self._rules: RuleSet | None = None
+        self._peers: dict[str | None, bool] = {}
+        """The hosts that were trusted, by these rules."""
         self._told: set[str] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: PLR0912  # one step after the other; a call for each would be felt
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Answers one question, or a lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
@@ -87,12 +95,22 @@ class ForwardAuth:
             return
         request = scope
         admission: Admission | None = None
+        refusal: Refusal | None = None
+        headers = _ALLOWED
         try:
-            refusal = self._stranger(scope)
-            if refusal is None:
-                request, paths = readings(self._dialect, scope, self.limiter.proxies.field)
-                admission = await self._admitted(request, paths)
+            limiter = self.limiter
+            if limiter.rules is not self._rules:
+                self._take(limiter.rules)
+            if self._trusts(scope):
+                request, paths = self._read(scope)
+                admission = await limiter.admit(request)
+                if len(paths) > 1 and admission.refusal is None:
+                    await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
                 refusal = admission.refusal
+                if refusal is None:
+                    headers = [*_ALLOWED, *admission.headers()]
+            else:
+                refusal = _UNTRUSTED
         except Unsaid as unsaid:
             self._once("proxy-unclear", f"a question of {scope.get('client')}: {unsaid}")
             refusal = _UNTRUSTED
@@ -100,44 +118,30 @@ class ForwardAuth:
             refusal = _TOO_LONG
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
-            refusal = None
-        if refusal is None:
-            await self._let_through(admission, send)
+        if refusal is not None:
+            if admission is not None:
+                await admission.give_back()
+            response = await self._refused(refusal, request)
+            await response({**scope, "type": "http"}, receive, send)
             return
-        if admission is not None:
-            await admission.give_back()
-        response = await self._refused(refusal, request)
-        await response({**scope, "type": "http"}, receive, send)
-
-    def _stranger(self, scope: Scope) -> Refusal | None:
-        """The answer to whoever is not a trusted proxy."""
-        if self.limiter.rules is not self._rules:
-            self._look(self.limiter.rules)
-        proxies = self.limiter.proxies
-        if proxies.believes and proxies.trusts_peer(scope):
-            return None
-        self._once("proxy-untrusted", f"{scope.get('client')} is not in trusted_proxies")
-        return _UNTRUSTED
-
-    async def _admitted(self, request: Scope, paths: Sequence[str]) -> Admission:
-        """The decisions on a request by each path that it may be taken for."""
-        admission = await self.limiter.admit(request)
-        for path in paths[1:]:
-            if admission.refusal is None:
-                await self.limiter.admit({**request, "path": path, SCOPE_KEY: admission})
-        return admission
-
-    async def _let_through(self, admission: Admission | None, send: Send) -> None:
-        headers = _ALLOWED
-        if admission is not None:
-            if admission.delay_us:
-                await self.limiter.wait(admission.delay_us)
-            try:
-                headers = [*headers, *admission.headers()]
-            except Exception as error:  # noqa: BLE001  # the law of this module
-                self._fail(error)
+        if admission is not None and admission.delay_us:
+            await self.limiter.wait(admission.delay_us)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+    def _trusts(self, scope: Scope) -> bool:
+        """Whether a trusted proxy asks, of which there are few."""
+        peer = scope.get("client")
+        host = peer[0] if peer else None
+        trusted = self._peers.get(host)
+        if trusted is None:
+            proxies = self.limiter.proxies
+            trusted = proxies.believes and proxies.trusts_peer(scope)
+            if not trusted:
+                self._once("proxy-untrusted", f"{peer} is not in trusted_proxies")
+            elif len(self._peers) < MOST_PEERS:
+                self._peers[host] = True
+        return trusted
 
     async def _refused(self, refusal: Refusal, request: Scope) -> Response:
         """A refusal as the proxy hands it on."""
@@ -166,9 +170,11 @@ class ForwardAuth:
             self._told.add(code)
             _LOG.warning("%s: %s; such questions are answered with 403 (said once)", code, sentence)
 
-    def _look(self, rules: RuleSet) -> None:
-        """Says of new rules what a proxy's question cannot tell them."""
+    def _take(self, rules: RuleSet) -> None:
+        """Believes as new rules say, and tells what a proxy's question cannot tell them."""
         self._rules = rules
+        self._peers = {}
+        self._read = Reader(self._dialect, self.limiter.proxies.field)
         for code, sentence in doubts(rules):
             _LOG.warning("%s: %s", code, sentence)
 

@@ -82,11 +82,10 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or the lifespan of the whole."""
-        path: str = scope.get("path", "")
-        if scope["type"] == "lifespan":
+        path: str = scope.get("path", AUTH)  # a lifespan has none
+        if path.startswith(AUTH):
+            scope["root_path"] = AUTH
             await self.auth(scope, receive, send)
-        elif path.startswith(AUTH):
-            await self.auth({**scope, "root_path": AUTH}, receive, send)
         elif path == PAGE or path.startswith(PAGE + "/"):
             await self._page({**scope, "root_path": PAGE}, receive, send)
         elif scope["type"] == "websocket":

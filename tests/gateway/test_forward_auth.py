@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from ratelimit import ForwardAuth, MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet
-from ratelimit.gateway.dialects import DIALECTS
+from ratelimit.gateway.dialects import DIALECTS, Reader
 from ratelimit.gateway.forward_auth import doubts
 from ratelimit.identity.addresses import read_network
 from ratelimit.stores import StoreUnavailable
@@ -151,7 +151,8 @@ async def test_fields_that_a_client_sends_itself_change_nothing() -> None:
 @pytest.mark.parametrize(
     "uri",
     ["/login", "//login", "/./login", "/a/../login", "/log%69n", "/%2e/login", "/login#",
-     "/login#/x", "/login?x", "http://app.example/login", "/\\login", "/a%2f..%2flogin", "/login#?y"],
+     "/login#/x", "/login?x", "http://app.example/login", "/\\login", "/a%2f..%2flogin",
+     "/login#?y"],
 )  # fmt: skip
 async def test_every_spelling_of_a_path_meets_its_rule(uri: str) -> None:
     auth = auth_of("nginx", Rule("login", "1/hour", path="/login"))
@@ -184,7 +185,7 @@ async def test_a_fault_of_ours_lets_a_request_through_and_is_told_once(
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("ratelimit.gateway.forward_auth.readings", broken)
+    monkeypatch.setattr(Reader, "__call__", broken)
     for _ in range(3):
         assert (await asked(auth, "envoy")).status == 200
     assert caplog.text.count("forward-auth-failed") == 1

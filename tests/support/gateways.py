@@ -186,7 +186,9 @@ def open_port() -> int:
         return port
 
 
-def recipe(name: str, *, listen: int, service: int, behind: int, patience: str | None = PATIENCE) -> str:
+def recipe(
+    name: str, *, listen: int, service: int, behind: int, patience: str | None = PATIENCE
+) -> str:
     """A recipe with the ports of a test, and its time-outs (None: the recipe's own)."""
     text = (RECIPES / FILES[name]).read_text()
     for old, new in ((LISTEN, listen), (SERVICE, service), (APPLICATION, behind)):
@@ -234,7 +236,9 @@ class Gateway(NamedTuple):
 
 
 @contextmanager
-def gateway(name: str, rules: str, *options: str, patience: str | None = PATIENCE) -> Iterator[Gateway]:
+def gateway(
+    name: str, rules: str, *options: str, patience: str | None = PATIENCE
+) -> Iterator[Gateway]:
     """A proxy by its recipe, with a service that has these rules."""
     needed(name)
     with ExitStack() as stack:
