@@ -4,18 +4,20 @@
 each proxy that is found (tests/support/gateways.py says where), three of it by its recipe: beside a
 service of the same server that allows everything and knows nothing, beside `ratelimit serve` that
 counts in process, and beside one that counts in Redis. They are kept busy in turns, each round in
-another order; what counts is the median of the rounds' own ratios. Then it is measured what requests
-take when the service hangs, when Redis hangs, and when Redis is gone. Writes results/gateway.md.
+another order; what counts is the median of the rounds' own ratios. Then requests are timed while
+the service hangs, while Redis hangs, and when either is gone. Writes results/gateway.md.
 """
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -98,14 +100,14 @@ def serve_part(part: str, port: int) -> None:
 
 
 @contextmanager
-def part(name: str, folder: Path) -> Iterator[int]:
-    """Such a part on a port."""
+def part(name: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """Such a part: its port, and the id of its process."""
     port = free_port()
     words = [sys.executable, __file__, "--part", name, "--port", str(port)]
     process = Process(words, folder / f"{name}.log")
     try:
         process.wait_for(port)
-        yield port
+        yield port, process.process.pid
     finally:
         process.end()
 
@@ -138,8 +140,25 @@ class Connection(asyncio.Protocol):
             self.rest.set_exception(error or ConnectionError("a proxy closed a connection"))
 
 
-async def rate(port: int, seconds: float) -> float:
-    """The requests a second that a proxy answers over all connections."""
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time that a process has taken (POSIX)."""
+    clock = ctypes.c_int()
+    if ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(f"process {pid} has no clock")
+    return time.clock_gettime(clock.value)
+
+
+class Round(NamedTuple):
+    """One round of one service."""
+
+    rate: float
+    """Requests a second."""
+    cpu_us: float
+    """Microseconds of processor time that the service took for each."""
+
+
+async def kept_busy(port: int, pid: int, seconds: float) -> Round:
+    """A round of a proxy, over all connections; ``pid`` is the service's."""
     loop = asyncio.get_running_loop()
     connections = []
     for number in range(CONNECTIONS):
@@ -150,9 +169,10 @@ async def rate(port: int, seconds: float) -> float:
         each.rest = loop.create_future()
         each.transport.write(REQUEST)
     await asyncio.sleep(seconds * 0.2)
-    before, begun = sum(each.count for each in connections), loop.time()
+    before, begun, cpu = sum(each.count for each in connections), loop.time(), cpu_of(pid)
     await asyncio.sleep(seconds)
-    found = (sum(each.count for each in connections) - before) / (loop.time() - begun)
+    answered = sum(each.count for each in connections) - before
+    found = Round(answered / (loop.time() - begun), (cpu_of(pid) - cpu) * 1e6 / answered)
     for each in connections:
         each.over = True
     await asyncio.wait_for(asyncio.gather(*(each.rest for each in connections if each.rest)), 30)
@@ -165,16 +185,20 @@ async def rate(port: int, seconds: float) -> float:
     return found
 
 
-async def rounds(ports: dict[str, int], count: int, seconds: float) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in ports}
-    for port in ports.values():
-        await rate(port, 1)
+Services = dict[str, tuple[int, int]]
+"""Of each row, the port of its proxy and the id of its service's process."""
+
+
+async def rounds(services: Services, count: int, seconds: float) -> dict[str, list[Round]]:
+    found: dict[str, list[Round]] = {name: [] for name in services}
+    for port, pid in services.values():
+        await kept_busy(port, pid, 1)
     for number in range(count):
-        order = list(ports)
+        order = list(services)
         random.Random(number).shuffle(order)
         for name in order:
             gc.collect()
-            found[name].append(await rate(ports[name], seconds))
+            found[name].append(await kept_busy(*services[name], seconds))
     return found
 
 
@@ -235,49 +259,51 @@ def measured(name: str, options: argparse.Namespace) -> list[str]:
         folder = Path(stack.enter_context(temporary_folder()))
         folder.chmod(0o755)
         redis = stack.enter_context(serving(binaries()[0].path))
-        behind = stack.enter_context(part("application", folder))
-        services = {BARE: stack.enter_context(part("allow", folder))}
+        behind, _ = stack.enter_context(part("application", folder))
+        services: Services = {BARE: stack.enter_context(part("allow", folder))}
         for row, store in (("in process", "memory://"), ("in Redis", redis.url)):
             rules = folder / f"{row}.yaml"
             rules.write_text(RULES.format(store=store, deadline="200ms"))
-            services[row] = free_port()
-            stack.callback(serve(folder, rules, services[row], f"--dialect={name}").end)
-        ports = {}
-        for row in ROWS:
-            ports[row] = open_port()
-            own = folder / row.replace(" ", "-")
-            own.mkdir()
-            own.chmod(0o755)
-            text = recipe(
-                name, listen=ports[row], service=services[row], behind=behind, patience="5s"
-            )
-            stack.callback(run_proxy(name, own, text, ports[row]).end)
-        found = asyncio.run(rounds(ports, options.rounds, options.seconds))
+            port = free_port()
+            service = serve(folder, rules, port, f"--dialect={name}")
+            stack.callback(service.end)
+            services[row] = port, service.process.pid
+        proxies: Services = {}
+        for row, (port, pid) in services.items():
+            own, listening = inside(folder, row.replace(" ", "-")), open_port()
+            text = recipe(name, listen=listening, service=port, behind=behind, patience="5s")
+            stack.callback(run_proxy(name, own, text, listening).end)
+            proxies[row] = listening, pid
+        found = asyncio.run(rounds(proxies, options.rounds, options.seconds))
         lines = [
             f"\n## {name}: {version(name)}\n",
-            "| service | requests/s | part of the first row, each round | target |",
-            "| --- | ---: | ---: | --- |",
+            "| service | requests/s | part of the first row | CPU µs/request | target |",
+            "| --- | ---: | ---: | ---: | --- |",
         ]
-        for row in ROWS:
-            parts = [a / b for a, b in zip(found[row], found[BARE], strict=True)]
-            target = TARGETS.get(row)
-            met = "" if target is None else "met" if median(parts) >= target else "MISSED"
+        for row, each in found.items():
+            parts = [one.rate / bare.rate for one, bare in zip(each, found[BARE], strict=True)]
+            least = TARGETS.get(row)
+            met = "met" if least and median(parts) >= least else "MISSED"
             lines.append(
-                f"| {row} | {median(found[row]):,.0f} | {median(parts):.2f} "
+                f"| {row} | {median(one.rate for one in each):,.0f} | {median(parts):.2f} "
                 f"({min(parts):.2f} to {max(parts):.2f}) | "
-                f"{'' if target is None else f'at least {target}: {met}'} |"
+                f"{median(one.cpu_us for one in each):.0f} | "
+                f"{f'at least {least}: {met}' if least else ''} |"
             )
-        own = folder / "faults"
-        own.mkdir()
-        own.chmod(0o755)
-        lines += [
-            "\n| fault | worst ms | half within ms | allowed | answers |",
-            "| --- | ---: | ---: | --- | --- |",
-        ]
-        for what, allowed, worst, usual, statuses in faults(name, own, behind):
+        lines.append("\n| fault | worst ms | half within ms | allowed | answers |")
+        lines.append("| --- | ---: | ---: | --- | --- |")
+        for what, allowed, worst, usual, statuses in faults(name, inside(folder, "faults"), behind):
             answers = ", ".join(map(str, sorted(statuses)))
             lines.append(f"| {what} | {worst:.1f} | {usual:.1f} | {allowed} | {answers} |")
         return lines
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A new folder in a folder, for everybody to read, as nginx's user must."""
+    own = folder / name
+    own.mkdir()
+    own.chmod(0o755)
+    return own
 
 
 def version(name: str) -> str:
