@@ -34,6 +34,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling import Outcomes, Settler
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import doubts
@@ -154,11 +155,12 @@ class RateLimiter:
         or for want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
+        self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._decider = Decider(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
-            self.events,
+            self.events, Outcomes(self._settler),
         )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._started: object = None
@@ -472,6 +474,7 @@ class RateLimiter:
             await self._watcher.aclose()
         for each in self.companions:
             await each.aclose()
+        await self._settler.aclose()
         await self._failover.aclose()
 
     async def __aenter__(self) -> Self:
