@@ -164,16 +164,16 @@ class Decider:
         return admission
 
     async def charge(
-        self, rule: Rule, terms: Terms, key: str
+        self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
     ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides one rule's question about an identity, where there is no request.
+        """Decides the questions of rules about identities, where there is no request.
 
-        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
-        StoreUnavailable where a request would be answered with 503.
+        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
+        a fallback. Raises StoreUnavailable where a request would be answered with 503.
         """
         admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {})]
-        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        matching: Matching = [(rule, {}) for rule in rules]
+        plan = self.now.rules.index.plan_of(terms)
         admission.decided = ((self._store, matching),)
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None

@@ -7,6 +7,7 @@ first; and a failure of the store ends in the log: what could not be given back 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 from starlette.responses import Response
@@ -74,10 +75,14 @@ class Settler:
 
     def leave(self, job: Job) -> None:
         """Begins a job that raises nothing, for which nobody can wait."""
+        if self.at_once and not _is_asyncio():
+            with suppress(RuntimeError):
+                _done(job)
+            return
         try:
             self._keep(job)
         except RuntimeError:
-            job.close()
+            job.close()  # not asyncio's, and the store has to be waited for
 
     async def finish(self, job: Coroutine[Any, Any, T]) -> T:
         """Does a job to its end, also where whoever waits for it is cancelled."""
@@ -103,6 +108,14 @@ class Settler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _done(job: Job) -> None:
@@ -201,6 +214,7 @@ class Outcome:
         made, self._made = self._made, []
         if not made:
             return
+        self._resets = False
         if not isinstance(error, Exception):
             waits: Any = self._settle(made, [True] * len(made), 0)
         elif any(each.charge.keep_if is not None for each in made):

@@ -188,6 +188,15 @@ class RouteOptions(TypedDict, total=False):
             needs=_COUNTED,
         ),
     ]
+    unit: Annotated[
+        str,
+        Option(
+            "What a limit counts, such as `tokens`, as clients are told; `requests` if left out.",
+            Form("unit", examples=("tokens",)),
+            values.unit,
+            "requests",
+        ),
+    ]
     charge: Annotated[
         Mapping[str, Sequence[int | str]] | None,
         Option(
@@ -388,6 +397,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    secret=Option(
+        "What signs the tokens with which a reservation is committed elsewhere; of a list, the "
+        "first signs, and each is believed; at least 16 characters.",
+        Form("secrets", examples=("${RATELIMIT_SECRET}",)),
+        values.secrets,
+        (),
     ),
     preflights=_choice(
         "Whether CORS preflights are `free` (if left out) or `count`, where a rule does not name "

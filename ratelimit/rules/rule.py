@@ -85,6 +85,8 @@ class Rule:
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
     """Units per request; a number is 0 or more, and no more than any limit can let through."""
+    unit: str
+    """The name of what its limits count, before clients."""
     charge: Charge | None
     """The outcomes that keep a charge; None where every charge is kept."""
     mode: Mode

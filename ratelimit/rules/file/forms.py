@@ -123,6 +123,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "overrides": dict[str, str],
     "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
+    "secrets": Annotated[list[str], BeforeValidator(_listed)],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "tiers": dict[str, str],
     "whole": Annotated[int, BeforeValidator(_whole)],
@@ -178,6 +179,7 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
         r"(redis|valkey)s?\+sentinel://[^/\s]+/[^/?\s]\S*",
         r"unix://\S*/\S*",
     ),
+    "unit": ("[a-z][a-z0-9-]{0,31}",),
     "tier": (f"user:{_ATTRIBUTE}", f"header:{_TOKEN}", _NAME),
 }
 """Patterns of the kinds that are text, one of which matches."""
@@ -239,6 +241,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "networks": lambda _: _list({"$ref": "#/$defs/network"}),
     "overrides": lambda _: _mapping("limits_of_one"),
     "proxies": lambda _: _list({"$ref": "#/$defs/network"}),
+    "secrets": lambda form: _one_or_more(".{16,}", examples=form.examples),
     "share": lambda _: {
         "anyOf": [
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
