@@ -175,7 +175,7 @@ class RateLimit:
         return self._reserved(admission, passed) if self._reserves else None
 
     def _reserved(self, admission: Admission, passed: int) -> Reservation:
-        """What was charged since so many others had passed."""
+        """The reservation of what was charged since so many others had passed."""
         made = admission.passed[passed:]
         limiter = made[0][0] if made else admission.limiter
         reservation: Reservation = limiter.reserved(made[0][1:] if made else None)

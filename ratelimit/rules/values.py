@@ -313,6 +313,8 @@ def secrets(values: object, reading: Reading | None = None) -> tuple[str, ...]:
     if not isinstance(texts, Iterable):
         raise TypeError(f"secret is text or several texts, not {type(values).__name__}")
     found = tuple(texts)
+    if reading is not None and not found:
+        raise ValueError("secret is empty; leave it out")
     for number, each in enumerate(found):
         if reading is None:
             _secret(each)

@@ -265,7 +265,7 @@ def test_a_secret_comes_from_the_rule_file_as_well(monkeypatch: pytest.MonkeyPat
     two = RuleSet.loads("version: 1\nsecret: [another secret of many, '${TOKENS}']\n")
     assert two.secret == ("another secret of many", SECRET)
     assert "secret of many" not in repr(two)
-    for text in ("secret: ${SHORT}", "secret: [${SHORT}]", "secret: s3cret!"):
+    for text in ("secret: ${SHORT}", "secret: ['${SHORT}']", "secret: s3cret!"):
         with pytest.raises(RuleFileError, match="bad-secret") as error:
             RuleSet.loads(f"version: 1\n{text}\n")
         assert "s3cret!" not in str(error.value)
