@@ -14,6 +14,7 @@ __all__ = [
     "RateLimitMiddleware",
     "RateLimiter",
     "RedisStore",
+    "Reservation",
     "Rule",
     "RuleFileError",
     "RuleSet",
@@ -31,6 +32,7 @@ from ratelimit.decisions import Check, Decision
 from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.reserving import Reservation
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import RateLimitExceeded
 from ratelimit.rules.file.mistakes import RuleFileError
