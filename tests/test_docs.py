@@ -190,6 +190,7 @@ PLAYS: Final[dict[str, list[Play]]] = {
         Play("What a request costs", "/print?pages=4", [200, 429]),
         Play("Told in your own words", "/", [200] * 3 + [429]),
     ],
+    "gateway": [Play("Within an application", "/auth", [403])],  # to a stranger
     "dashboard": [Play("The live page", "/ratelimit/", [404])],  # to a stranger
     "migration": [
         Play("slowapi", "/report", [200, 200, 429]),

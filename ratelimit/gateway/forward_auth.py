@@ -197,7 +197,7 @@ class ForwardAuth:
 def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
     """The rules that cannot hold, or not as they are meant, where only a proxy's question is seen.
 
-    What a rule asks of the response (its status, its end) is never seen: such rules belong here.
+    The response never is: whatever an option asks of it belongs here.
     """
     for rule in rules.rules:
         if rule.mode == "off":
@@ -206,6 +206,10 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
             text = "counts by route, which a proxy does not know, so its requests are counted by "
             text += "address instead; write a rule for each path"
             yield "routes-unknown", f"rule {rule.name!r} {text}"
+        if rule.charge is not None:
+            text = "keeps a charge by the response, which a proxy does not tell, so every request "
+            text += "is charged; let the application count these"
+            yield "outcomes-unknown", f"rule {rule.name!r} {text}"
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
             text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "

@@ -297,7 +297,12 @@ async def _ignore(_: object) -> None:
     pass
 
 
-def test_rules_by_route_and_rules_that_wait_are_doubted() -> None:
+async def test_what_an_outcome_would_give_back_stays_charged() -> None:
+    auth = auth_of("caddy", Rule("tries", "2/hour", charge={"on_status": [401]}))
+    assert [(await asked(auth, "caddy")).status for _ in range(3)] == [200, 200, 429]
+
+
+def test_rules_that_a_question_does_not_tell_enough_for_are_doubted() -> None:
     leaking: dict[str, Any] = {"algorithm": "leaking_bucket", "burst": 100}
     rules = [
         Rule("route", "1/hour", by="route"),
@@ -305,7 +310,10 @@ def test_rules_by_route_and_rules_that_wait_are_doubted() -> None:
         Rule("cut", "10/second", max_delay=0.2, **leaking),
         Rule("slow", "10/second", **leaking),
         Rule("off", "10/second", mode="off", **leaking),
+        Rule("tries", "1/hour", charge={"on_status": [401]}),
         Rule("plain", "1/hour"),
     ]
     told = [(code, text.split("'")[1]) for code, text in doubts(RuleSet(tuple(rules)))]
-    assert told == [("routes-unknown", "route"), ("waits-too-long", "slow")]
+    assert told == [
+        ("routes-unknown", "route"), ("waits-too-long", "slow"), ("outcomes-unknown", "tries"),
+    ]  # fmt: skip
