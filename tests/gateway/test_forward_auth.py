@@ -273,9 +273,12 @@ def test_rules_that_trust_nobody_are_refused() -> None:
 
 
 async def test_a_reload_that_trusts_nobody_closes_the_door() -> None:
-    auth = auth_of("nginx", Rule("posts", "1/hour"))
-    auth.limiter.use(RuleSet((Rule("posts", "1/hour"),)))
-    assert (await asked(auth, "nginx")).status == 403
+    auth = auth_of("nginx", Rule("posts", "9/hour"))
+    assert (await asked(auth, "nginx")).status == 200
+    auth.limiter.use(RuleSet((Rule("posts", "9/hour"),)))
+    assert (await asked(auth, "nginx")).headers["x-ratelimit-status"] == "403"
+    auth.limiter.use(RuleSet((Rule("posts", "9/hour"),), trusted_proxies=(NETWORK,)))
+    assert (await asked(auth, "nginx")).status == 200
 
 
 async def test_a_rule_that_a_question_cannot_hold_is_told_when_it_comes_into_force(
