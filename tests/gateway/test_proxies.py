@@ -291,7 +291,7 @@ def test_requests_flow_while_the_service_hangs_and_when_it_is_gone(name: str) ->
 
 @pytest.mark.parametrize("name", PROXIES)
 def test_a_refusal_by_many_rules_at_once_is_a_refusal(name: str) -> None:
-    """Its fields are longer than a proxy's usual buffer, which would be a failure of the service."""
+    """Its fields are longer than nginx's usual buffer, by which it would count as no answer."""
     rules = "".join(
         f"  - {{name: a-rule-with-quite-a-long-name-{number:03}, limit: 1/day}}\n"
         for number in range(80)
