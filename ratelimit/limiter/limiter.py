@@ -403,8 +403,6 @@ class RateLimiter:
         """
         reservation = from_token(self._settler, self._signer, token)
         numbers = reservation.numbers(actual)
-        if await reservation.age_us() > reservation.life_us:
-            return False
         return await self._settler.finish(reservation.settle(numbers))
 
     async def _reserve(

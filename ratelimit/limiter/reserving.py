@@ -234,11 +234,14 @@ class Reservation:
             return True
 
     async def settle(self, numbers: Sequence[int]) -> bool:
-        """Sets the charges to these costs; False where its token was used before.
+        """Sets the charges to these costs; False where its token was used before, or is dead.
 
         Raises StoreUnavailable where the store does not answer.
         """
         async with self._lock:
+            # Later, nobody knows any more whether it was used.
+            if self._id and self._parts and await self._age_us() > self.life_us:
+                return False
             fresh = True
             # An identity's counters are in one place; of several, each is settled by itself.
             for key in dict.fromkeys(part.check.key for part in self._parts):
@@ -286,10 +289,8 @@ class Reservation:
         once = Limit.of(1, self.life_us, algorithm=Algorithm.SLIDING_LOG)
         return Check(once, part.check.key, 1, f"{part.check.rule}~{self._id}")
 
-    async def age_us(self) -> int:
-        """Microseconds since it was made, by the store's clock; raises StoreUnavailable."""
-        if not self._parts:
-            return 0
+    async def _age_us(self) -> int:
+        """Microseconds since it was made, by the store's clock."""
         part = self._parts[0]
         (now,) = await self._settler.ask([part.check._replace(cost=0, action=Action.CHARGE)])
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
