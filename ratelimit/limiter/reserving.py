@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from anyio import from_thread
 
-from ratelimit.decisions import MOST_COST, Action, Check, Decision
+from ratelimit.decisions import MOST_COST, Action, Check, Decision, new_check
 from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.tokens import Signer
 from ratelimit.limits import Algorithm, Limit
@@ -25,6 +25,8 @@ from ratelimit.words import whole
 __all__ = ["Charged", "Reservation", "Reserving", "from_token"]
 
 _SHADOW: Final = int(Action.SHADOW)
+_FORCE: Final = int(Action.FORCE)
+_GIVE_BACK: Final = int(Action.GIVE_BACK)
 
 SHORTEST_LIFE_US: Final = 3_600_000_000
 """The least time for which a token is good; a longer window makes it longer."""
@@ -63,6 +65,8 @@ class _Part:
 
     @property
     def total(self) -> int:
+        if len(self.taken) == 1:
+            return self.taken[0][0]
         return sum(units for units, _, _ in self.taken)
 
     def to(self, actual: int) -> list[Check]:
@@ -70,16 +74,14 @@ class _Part:
         limit, key, _, rule, *_ = self.check
         missing = actual - self.total
         if missing > 0:
-            return [Check(limit, key, missing, rule, action=Action.FORCE)]
-        found = []
+            return [new_check((limit, key, missing, rule, _FORCE, 0, 0))]
+        found: list[Check] = []
         for units, at_us, level in reversed(self.taken):
             back = min(units, -missing)
             if not back:
                 break
             missing += back
-            found.append(
-                Check(limit, key, back, rule, action=Action.GIVE_BACK, at_us=at_us, level=level)
-            )
+            found.append(new_check((limit, key, back, rule, _GIVE_BACK, at_us, level)))
         return found
 
 
@@ -218,6 +220,10 @@ class Reservation:
 
     def numbers(self, actual: int | Sequence[int]) -> list[int]:
         """A cost for each budget; raises TypeError or ValueError for what is none."""
+        if type(actual) is int and len(self.cost) == 1:
+            if not 0 <= actual <= MOST_COST:
+                whole("the cost", actual, 0, MOST_COST)
+            return [actual]
         several = isinstance(actual, Sequence) and not isinstance(actual, str)
         numbers: list[Any] = list(actual) if several else [actual] * len(self.cost)  # type: ignore[arg-type]  # it is one then
         if len(numbers) != len(self.cost):
@@ -242,20 +248,21 @@ class Reservation:
             # Later, nobody knows any more whether it was used.
             if self._id and self._parts and await self._age_us() > self.life_us:
                 return False
-            fresh = True
+            parts, fresh = self._parts, True
+            keys = [parts[0].check[1]] if len(parts) == 1 else {part.check[1] for part in parts}
             # An identity's counters are in one place; of several, each is settled by itself.
-            for key in dict.fromkeys(part.check.key for part in self._parts):
-                own = [part for part in self._parts if part.check.key == key]
-                asked = [check for part in own for check in part.to(numbers[part.budget])]
-                marker = [self._marker(own[0])] if self._id else []
-                if not asked and not marker:
-                    continue
-                decisions = await self._settler.ask([*marker, *asked])
-                for each in decisions:
-                    if each.degraded:
-                        problem = getattr(each, "problem", None)
-                        raise problem or StoreUnavailable("no answer came", "shard", "shard")
-                fresh = fresh and not (marker and not decisions[0].allowed)
+            for key in keys:
+                own = [part for part in parts if part.check[1] == key]
+                asked = [self._marker(own[0])] if self._id else []
+                for part in own:
+                    asked += part.to(numbers[part.budget])
+                if asked:
+                    decisions = await self._settler.ask(asked)
+                    for each in decisions:
+                        if each[8]:
+                            problem = getattr(each, "problem", None)
+                            raise problem or StoreUnavailable("no answer came", "shard", "shard")
+                    fresh = fresh and (not self._id or decisions[0].allowed)
             return fresh
 
     async def _go_on(self) -> bool:
