@@ -45,9 +45,11 @@ class PrometheusMetrics(Collector):
         self._limiter = limiter
         timed(limiter)
         self._fleet: Fleet | None = None
-        if shared:
-            self._fleet = Fleet(limiter)
-            limiter.companions += (self._fleet,)
+        if shared:  # what a limiter counts is added once, however many collectors show it
+            found = [each for each in limiter.companions if isinstance(each, Fleet)]
+            self._fleet = found[0] if found else Fleet(limiter)
+            if not found:
+                limiter.companions += (self._fleet,)
 
     def describe(self) -> list[Family]:
         """The metrics without their values."""
