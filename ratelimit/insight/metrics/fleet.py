@@ -119,6 +119,8 @@ class Fleet:
             except Exception as error:  # noqa: BLE001  # a store of the application's raises anything
                 problem = error
                 await anyio.sleep(PAUSE)
+            else:
+                problem = None
         if problem is not None:
             self._complain(problem)
 
@@ -198,13 +200,13 @@ def _encoded(limiter: RateLimiter) -> dict[str, int]:
     """All counts of a limiter as whole numbers, by a name that says what they are."""
     found: dict[str, int] = {}
     for metric, labels, value in readings(limiter):
+        parts = PARTS if metric.unit == "s" else 1
         if isinstance(value, Histogram):
             ends = (*map(str, value.bounds), "+Inf")
             for end, count in zip(ends, value.buckets, strict=True):
                 found[json.dumps([metric.name, end])] = count
-            found[json.dumps([metric.name, "sum"])] = round(value.total * PARTS)
+            found[json.dumps([metric.name, "sum"])] = round(value.total * parts)
         elif metric.kind == "counter":
-            parts = PARTS if metric.unit == "s" else 1
             found[json.dumps([metric.name, *labels])] = int(value * parts)
     return found
 
@@ -223,17 +225,18 @@ def _decoded(totals: Mapping[str, int]) -> Iterator[Reading]:
         try:
             said: Any = json.loads(name)
             metric, labels = _BY_NAME[said[0]], tuple(map(str, said[1:]))
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             continue
+        parts = PARTS if metric.unit == "s" else 1
         if metric.kind == "histogram" and len(labels) == 1:
             bounds = SECONDS if metric.unit == "s" else SIZES
             histogram = histograms.setdefault(metric, Histogram(bounds))
             ends = (*map(str, bounds), "+Inf")
             if labels[0] == "sum":
-                histogram.total = count / PARTS
+                histogram.total = count / parts
             elif labels[0] in ends:
                 histogram.buckets[ends.index(labels[0])] = count
         elif metric.kind == "counter" and len(labels) == len(metric.labels):
-            yield Reading(metric, labels, count / PARTS if metric.unit == "s" else count)
+            yield Reading(metric, labels, count / parts if parts > 1 else count)
     for metric, histogram in histograms.items():
         yield Reading(metric, (), histogram)

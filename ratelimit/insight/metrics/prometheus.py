@@ -49,7 +49,7 @@ class PrometheusMetrics(Collector):
             found = [each for each in limiter.companions if isinstance(each, Fleet)]
             self._fleet = found[0] if found else Fleet(limiter)
             if not found:
-                limiter.companions += (self._fleet,)
+                limiter.add_companion(self._fleet)
 
     def describe(self) -> list[Family]:
         """The metrics without their values."""
