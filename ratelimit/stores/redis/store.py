@@ -33,10 +33,9 @@ MOST_RULES: Final = 10_000
 SERIALS_FOR: Final = 86_400
 """Seconds that the last addition of a worker is remembered, so that it is not added twice."""
 
-# Whatever is wrong with the hash is told before anything is changed, and a field that holds no
-# number spoils no other one. A field that Redis has lost is raised to what was known of it.
+# A field that holds no number spoils no other one. One that Redis has lost is raised to what was
+# known of it.
 _ADD_COUNTS: Final = """\
-redis.call('HLEN', KEYS[1])
 local serial, floors = tonumber(redis.call('GET', KEYS[2]) or '0'), 4 + 2 * tonumber(ARGV[3])
 if serial < tonumber(ARGV[1]) then
   redis.call('SET', KEYS[2], ARGV[1])

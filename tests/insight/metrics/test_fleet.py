@@ -209,13 +209,18 @@ async def test_totals_do_not_fall_where_the_store_lost_them(redis_server: Server
 
 async def test_a_field_that_holds_no_number_spoils_no_other_one(redis_server: Server) -> None:
     redis_server.command("FLUSHALL")
-    limiter, registry = worker(redis_server)
-    redis_server.command("HSET", TOTALS, '["ratelimit.store.batch.size", "1.0"]', "nonsense")
-    for _ in range(5):
-        await limiter.admit(SCOPE)
-    assert await shown(registry, 5) == 5
-    await limiter.aclose()
-    assert stored(redis_server) == 5
+    workers = [worker(redis_server)[0] for _ in range(3)]
+    for limiter in workers:
+        await fleet_of(limiter)._add()
+    redis_server.command("HSET", TOTALS, FIELD, "nonsense")
+    for limiter in workers:
+        for _ in range(5):
+            await limiter.admit(SCOPE)
+    for limiter in workers:
+        await limiter.aclose()
+    sizes = [limiter.store.sizes for limiter in workers if isinstance(limiter.store, RedisStore)]
+    measured = stored(redis_server, '["ratelimit.store.batch.size", "sum"]')
+    assert measured == sum(each.total for each in sizes) >= 15
 
 
 async def test_counts_wait_until_the_key_can_hold_them(redis_server: Server) -> None:
@@ -229,8 +234,15 @@ async def test_counts_wait_until_the_key_can_hold_them(redis_server: Server) -> 
             await fleet_of(limiter)._add()
     assert registry.get_sample_value("ratelimit_requests_total", ALLOWED) is None
     redis_server.command("DEL", TOTALS)
-    await limiter.aclose()
+    await fleet_of(limiter)._add()
     assert stored(redis_server) == 5
+    await limiter.admit(SCOPE)
+    redis_server.command("SET", TOTALS, "somebody else's")
+    with pytest.raises(StoreUnavailable):
+        await fleet_of(limiter)._add()
+    redis_server.command("DEL", TOTALS)
+    await limiter.aclose()
+    assert stored(redis_server) == 6
 
 
 async def test_a_limiter_is_counted_once_however_many_collectors_show_it(
