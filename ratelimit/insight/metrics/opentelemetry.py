@@ -20,7 +20,7 @@ __all__ = ["OpenTelemetryMetrics"]
 
 
 class OpenTelemetryMetrics:
-    """Exports one limiter's counts in this process, from now until the process ends.
+    """Exports one limiter's counts in this process, from now until the process ends: made once.
 
     Observable instruments read plain integers when the SDK collects; only the times of one decision
     in 127, and of every round trip to the store, are told as they are measured. A decision is a
