@@ -87,7 +87,7 @@ def _requests(limiter: RateLimiter) -> Value:
 
 
 def _of_store(name: str, kind: type[Histogram | int]) -> Callable[[RateLimiter], Value]:
-    """What a store counts under a name, where it does."""
+    """A reader of what a store counts under a name, where it does."""
 
     def read(limiter: RateLimiter) -> Value:
         found = getattr(limiter.store, name, None)
