@@ -1,7 +1,7 @@
 """Pairs of reserve and commit on one hot bucket, against bare decisions.
 
-``python benchmarks/reserve.py``: a thousand tasks of one event loop, in process and on a server of its own; rounds are interleaved,
-and each figure is the median of its rounds.
+``python benchmarks/reserve.py``: a thousand tasks of one event loop, in process and on a server of
+its own; rounds are interleaved, and each figure is the median of its rounds.
 """
 
 import argparse

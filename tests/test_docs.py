@@ -190,6 +190,11 @@ PLAYS: Final[dict[str, list[Play]]] = {
         Play("What a request costs", "/print?pages=4", [200, 429]),
         Play("Told in your own words", "/", [200] * 3 + [429]),
     ],
+    "costs": [
+        Play("Whose answer counts", "/reports", [401]),
+        Play("On a route", "/stream", [200], "POST", body={"max_tokens": 30_000}),
+        Play("On a route", "/stream", [429], "POST", body={"max_tokens": 90_001}),
+    ],
     "dashboard": [Play("The live page", "/ratelimit/", [404])],  # to a stranger
     "migration": [
         Play("slowapi", "/report", [200, 200, 429]),

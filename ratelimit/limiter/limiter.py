@@ -115,7 +115,7 @@ class RateLimiter:
     """Wraps each decision about a request, for metrics and traces."""
     durations: Histogram | None = None
     """Seconds that its decisions took, once somebody has them measured."""
-    companions: "tuple[Companion, ...]" = ()
+    companions: tuple[Companion, ...] = ()
     """Started and closed with this limiter, before its store is closed."""
 
     def __init__(
@@ -570,6 +570,11 @@ class RateLimiter:
             self._started = asyncio.get_running_loop()
         except RuntimeError:
             self._reports.once("not-asyncio", type(self.store).__name__)
+
+    def add_companion(self, companion: Companion) -> None:
+        """Begins and ends a job with this limiter; where that has begun, at the next request."""
+        self.companions += (companion,)
+        self._started = None
 
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""

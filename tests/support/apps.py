@@ -172,12 +172,21 @@ def serving_app(
 
 
 @contextlib.contextmanager
-def running(rules: str, *, workers: int = 1, clock: str | None = None) -> Iterator[Running]:
-    """The application limited by these rules, on a free port; ended gracefully afterwards."""
+def running(
+    rules: str,
+    *,
+    workers: int = 1,
+    clock: str | None = None,
+    app: tuple[str, ...] = ("tests.support.apps:app",),
+) -> Iterator[Running]:
+    """An application limited by these rules, on a free port; ended gracefully afterwards.
+
+    ``app`` is what uvicorn is told to serve.
+    """
     with tempfile.TemporaryDirectory(prefix="ratelimit-test-") as folder:
         file = Path(folder, "rules.yaml")
         file.write_text(rules)
-        command = [sys.executable, "-m", "uvicorn", "tests.support.apps:app", "--port", "0"]
+        command = [sys.executable, "-m", "uvicorn", *app, "--port", "0"]
         command += ["--workers", str(workers), "--no-access-log"]
         environment = {
             **os.environ,
