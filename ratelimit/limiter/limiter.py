@@ -424,7 +424,7 @@ class RateLimiter:
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many are alive, where they make themselves known in the
-        store (``local``): so many share a quota while it is away;
+        store (`count_workers`): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
@@ -446,6 +446,13 @@ class RateLimiter:
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
 
+    def count_workers(self) -> None:
+        """Has workers make themselves known in the store, so that `health` tells how many live.
+
+        Each of them has to; rules with ``local`` do it by themselves.
+        """
+        self._failover.count_workers()
+
     def start(self) -> None:
         """Begins, in this event loop, to learn of switches and changes of the rule file.
 
@@ -453,6 +460,7 @@ class RateLimiter:
         event loop that is not asyncio's nothing runs in the background.
         """
         self._switches.run()
+        self._failover.run()
         if self._watcher is not None:
             self._watcher.run()
         for each in self.companions:
