@@ -1,28 +1,25 @@
-"""Shows each algorithm at work on a real application: ``make demo``.
+"""Shows each algorithm at work on a real application, then what workers share: ``make demo``.
 
 Starts examples/app.py under uvicorn on a free port, sends the same requests to a route of each
 algorithm, and draws what passed, waited and was refused as it happens; then a flood, and a refusal
-as its client sees it. Ends by itself, with status 0 if every rule did what it says.
+as its client sees it; then two workers on one Redis (shared.py). Ends by itself, with status 0 if
+every rule did what it says.
 """
 
 import asyncio
-import os
-import socket
-import subprocess
+import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import httpx
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+from servers import application
+from shared import show_shared
 
-HERE: Final = Path(__file__).parent
 WINDOW: Final = 2.0  # seconds, as in rules.yaml
 QUOTA: Final = 4
 CELL: Final = 0.2  # seconds that a column of the picture stands for
@@ -70,26 +67,6 @@ class Track:
             text.append(mark, style=style)
         text.append(f"{self.most():>4}")
         return text
-
-
-@contextmanager
-def serving() -> Iterator[str]:
-    """The example application under uvicorn, on a port of the system's choice; gives its URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "app:app"]
-        command += ["--fd", str(listener.fileno()), "--log-level", "warning"]
-        server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=os.environ.copy())
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
 
 
 def picture(tracks: list[Track]) -> Group:
@@ -144,14 +121,14 @@ async def flood(client: httpx.AsyncClient, count: int) -> tuple[Track, int, floa
     return track, refused, time.perf_counter() - start
 
 
-async def show(console: Console) -> bool:
-    """Plays all of it; True if each rule let through what it says."""
+async def show_algorithms(console: Console) -> bool:
+    """Plays the first part; True if each rule let through what it says."""
     tracks = [Track(name) for name in AT_MOST]
     limits = httpx.Limits(max_connections=20)
-    with serving() as url:
+    with application() as url:
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
             await client.get("/")
-            console.print(f"The same requests, five algorithms, {QUOTA} per 2 seconds")
+            console.print(f"The same requests, five algorithms, {QUOTA} per 2 seconds", style="bold")
             console.print("● passes  ○ passes after a wait  ✗ refused with 429\n", style="dim")
             with Live(console=console, refresh_per_second=20) as live:
                 await play(client, live, tracks)
@@ -165,7 +142,7 @@ async def show(console: Console) -> bool:
             refusal = await client.get("/report")
             while refusal.status_code == 200:
                 refusal = await client.get("/report")
-    console.print("A refusal, as its client sees it:")
+    console.print("A refusal, as its client sees it", style="bold")
     console.print(f"  HTTP/1.1 {refusal.status_code} Too Many Requests", style="red")
     for name in ("retry-after", "ratelimit-policy", "ratelimit", "content-type"):
         console.print(f"  {name}: {refusal.headers[name]}", highlight=False, markup=False)
@@ -177,5 +154,16 @@ async def show(console: Console) -> bool:
     return right
 
 
+async def show(console: Console) -> bool:
+    """Plays all of it; True if every rule did what it says."""
+    alone = await show_algorithms(console)
+    together = await show_shared(console)
+    return alone and together
+
+
 if __name__ == "__main__":
-    sys.exit(0 if asyncio.run(show(Console())) else 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by which what it started ends too
+    try:
+        sys.exit(0 if asyncio.run(show(Console())) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

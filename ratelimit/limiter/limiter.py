@@ -232,7 +232,7 @@ class RateLimiter:
     def _take(self, rules: RuleSet) -> None:
         share, rules = rules.share, rules.in_force()
         for rule in rules.rules:
-            self._hold_registered(rule)
+            self.hold_registered(rule)
         for advice in doubts(rules):
             if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
                 _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
@@ -249,18 +249,19 @@ class RateLimiter:
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a route's rule uses a function that is not registered.
-
-        ``known`` are identities beside the registered ones.
-        """
+        """Remembers the rules of a route that was met; raises what `hold_registered` does."""
         for rule in rules:
             if self._routes.get(id(rule)) is not rule:
-                self._hold_registered(rule, known)
+                self.hold_registered(rule, known)
                 if len(self._routes) >= MOST_ROUTES:
                     self._routes.clear()
                 self._routes[id(rule)] = rule
 
-    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+    def hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        """Raises ValueError where a rule uses a function that is not registered.
+
+        ``known`` are identities beside the registered ones.
+        """
         identities, tiers, costs = self._registered
         there = {*identities, *known}
         for name in sorted(rule.registered_names - there):

@@ -111,7 +111,10 @@ class Dashboard:
         self._asked_at = float("-inf")
         self._fleet: Fleet | None = None
         if allow is not None and isinstance(limiter.store, Gathering):
-            self._fleet = Fleet.of(limiter)
+            # One for each limiter: two would add the same counts twice.
+            found = [each for each in limiter.companions if isinstance(each, Fleet)]
+            self._fleet = found[0] if found else Fleet(limiter)
+            limiter.companions += () if found else (self._fleet,)
             limiter.count_workers()
         if allow is None:
             self._once("dashboard-closed: it is given no function `allow`, so nobody may see it")

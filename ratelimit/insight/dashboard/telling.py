@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from ratelimit.identity.masking import DIGEST, masked
 from ratelimit.insight.metrics.fleet import FRESH_FOR, Fleet
-from ratelimit.insight.metrics.readings import REQUESTS, readings
+from ratelimit.insight.metrics.readings import readings
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Limit
 from ratelimit.rules.rule import Rule
@@ -118,7 +118,7 @@ def numbers_of(
         found = list(readings(limiter))
     totals: dict[str, Counter[str]] = {}
     for metric, labels, value in found:
-        if metric is REQUESTS and isinstance(value, int):
+        if metric.name == "ratelimit.requests" and isinstance(value, int):
             rule, result, mode = labels
             totals.setdefault(rule, Counter())[_COLUMNS.get((result, mode), "other")] += value
     shown = [rule.name for rule in limiter.every_rule[:MOST_RULES]]

@@ -78,20 +78,6 @@ class Fleet:
         self._complained = False
         self._background = Background("metrics", self._beat)
 
-    @classmethod
-    def of(cls, limiter: RateLimiter) -> "Fleet":
-        """The one of a limiter, made if need be: two would add the same counts twice."""
-        for each in limiter.companions:
-            if isinstance(each, cls):
-                return each
-        limiter.companions += (fleet := cls(limiter),)
-        return fleet
-
-    @property
-    def read_at(self) -> float:
-        """When the totals were read, in seconds of `time.monotonic`; -inf before that."""
-        return self._read_at
-
     def run(self) -> None:
         """Begins to add in this event loop, if it does not already."""
         self._background.run()
@@ -117,6 +103,11 @@ class Fleet:
         """The totals, as last read; none where that is too long ago."""
         if time.monotonic() - self._read_at <= FRESH_FOR:
             yield from _decoded(self._totals)
+
+    @property
+    def read_at(self) -> float:
+        """When the totals were read, in seconds of `time.monotonic`; -inf before that."""
+        return self._read_at
 
     async def _beat(self) -> None:
         while True:

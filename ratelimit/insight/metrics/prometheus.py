@@ -44,7 +44,10 @@ class PrometheusMetrics(Collector):
     def __init__(self, limiter: RateLimiter, *, shared: bool = False) -> None:
         self._limiter = limiter
         timed(limiter)
-        self._fleet = Fleet.of(limiter) if shared else None
+        self._fleet: Fleet | None = None
+        if shared:
+            self._fleet = Fleet(limiter)
+            limiter.companions += (self._fleet,)
 
     def describe(self) -> list[Family]:
         """The metrics without their values."""
