@@ -74,8 +74,9 @@ class Tab:
     async def open(self, url: str) -> None:
         """Goes to an address, until its page is whole; asks again where nothing listens yet."""
         whole = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
-        while "errorText" in await self.do("Page.navigate", url=url):
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            while "errorText" in await self.do("Page.navigate", url=url):
+                await asyncio.sleep(0.1)
         await self.until(whole)
 
     async def until(self, expression: str, within: float = 30) -> Any:
