@@ -24,8 +24,8 @@ SECONDS: Final = 119
 """Seconds of traffic that the plots show at the least."""
 
 
-async def photograph(path: Path, seconds: int = SECONDS) -> None:
-    """Serves the example with its traffic for a while, and writes what its page then looks like.
+async def photograph(seconds: int = SECONDS) -> bytes:
+    """Serves the example with its traffic for a while; gives a PNG of its page.
 
     Raises RuntimeError where there is no Chromium.
     """
@@ -51,11 +51,11 @@ async def photograph(path: Path, seconds: int = SECONDS) -> None:
             points = "document.querySelector('#plot polyline').getAttribute('points')"
             await tab.until(f"({points} || '').split(' ').length >= {seconds}", within=seconds + 60)
             shot = await tab.do("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
     finally:
         server.send_signal(signal.SIGINT)
         await server.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(photograph(PICTURE))
+    PICTURE.write_bytes(asyncio.run(photograph()))

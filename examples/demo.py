@@ -128,7 +128,9 @@ async def show_algorithms(console: Console) -> bool:
     with application() as url:
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
             await client.get("/")
-            console.print(f"The same requests, five algorithms, {QUOTA} per 2 seconds", style="bold")
+            console.print(
+                f"The same requests, five algorithms, {QUOTA} per 2 seconds", style="bold"
+            )
             console.print("● passes  ○ passes after a wait  ✗ refused with 429\n", style="dim")
             with Live(console=console, refresh_per_second=20) as live:
                 await play(client, live, tracks)

@@ -50,19 +50,19 @@ def is_bindable(address: str) -> bool:
     return False
 
 
-async def visit(url: str, stopped: threading.Event, *visitor: Any) -> None:
-    """One visitor's requests, until it is stopped."""
+async def visit(url: str, *visitor: Any) -> None:
+    """One visitor's requests, until it is cancelled."""
     last, path, key, mean, swing, seconds = visitor
     address = f"127.0.0.{last}" if is_bindable(f"127.0.0.{last}") else None
     transport = httpx.AsyncHTTPTransport(local_address=address)
     headers = {"x-api-key": key} if key else {}
     async with httpx.AsyncClient(transport=transport, headers=headers, timeout=5) as client:
         owed = 0.0
-        while not stopped.is_set():
+        while True:
             began = time.monotonic()
             owed += TICK * (mean + swing * math.sin(2 * math.pi * began / seconds))
             with contextlib.suppress(httpx.HTTPError):  # no worker listens yet, or any more
-                while owed >= 1 and time.monotonic() < began + TICK and not stopped.is_set():
+                while owed >= 1 and time.monotonic() < began + TICK:
                     owed -= 1
                     await client.get(url + path)
             owed = min(owed, 1.0)  # what was not sent in time never comes
@@ -72,17 +72,23 @@ async def visit(url: str, stopped: threading.Event, *visitor: Any) -> None:
 @contextmanager
 def traffic(url: str) -> Iterator[None]:
     """All visitors, in a thread of their own."""
-    stopped = threading.Event()
+    loop = asyncio.new_event_loop()
 
     async def everybody() -> None:
-        await asyncio.gather(*(visit(url, stopped, *each) for each in VISITORS))
+        await asyncio.gather(*(visit(url, *each) for each in VISITORS))
 
-    thread = threading.Thread(target=asyncio.run, args=(everybody(),), daemon=True)
+    task = loop.create_task(everybody())
+
+    def run() -> None:
+        with contextlib.closing(loop), contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        stopped.set()
+        loop.call_soon_threadsafe(task.cancel)
         thread.join(10)
 
 

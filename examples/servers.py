@@ -57,10 +57,13 @@ class Redis:
             time.sleep(0.01)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(7) == b"+PONG\r\n"
+        try:
+            connection = socket.create_connection(("127.0.0.1", self.port), 1)
+        except OSError:
+            return False
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"PING\r\n")
+            return connection.recv(7) == b"+PONG\r\n"
         return False
 
     def kill(self) -> None:

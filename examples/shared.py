@@ -193,9 +193,7 @@ async def outage(console: Console, workers: Workers, server: Redis) -> bool:
     )
 
 
-async def recovery(
-    workers: Workers, routes: Sequence[Route], start: float, back: float
-) -> float:
+async def recovery(workers: Workers, routes: Sequence[Route], start: float, back: float) -> float:
     """Seconds from Redis's return until no column was without its limit, to a column's length."""
     free = [at for at in range(BACK_AT, CELLS) if {each.mark(at) for each in routes} != {"limited"}]
     if not free or free[-1] < CELLS - 1:
@@ -233,8 +231,8 @@ async def operations(console: Console, workers: Workers, rules: Path, server: Re
     passed, took = [], []
 
     async def edit() -> None:
-        text = rules.read_text("utf-8")
-        rules.write_text(text.replace("limit: 10/minute", "limit: 20/minute"), "utf-8")
+        new = RULES.read_text("utf-8").replace("limit: 10/minute", "limit: 20/minute")
+        await asyncio.to_thread(rules.write_text, new, "utf-8")
 
     def command(name: str) -> Callable[[], Awaitable[None]]:
         program = "from ratelimit.cli.main import main; main()"

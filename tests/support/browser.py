@@ -75,7 +75,7 @@ class Tab:
         """Goes to an address, until its page is whole; asks again where nothing listens yet."""
         whole = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
         async with asyncio.timeout(30):
-            while "errorText" in await self.do("Page.navigate", url=url):
+            while "errorText" in await self.do("Page.navigate", url=url):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await self.until(whole)
 

@@ -143,8 +143,8 @@ def numbers_of(
 def _scope(limiter: RateLimiter, fleet: Fleet | None, *, shared: bool) -> str:
     """Whose decisions the totals are, and since when."""
     if shared:
-        workers = limiter.health().get("workers")
-        whose = {None: "all workers", 1: "the only worker"}.get(workers, f"all {workers} workers")
+        number = limiter.health().get("workers")
+        whose = "the only worker" if number == 1 else f"all {number or 'known'} workers"
         return f"{whose}, since the store was empty"
     if fleet is not None:
         return "this worker alone, since it began: those of all are not read from the store now"
