@@ -141,7 +141,7 @@ def numbers_of(
 
 
 def _scope(limiter: RateLimiter, fleet: Fleet | None, *, shared: bool) -> str:
-    """Whose decisions the totals are, and since when."""
+    """A phrase for those whose decisions the totals are, and since when."""
     if shared:
         number = limiter.health().get("workers")
         whose = "the only worker" if number == 1 else f"all {number or 'known'} workers"

@@ -106,7 +106,7 @@ class Fleet:
 
     @property
     def read_at(self) -> float:
-        """When the totals were read, in seconds of `time.monotonic`; -inf before that."""
+        """The moment that the totals are of, in seconds of `time.monotonic`; -inf before any."""
         return self._read_at
 
     async def _beat(self) -> None:
