@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
+from ratelimit.asgi.ending import raised, returned
 from ratelimit.asgi.endpoints import (
     awaited,
     is_async,
@@ -278,14 +279,21 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 return None
             raise _error(scope, admission, admission.refusal)
         result: Any
-        if awaits:
-            result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
-        else:
-            result = await run_in_threadpool(function, *args, **kwargs)
-            if inspect.isawaitable(result):  # of a plain function around an async one
-                result = await result
+        try:
+            if awaits:
+                result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
+            else:
+                result = await run_in_threadpool(function, *args, **kwargs)
+                if inspect.isawaitable(result):  # of a plain function around an async one
+                    result = await result
+        except BaseException as error:
+            if admission.held and SCOPE_KEY not in scope:
+                await raised(admission, error)
+            raise
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
+            if admission.held:
+                await returned(admission, scope, told)
             if isinstance(told, Response):
                 _tell(told, admission)
         return result
