@@ -10,79 +10,26 @@ import secrets
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from anyio import from_thread
 
-from ratelimit.decisions import MOST_COST, Action, Check, Decision, new_check
+from ratelimit.decisions import MOST_COST, Action, Check
+from ratelimit.limiter.charged import Charged, Part
 from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.tokens import Signer
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.rules.matching import Plan
 from ratelimit.stores import StoreUnavailable
 from ratelimit.words import whole
 
-__all__ = ["Charged", "Reservation", "Reserving", "from_token"]
+__all__ = ["Reservation", "Reserving", "from_token"]
 
 _SHADOW: Final = int(Action.SHADOW)
-_FORCE: Final = int(Action.FORCE)
-_GIVE_BACK: Final = int(Action.GIVE_BACK)
 
 SHORTEST_LIFE_US: Final = 3_600_000_000
 """The least time for which a token is good; a longer window makes it longer."""
 
 _VERSION: Final = 1
-
-
-class Charged(NamedTuple):
-    """Charges that were made for one budget after the other, by the checks and their decisions."""
-
-    checks: Sequence[Check]
-    decisions: Sequence[Decision]
-    budgets: Sequence[int]
-    """The place of each check's budget."""
-    names: Sequence[str]
-    """The rule of each budget."""
-
-    @classmethod
-    def by(cls, plan: Plan, keys: Sequence[str], decisions: Sequence[Decision]) -> Self:
-        """The charges of a plan, of which each rule is a budget."""
-        names = list(dict.fromkeys(rule for rule, _ in plan.allowed))
-        budgets = [names.index(rule) for rule, _ in plan.allowed]
-        return cls(plan.checks(keys), decisions, budgets, names)
-
-
-class _Part:
-    """One limit of one budget, and what it was charged so far."""
-
-    __slots__ = ("budget", "check", "taken")
-
-    def __init__(self, budget: int, check: Check, taken: list[tuple[int, int, int]]) -> None:
-        self.budget = budget
-        self.check = check
-        self.taken = taken
-        """Units, time and level of each charge, the last one last."""
-
-    @property
-    def total(self) -> int:
-        if len(self.taken) == 1:
-            return self.taken[0][0]
-        return sum(units for units, _, _ in self.taken)
-
-    def to(self, actual: int) -> list[Check]:
-        """The checks that make of what was charged what it turned out to be."""
-        limit, key, _, rule, *_ = self.check
-        missing = actual - self.total
-        if missing > 0:
-            return [new_check((limit, key, missing, rule, _FORCE, 0, 0))]
-        found: list[Check] = []
-        for units, at_us, level in reversed(self.taken):
-            back = min(units, -missing)
-            if not back:
-                break
-            missing += back
-            found.append(new_check((limit, key, back, rule, _GIVE_BACK, at_us, level)))
-        return found
 
 
 class Reservation:
@@ -97,7 +44,7 @@ class Reservation:
         self,
         settler: Settler,
         signer: Signer,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         names: Sequence[str],
         cost: Sequence[int],
         identifier: str = "",
@@ -124,7 +71,7 @@ class Reservation:
     def of(cls, settler: Settler, signer: Signer, charged: Charged, cost: Sequence[int]) -> Self:
         """The reservation that these charges are; what no store has counted is no part of it."""
         parts = [
-            _Part(budget, check, [(check.cost, decision.at_us, decision.level)])
+            Part(budget, check, [(check.cost, decision.at_us, decision.level)])
             for check, decision, budget in zip(
                 charged.checks, charged.decisions, charged.budgets, strict=True
             )
@@ -291,7 +238,7 @@ class Reservation:
         """Microseconds for which its token is good."""
         return max([SHORTEST_LIFE_US, *(part.check.limit.window_us for part in self._parts)])
 
-    def _marker(self, part: _Part) -> Check:
+    def _marker(self, part: Part) -> Check:
         """The check that passes once: a counter of its own, beside those of the identity."""
         once = Limit.of(1, self.life_us, algorithm=Algorithm.SLIDING_LOG)
         return Check(once, part.check.key, 1, f"{part.check.rule}~{self._id}")
@@ -309,7 +256,7 @@ def from_token(settler: Settler, signer: Signer, token: str) -> Reservation:
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
     parts = [
-        _Part(
+        Part(
             budget,
             Check(_limit(value), key, sum(units for units, _, _ in taken), rule),
             [tuple(each) for each in taken],

@@ -129,6 +129,11 @@ class Fleet:
         if time.monotonic() - self._read_at <= FRESH_FOR:
             yield from _decoded(self._totals)
 
+    @property
+    def read_at(self) -> float:
+        """The moment that the totals are of, in seconds of `time.monotonic`; -inf before any."""
+        return self._read_at
+
     async def _beat(self) -> None:
         while True:
             try:
