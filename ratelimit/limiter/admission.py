@@ -1,8 +1,8 @@
 """The decisions of all limiters around one request so far."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.responses.headers import (
@@ -19,7 +19,7 @@ from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Route", "told_of"]
+__all__ = ["Admission", "Route", "Turn", "count", "told_of"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -51,6 +51,23 @@ class Route(Protocol):
         """Whether no rule of a middleware applies to it."""
 
 
+class Turn(NamedTuple):
+    """A leaking bucket's promise: the request goes on when ``decision.delay_us`` have passed."""
+
+    owner: Any
+    """The limiter."""
+    rule: str
+    policy: str
+    check: Check
+    decision: Decision
+
+
+def count(turns: Iterable[Turn], outcome: str) -> None:
+    """Counts an outcome of requests, once for each of their rules."""
+    for owner, rule in dict.fromkeys((turn.owner, turn.rule) for turn in turns):
+        owner.counts[rule, outcome] += 1
+
+
 class Admission:
     """The decisions of all limiters around one request so far.
 
@@ -59,8 +76,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "delay_us", "dialects", "limiter", "passed", "refusal",
-        "route",
+        "_told", "decided", "degraded", "dialects", "limiter", "passed", "refusal", "route",
+        "turns",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -75,14 +92,33 @@ class Admission:
         """The answer to give instead of the application's; None while the request may go on."""
         self.degraded: tuple[Decision, ...] = ()
         """Decisions assumed for checks that the store could not decide."""
-        self.delay_us = 0
-        """Microseconds that the request has to wait for its turn before it goes on."""
+        self.turns: tuple[Turn, ...] = ()
+        """The turns that the request has to wait for before it goes on."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
         """Ends the request; what was told of it until now is told no more."""
+        if self.turns:
+            count(self.turns, "allowed")  # by those rules, which nobody waits for now
+            self.turns = ()
         self.refusal = refusal
         self._told = told
+
+    @property
+    def delay_us(self) -> int:
+        """Microseconds until the last of its turns, from the decisions on."""
+        return max((turn.decision.delay_us for turn in self.turns), default=0)
+
+    def leave_out(self, decisions: Iterable[Decision]) -> None:
+        """Has `give_back` leave out the charges of these decisions, which others give back."""
+        left_out = {id(each) for each in decisions}
+        self.passed = tuple(
+            (
+                owner, plan, keys,
+                [each._replace(allowed=False) if id(each) in left_out else each for each in found],
+            )
+            for owner, plan, keys, found in self.passed
+        )  # fmt: skip
 
     @property
     def told(self) -> Sequence[Told]:

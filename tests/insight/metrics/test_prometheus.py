@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
+from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet
 from ratelimit.insight.metrics.prometheus import PrometheusMetrics
 from ratelimit.insight.metrics.readings import MOST_RULES, ONE_IN, OTHERS
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.testing import ManualClock
+from tests.support.asgi import Inner, ask
 
 
 def scope(client: str = "192.0.2.1") -> dict[str, Any]:
@@ -114,9 +115,11 @@ async def test_an_outage_is_a_state_and_a_time() -> None:
 
 
 async def test_those_who_wait_are_counted_while_they_wait() -> None:
-    limiter = RateLimiter([Rule("a", "1/minute")])
+    limiter = RateLimiter([Rule("a", "1/minute burst 2", algorithm="leaking_bucket", max_delay=60)])
     registry = scraped(limiter)
-    waits = asyncio.create_task(limiter.wait(60_000_000))
+    app = RateLimitMiddleware(Inner(), limiter)
+    await ask(app)
+    waits = asyncio.create_task(ask(app))
     await asyncio.sleep(0)
     assert registry.get_sample_value("ratelimit_waiting") == 1
     waits.cancel()
