@@ -1,7 +1,7 @@
 """A request that waits for its turn, and the client that may leave meanwhile."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from starlette.types import Message, Receive
@@ -82,9 +82,10 @@ class _Held:
         while True:
             if self._call is None and _may_be_the_last_but(self._message):
                 self._call = asyncio.create_task(_called(self._receive))
-            await asyncio.wait(
-                [turn] if self._call is None else [turn, self._call], return_when=_FIRST
-            )
+            either: set[asyncio.Future[Any]] = {turn}
+            if self._call is not None:
+                either.add(self._call)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if self._call is not None and self._call.done():
                 if self._call.cancelled() or self._call.exception() is not None:
                     await asyncio.wait([turn])  # whoever runs the request meets it
@@ -109,9 +110,6 @@ class _Held:
         task = asyncio.current_task()
         if task is not None and self._call is not None:
             task.add_done_callback(lambda _: self.close())
-
-
-_FIRST: Final = asyncio.FIRST_COMPLETED
 
 
 async def _called(receive: Receive) -> Message:

@@ -33,8 +33,8 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.rooms import Waits
 from ratelimit.limiter.telling import tell_blocked
-from ratelimit.limiter.waiting import Waits
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import doubts
 from ratelimit.rules.counting import MOST_COST

@@ -17,7 +17,7 @@ __all__ = ["Line", "Place", "ends_at"]
 W = TypeVar("W")
 
 WINDOW_US: Final = 10_000_000
-"""How long the quickest of the store's answers tells its clock from ours, and as long again."""
+"""The time for which the answer seen soonest tells its clock from ours, and as long again."""
 
 MOST_LATE_US: Final = 100_000
 """The most that is made up for where an answer was seen late; beyond that, a clock was set."""
@@ -27,9 +27,9 @@ class Place(NamedTuple):
     """An instant of departure that the store has promised for a charge."""
 
     due_us: int
-    """When it is, by the store's clock."""
+    """The instant by the store's clock."""
     least_us: int
-    """By ours, no sooner than this."""
+    """No sooner than this by our own."""
     check: Check
     decision: Decision
 
@@ -60,15 +60,13 @@ class Line(Generic[W]):
     nobody moves.
     """
 
-    __slots__ = ("_before_us", "_costs_differ", "_firsts", "_recent_us", "_until_us", "places",
-                 "requests")  # fmt: skip
+    __slots__ = ("_before_us", "_costs_differ", "_recent_us", "_until_us", "places", "requests")
 
     def __init__(self) -> None:
         self.places: list[Place] = []
         """Those of the requests, then such as nobody needs, until the store takes them back."""
         self.requests: list[W] = []
         """Those that wait, in order."""
-        self._firsts: list[int] = []  # the places they were promised first, which is that order
         self._costs_differ = False
         self._before_us: int | None = None
         self._recent_us = self._until_us = 0
@@ -76,22 +74,22 @@ class Line(Generic[W]):
     def join(self, place: Place, request: W, now_us: int) -> None:
         """A request whose place the store has just told."""
         self._compare(now_us - (place.due_us - place.decision.delay_us), now_us)
-        if self.places and not self._costs_differ and self._differs(place):
+        if not self.requests:
+            self._costs_differ = False
+            self.places.clear()  # whose time may have passed
+        elif not self._costs_differ and self._differs(place):
             self._costs_differ = True
             del self.places[len(self.requests) :]
         number = bisect_right(self.places, place.due_us, key=_DUE)
         self.places.insert(number, place)
-        if not self._costs_differ:
-            number = bisect_right(self._firsts, place.due_us)
-        self._firsts.insert(number, place.due_us)
-        self.requests.insert(number, request)
+        self.requests.insert(number, request)  # at the end, where places are spare before it
 
     def leave(self, request: W) -> list[Place]:
         """A request goes away; gives its own place where nobody moves up."""
         if request not in self.requests:
             return []
         number = self.requests.index(request)
-        del self.requests[number], self._firsts[number]
+        del self.requests[number]
         return [self.places.pop(number)] if self._costs_differ else []
 
     def spare(self, most: int) -> list[Place]:
@@ -113,7 +111,7 @@ class Line(Generic[W]):
         gone: list[W] = []
         while self.requests and self.due_us() <= now_us:
             gone.append(self.requests.pop(0))
-            del self.places[0], self._firsts[0]
+            del self.places[0]
         return gone
 
     def due_us(self, request: W | None = None) -> int:

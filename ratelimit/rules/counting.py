@@ -223,9 +223,7 @@ def max_waiting(value: int, reading: Reading) -> int:
         if each is not None and not isinstance(each, str) and not callable(each):
             known += [one.algorithm for one in ready_limits(each)]
     if Algorithm.LEAKING_BUCKET not in known:
-        raise ValueError(
-            f"max_waiting belongs to a leaking_bucket; nobody waits for a {known[-1]}"
-        )
+        raise ValueError(f"max_waiting belongs to a leaking_bucket; nobody waits for a {known[-1]}")
     return value
 
 
