@@ -19,7 +19,7 @@ W = TypeVar("W")
 WINDOW_US: Final = 10_000_000
 """The time for which the answer seen soonest tells its clock from ours, and as long again."""
 
-MOST_LATE_US: Final = 100_000
+MOST_LATE_US: Final = 1_000_000
 """The most that is made up for where an answer was seen late; beyond that, a clock was set."""
 
 

@@ -53,7 +53,9 @@ class Queue:
 
     __slots__ = ("_armed_us", "_local", "_owner", "_returning", "_room", "_timer", "line", "name")
 
-    def __init__(self, owner: Owner, room: "Room", name: tuple[str, str, bool], *, local: bool) -> None:
+    def __init__(
+        self, owner: Owner, room: "Room", name: tuple[str, str, bool], *, local: bool
+    ) -> None:
         self.line: Line[Wait] = Line()
         self.name = name
         """The counter's, in its room."""
