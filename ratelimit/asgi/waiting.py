@@ -1,7 +1,7 @@
 """A request that waits for its turn, and the client that may leave meanwhile."""
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from starlette.types import Message, Receive
@@ -56,12 +56,14 @@ class _Held:
     were cancelled.
     """
 
-    __slots__ = ("_call", "_message", "_receive")
+    __slots__ = ("_call", "_left", "_message", "_receive", "_turn")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._message: Message | None = None
         self._call: asyncio.Task[Message] | None = None
+        self._turn: asyncio.Future[bool] | None = None
+        self._left = False
 
     async def __call__(self) -> Message:
         if self._message is not None:
@@ -79,27 +81,29 @@ class _Held:
 
     async def stays_until(self, turn: "asyncio.Future[bool]") -> bool:
         """Waits for a turn; False, and sooner, where the client leaves before."""
-        while True:
-            if self._call is None and _may_be_the_last_but(self._message):
-                self._call = asyncio.create_task(_called(self._receive))
-            either: set[asyncio.Future[Any]] = {turn}
-            if self._call is not None:
-                either.add(self._call)
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if self._call is not None and self._call.done():
-                if self._call.cancelled() or self._call.exception() is not None:
-                    await asyncio.wait([turn])  # whoever runs the request meets it
-                    return True
-                message = self._call.result()
-                if message["type"] in DISCONNECTS:
-                    return False
-                if self._message is not None:  # against the protocol, and kept all the same
-                    await asyncio.wait([turn])
-                    return True
-                self._message, self._call = message, None
-            if turn.done():
-                self._end_with_the_request()
-                return True
+        self._turn = turn
+        self._listen()
+        await turn
+        self._end_with_the_request()
+        return not self._left
+
+    def _listen(self) -> None:
+        self._call = asyncio.create_task(_called(self._receive))
+        self._call.add_done_callback(self._came)
+
+    def _came(self, call: "asyncio.Task[Message]") -> None:
+        """Looks at what a call has brought, unless whoever runs the request has taken it over."""
+        if self._call is not call or call.cancelled() or call.exception() is not None:
+            return  # a failure is for whoever calls next
+        message, turn = call.result(), self._turn
+        if message["type"] in DISCONNECTS:
+            self._left = True
+            if turn is not None and not turn.done():
+                turn.set_result(False)
+        elif self._message is None and turn is not None and not turn.done():
+            self._message, self._call = message, None
+            if not message.get("more_body", False):  # nothing but a disconnect can follow
+                self._listen()
 
     def close(self) -> None:
         """Ends a call that nobody will ask for."""
@@ -114,8 +118,3 @@ class _Held:
 
 async def _called(receive: Receive) -> Message:
     return await receive()
-
-
-def _may_be_the_last_but(message: Message | None) -> bool:
-    """Whether nothing but a disconnect can come after a message."""
-    return message is None or not message.get("more_body", False)

@@ -1,4 +1,4 @@
-"""Where requests wait for their turn by leaking buckets: a queue for each counter, in each worker.
+"""The queues in which requests wait for their turn by leaking buckets: one for each counter.
 
 All queues of a rule are a room, which holds so many and no more.
 """
