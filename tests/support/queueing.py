@@ -11,7 +11,7 @@ from ratelimit import RateLimiter, RateLimitMiddleware, Rule, limit
 def make() -> Starlette:
     """A new application; uvicorn calls this."""
     rules = [
-        Rule("queue", "5/second", algorithm="leaking_bucket", burst=40, path="/queue", by="global"),
+        Rule("queue", "3/second", algorithm="leaking_bucket", burst=40, path="/queue", by="global"),
     ]
     limiter = RateLimiter(rules)
     ran: list[str] = []
@@ -20,7 +20,7 @@ def make() -> Starlette:
         ran.append(request.query_params["n"] + (await request.body()).decode())
         return PlainTextResponse("ok")
 
-    @limit("5/second", algorithm="leaking_bucket", burst=40, by="global")
+    @limit("3/second", algorithm="leaking_bucket", burst=40, by="global")
     async def run_limited(request: Request) -> Response:
         return await run(request)
 
