@@ -1,4 +1,7 @@
-"""What the tests of requests that wait serve: each handler that runs is told under ``/ran``."""
+"""What the tests of requests that wait serve: ``/state`` tells which handlers ran.
+
+Each test counts under an ``x-test`` of its own.
+"""
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,7 +14,14 @@ from ratelimit import RateLimiter, RateLimitMiddleware, Rule, limit
 def make() -> Starlette:
     """A new application; uvicorn calls this."""
     rules = [
-        Rule("queue", "3/second", algorithm="leaking_bucket", burst=40, path="/queue", by="global"),
+        Rule(
+            "queue",
+            "3/second",
+            algorithm="leaking_bucket",
+            burst=40,
+            path="/queue",
+            by="header:x-test",
+        ),
     ]
     limiter = RateLimiter(rules)
     ran: list[str] = []
@@ -20,7 +30,7 @@ def make() -> Starlette:
         ran.append(request.query_params["n"] + (await request.body()).decode())
         return PlainTextResponse("ok")
 
-    @limit("3/second", algorithm="leaking_bucket", burst=40, by="global")
+    @limit("3/second", algorithm="leaking_bucket", burst=40, by="header:x-test")
     async def run_limited(request: Request) -> Response:
         return await run(request)
 
