@@ -37,6 +37,8 @@ async def take_turn(admission: Admission, receive: Receive) -> Receive:
                 admission.refuse(left())
             elif not wait.turn.result():
                 admission.refuse(closing())
+            elif wait.moved:
+                admission.move(wait.moved)
         runs = admission.refusal is None
     finally:  # also where the server, or something around, has given up
         if not runs:

@@ -1,7 +1,7 @@
 """The decisions of all limiters around one request so far."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
@@ -19,7 +19,7 @@ from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Route", "Turn", "count", "told_of"]
+__all__ = ["Admission", "Held", "Route", "Turn", "count", "told_of"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -68,6 +68,31 @@ def count(turns: Iterable[Turn], outcome: str) -> None:
         owner.counts[rule, outcome] += 1
 
 
+class Held(Protocol):
+    """Something of a request that is settled by how the request ends.
+
+    Told at most once each, in this order, by whoever sees the response; raises nothing. What was
+    withdrawn, since something further in refuses the request, is told nothing else.
+    """
+
+    def answered(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]]
+    ) -> Awaitable[object] | None:
+        """Learns of the response before its start is sent, which waits for what is returned."""
+
+    def sent(self) -> None:
+        """Learns that the response's last message was sent."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """Learns that the application's call has ended, and by what it raised."""
+
+    def withdrawn(self) -> None:
+        """Learns that what the request was charged is given back."""
+
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Learns, before all else, at which places of a queue its charges are."""
+
+
 class Admission:
     """The decisions of all limiters around one request so far.
 
@@ -76,8 +101,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "dialects", "limiter", "passed", "refusal", "route",
-        "turns",
+        "_told", "decided", "degraded", "dialects", "held", "limiter", "passed", "refusal",
+        "route", "status", "trails", "turns",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -94,6 +119,12 @@ class Admission:
         """Decisions assumed for checks that the store could not decide."""
         self.turns: tuple[Turn, ...] = ()
         """The turns that the request has to wait for before it goes on."""
+        self.held: list[Held] = []
+        """All that is to be told how the request ends."""
+        self.status = 0
+        """The response's status; 0 until that is known, and where nothing is held."""
+        self.trails = False
+        """Whether the response has announced trailers."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
@@ -119,6 +150,25 @@ class Admission:
             )
             for owner, plan, keys, found in self.passed
         )  # fmt: skip
+
+    def move(self, moved: Mapping[int, Decision]) -> None:
+        """Has charges be given back as those of others, at whose places the request has gone on.
+
+        ``moved`` are the others' decisions by the identity of its own.
+        """
+
+        def at_its_place(decision: Decision) -> Decision:
+            other = moved.get(id(decision))
+            if other is None:
+                return decision
+            return decision._replace(at_us=other.at_us, level=other.level)
+
+        for each in self.held:
+            each.moved(at_its_place)
+        self.passed = tuple(
+            (owner, plan, keys, [at_its_place(each) for each in found])
+            for owner, plan, keys, found in self.passed
+        )
 
     @property
     def told(self) -> Sequence[Told]:
@@ -170,6 +220,9 @@ class Admission:
     async def give_back(self) -> None:
         """Returns what was charged: something further in has refused the request."""
         charges, self.passed = self.charges, ()
+        held, self.held = self.held, []
+        for each in held:
+            each.withdrawn()
         for limiter in {id(each): each for each, _, _ in charges}.values():
             returned = [
                 check.given_back(decision)

@@ -106,12 +106,11 @@ class Line(Generic[W]):
         self.places.insert(bisect_right(self.places, place.due_us, key=_DUE), place)
         return True
 
-    def depart(self, now_us: int) -> list[W]:
-        """The requests whose instant has come, in order; they wait here no more."""
-        gone: list[W] = []
+    def depart(self, now_us: int) -> list[tuple[W, Place]]:
+        """The requests whose instant has come, in order, and their places; they are gone."""
+        gone: list[tuple[W, Place]] = []
         while self.requests and self.due_us() <= now_us:
-            gone.append(self.requests.pop(0))
-            del self.places[0]
+            gone.append((self.requests.pop(0), self.places.pop(0)))
         return gone
 
     def due_us(self, request: W | None = None) -> int:

@@ -82,9 +82,8 @@ class Queue:
 
     def _depart(self) -> None:
         self._timer = None
-        for wait in self.line.depart(clock_us()):
-            wait.queues.remove(self)
-            wait.go_on()
+        for wait, place in self.line.depart(clock_us()):
+            wait.go_on(self, place.decision)
         self.arm()
         self.tidy()
 
@@ -163,7 +162,7 @@ class Room:
 class Wait:
     """A request that waits, in one queue or several."""
 
-    __slots__ = ("_places", "over", "queues", "turn")
+    __slots__ = ("_places", "moved", "over", "promised", "queues", "turn")
 
     def __init__(self, loop: Loop | None) -> None:
         self.turn: asyncio.Future[bool] | None = None if loop is None else loop.create_future()
@@ -172,6 +171,10 @@ class Wait:
         """Told when it ends, where somebody wants to know."""
         self.queues: list[Queue] = []
         """Those that still hold it."""
+        self.promised: dict[Queue, Decision] = {}
+        """The decision by which it has come into each."""
+        self.moved: dict[int, Decision] = {}
+        """By the identity of such a decision, the one at whose place it has gone on instead."""
         self._places: set[tuple[Waits, tuple[Loop | None, str]]] = set()
 
     def enter(self, waits: "Waits", name: "tuple[Loop | None, str]") -> Room:
@@ -183,8 +186,12 @@ class Wait:
             self._places.add((waits, name))
         return room
 
-    def go_on(self) -> None:
-        """Ends the waiting once no queue holds it."""
+    def go_on(self, queue: Queue, decision: Decision) -> None:
+        """Ends the waiting once no queue holds it; this one does no more, at a decision's place."""
+        self.queues.remove(queue)
+        promised = self.promised[queue]
+        if decision is not promised:
+            self.moved[id(promised)] = decision
         if not self.queues and self.turn is not None and not self.turn.done():
             self.turn.set_result(True)
             self.end()

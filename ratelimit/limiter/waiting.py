@@ -38,6 +38,7 @@ def begin(admission: Admission, loop: Loop | None) -> Wait | None:
             continue
         queue = room.queue(turn)
         wait.queues.append(queue)
+        wait.promised[queue] = turn.decision
         queue.line.join(Place.of(turn.check, turn.decision, now_us), wait, now_us)
         queue.arm()
         queue.tidy()

@@ -354,6 +354,32 @@ async def test_limits_on_routes_wait_by_the_same_rules(of: str, middleware: bool
     assert limiting.waiting == 0
 
 
+async def test_one_that_moved_up_and_is_refused_further_in_gives_back_its_new_place() -> None:
+    """Not the one it was promised first, which is somebody else's by then."""
+    limiting = limiter(queueing("4/second"))
+
+    @limit("1/hour", by="global")
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/{number}", endpoint)])
+    app.add_middleware(RateLimitMiddleware, limiter=limiting)
+    await ask(app, "/first")
+    clients = [Client(app, f"/{number}") for number in range(2)]
+    for client in clients:
+        await client.tell(BODY)
+    await clients[0].leave()
+    clients.append(Client(app, "/2"))
+    await clients[-1].tell(BODY)
+    assert await left_in(limiting) == 3
+    await clients[1].task
+    assert clients[1].statuses == [429]
+    assert await left_in(limiting) == 3  # one is behind it, at the place that it was promised first
+    await clients[2].leave()
+    assert await left_in(limiting) == 2
+    await asyncio.gather(*(client.task for client in clients))
+
+
 # --- how many wait -------------------------------------------------------------------------------
 
 
