@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from anyio import from_thread
 
-from ratelimit.decisions import MOST_COST, Action, Check
+from ratelimit.decisions import MOST_COST, Action, Check, Decision
 from ratelimit.limiter.charged import Charged, Part
 from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.tokens import Signer
