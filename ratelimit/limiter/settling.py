@@ -225,6 +225,10 @@ class Outcome:
         if waits is not None:
             waits.close()
 
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Gives back, if it does, what the request has come to hold while it waited."""
+        self._made = [each._replace(decision=at_its_place(each.decision)) for each in self._made]
+
     def withdrawn(self) -> None:
         """Leaves charges alone that are given back with all others of the request."""
         made, self._made = self._made, []
