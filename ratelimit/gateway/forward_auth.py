@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
+import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, respond
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
@@ -106,6 +108,8 @@ class ForwardAuth:
                 admission = await limiter.admit(request)
                 if len(paths) > 1 and admission.refusal is None:
                     await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
+                if admission.turns and admission.refusal is None:
+                    await take_turn(admission, _unheard)
                 refusal = admission.refusal
                 if refusal is None:
                     headers = [*_ALLOWED, *admission.headers()]
@@ -124,8 +128,6 @@ class ForwardAuth:
             response = await self._refused(refusal, request)
             await response({**scope, "type": "http"}, receive, send)
             return
-        if admission is not None and admission.delay_us:
-            await self.limiter.wait(admission.delay_us)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -223,6 +225,12 @@ def _longest_wait(limit: Limit) -> float:
         return 0.0
     drained = (limit.capacity - 1) * limit.window / limit.quota
     return drained if limit.max_delay is None else min(drained, limit.max_delay)
+
+
+async def _unheard() -> Message:
+    """Hears nothing: where a proxy gives up, its request goes on, and must stay counted."""
+    await anyio.sleep_forever()
+    raise RuntimeError("it slept for ever")
 
 
 def _instead_of_a_handshake(scope: Scope, send: Send) -> Send:

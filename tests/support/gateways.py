@@ -248,12 +248,8 @@ def gateway(name: str, rules: str, *options: str, application_port: int = 0) -> 
         asked, listen = free_port(), open_port()
         service = serve(folder, file, asked, f"--dialect={name}", *options)
         stack.callback(service.end)
-        ports = {
-            "listen": listen,
-            "service": asked,
-            "behind": application_port or behind.server_port,
-        }
-        text = recipe(name, **ports)
+        target = application_port or behind.server_port
+        text = recipe(name, listen=listen, service=asked, behind=target)
         proxy = run_proxy(name, folder, text, listen)
         stack.callback(proxy.end)
         yield Gateway(name, listen, proxy, service, asked, behind)
