@@ -215,7 +215,7 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
             text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "
-            text += "before lets them go on too early; give it a max_delay below the proxy's time-out"
+            text += "before lets them go on too early; give it a max_delay below what that waits"
             yield "waits-too-long", f"rule {rule.name!r} {text}"
 
 

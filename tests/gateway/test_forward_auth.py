@@ -196,7 +196,10 @@ async def test_a_request_that_waits_stays_counted_though_its_proxy_gives_up() ->
     slow = Rule("slow", "20/second", algorithm="leaking_bucket", burst=2)
     auth = auth_of("caddy", slow)
     scope = question("caddy") | {"client": PROXY}
-    given_up = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+    given_up: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b""},
+        {"type": "http.disconnect"},
+    ]
     assert [(await call(auth, dict(scope), given_up)).status for _ in range(3)] == [200, 200, 429]
     assert auth.limiter.counts["slow", "waited"] == 1
     assert auth.limiter.waiting == 0
