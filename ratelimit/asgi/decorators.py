@@ -27,7 +27,7 @@ from ratelimit.asgi.endpoints import (
     with_injected,
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
-from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.asgi.routing import EXEMPT, PRIORITIZED, Ahead, innermost
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
@@ -114,6 +114,8 @@ class RateLimit:
         for name in ("anything", self.scope, self.name):
             if name is not None:
                 self.rule = self.rule_for(name, "~")
+        if self.rule.priority is not None:
+            PRIORITIZED.add(self)
         self.__signature__ = _signature(self.dependency)
         self._met = OfEndpoint(self._on_endpoint)
 

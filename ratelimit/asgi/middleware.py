@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
 from ratelimit.asgi.places import NOTHING, Readers, readers
-from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
-from ratelimit.asgi.start import mistakes
+from ratelimit.asgi.routing import EXEMPT, PRIORITIZED, Ahead, below, router_below
+from ratelimit.asgi.start import mistakes, rules_on
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.paths import normalised, route_path
 
@@ -53,8 +53,9 @@ class RateLimitMiddleware:
             return
         limiter = self.limiter
         route = None
-        if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
-            route = Ahead(below(self._router, scope), scope)
+        sheds = limiter.shedder is not None and limiter.shedder.watching and PRIORITIZED
+        if limiter.asks_routes or EXEMPT or limiter.events.has_listener or sheds:
+            route = Ahead(below(self._router, scope), scope, rules_on)
         admission = await limiter.admit(scope, route)
         if self._reads_otherwise and admission.refusal is None:
             await self._admit_as_read(admission, scope, route)

@@ -50,6 +50,10 @@ class Route(Protocol):
     def is_exempt(self) -> bool:
         """Whether no rule of a middleware applies to it."""
 
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The limits on the route itself, and among its dependencies."""
+
 
 class Admission:
     """The decisions of all limiters around one request so far.
@@ -59,8 +63,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "delay_us", "dialects", "limiter", "passed", "refusal",
-        "route",
+        "_told", "decided", "degraded", "delay_us", "dialects", "kept", "limiter", "passed",
+        "refusal", "route",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -77,6 +81,8 @@ class Admission:
         """Decisions assumed for checks that the store could not decide."""
         self.delay_us = 0
         """Microseconds that the request has to wait for its turn before it goes on."""
+        self.kept = False
+        """Whether it was asked already if the request is to be shed."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:

@@ -34,6 +34,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import doubts
@@ -42,6 +43,7 @@ from ratelimit.rules.matching import Found
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.shed import PRIORITIES, Shed
 from ratelimit.rules.values import BUILT_IN_BY
 from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
@@ -88,7 +90,8 @@ class RateLimiter:
 
     Functions over the connection, sync or async, by the names that rules use them under:
     ``identities`` give text or None for ``by``, ``tiers`` a tier's name or None for ``tier``,
-    ``costs`` whole numbers for ``cost``. ``skip`` says of a request that no rule applies to it.
+    ``costs`` whole numbers for ``cost``, ``priorities`` one of five words, or None, for
+    ``priority``. ``skip`` says of a request that no rule applies to it.
     ``response``, a function over the connection and the `Refusal`, gives the response to a refused
     request; what it raises is logged, and the usual answer given. ``enabled`` False (or
     RATELIMIT_ENABLED=0 in the environment) lets everything through uncounted.
@@ -109,6 +112,8 @@ class RateLimiter:
     """Wraps each decision about a request, for metrics and traces."""
     durations: Histogram | None = None
     """Seconds that its decisions took, once somebody has them measured."""
+    shedder: Shedder | None = None
+    """Sheds requests where the rules say so."""
     companions: "tuple[Companion, ...]" = ()
     """Started and closed with this limiter, before its store is closed."""
 
@@ -120,6 +125,7 @@ class RateLimiter:
         identities: Mapping[str, Identify] | None = None,
         tiers: Mapping[str, Ask[str | None]] | None = None,
         costs: Mapping[str, Ask[int]] | None = None,
+        priorities: Mapping[str, Ask[str | None]] | None = None,
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
@@ -128,7 +134,9 @@ class RateLimiter:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
-        self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._registered = Registered(
+            dict(identities or {}), dict(tiers or {}), dict(costs or {}), _named(priorities or {})
+        )
         self._routes: dict[int, Rule] = {}
         """The rules of routes that were met and need no function that is not registered; by
         identity, as `InForce` has it."""
@@ -136,6 +144,7 @@ class RateLimiter:
         """The application's own response to a refusal, if it gives one."""
         self._take(rule_set)
         rule_set = self.rules
+        self._uri = store if isinstance(store, str) else rule_set.store if store is None else ""
         self.store = store = _opened(rule_set.store if store is None else store, rule_set)
         """The store of the counters."""
         policies = {rule.on_store_failure for rule in rule_set.rules}
@@ -151,7 +160,9 @@ class RateLimiter:
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
         "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist,
-        or for want of an identity); and ("denylist", "denied")."""
+        or for want of an identity), "shed"; and ("denylist", "denied")."""
+        self.shed: Counter[tuple[str, str]] = Counter()
+        """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
         # The store in process cannot fail.
@@ -161,6 +172,7 @@ class RateLimiter:
             self.events,
         )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
+        self._take_shed(self.rules.shed)
         self._started: object = None
         """The event loop in which the background runs."""
 
@@ -175,6 +187,7 @@ class RateLimiter:
         identities: Mapping[str, Identify] | None = None,
         tiers: Mapping[str, Ask[str | None]] | None = None,
         costs: Mapping[str, Ask[int]] | None = None,
+        priorities: Mapping[str, Ask[str | None]] | None = None,
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
@@ -194,6 +207,7 @@ class RateLimiter:
             identities=identities,
             tiers=tiers,
             costs=costs,
+            priorities=priorities,
             skip=skip,
             response=response,
             enabled=enabled,
@@ -223,6 +237,8 @@ class RateLimiter:
         self._take(rules)
         self._reports.rules = self.rules
         self._decider.now = self._now
+        if before.shed != self.rules.shed:
+            self._take_shed(self.rules.shed)
         if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
             _LOG.warning(
                 "store-unchanged: the new rules name another store or deadline; the one that is "
@@ -248,6 +264,14 @@ class RateLimiter:
         self.denylist = Networks(rules.denied_clients)
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
+    def _take_shed(self, shed: Any) -> None:
+        if self.shedder is not None:
+            self.shedder.end()
+        self.shedder = None
+        if isinstance(shed, Shed) and shed.mode != "off":
+            salt = salt_of(shed, self._uri)
+            self.shedder = Shedder(shed, salt, self.events, self.counts, self.shed)
+
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
         """Raises ValueError where a route's rule uses a function that is not registered.
 
@@ -261,7 +285,7 @@ class RateLimiter:
                 self._routes[id(rule)] = rule
 
     def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
-        identities, tiers, costs = self._registered
+        identities, tiers, costs, priorities = self._registered
         there = {*identities, *known}
         for name in sorted(rule.registered_names - there):
             raise ValueError(
@@ -269,12 +293,16 @@ class RateLimiter:
                 + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
                 + "; pass RateLimiter(..., identities={name: callable})"
             )
-        for kind, value, names in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+        named: Any = ("tier", rule.tier, tiers), ("cost", rule.cost, costs)
+        if rule.priority not in PRIORITIES:
+            named = *named, ("priority", rule.priority, priorities)
+        for kind, value, names in named:
             if isinstance(value, str) and ":" not in value and value not in names:
                 raise ValueError(
                     f"rule {rule.name!r} has the {kind} {value}, which is not registered"
                     + near(value, names, 0.6, "{!r}".format)
-                    + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
+                    + f"; pass RateLimiter(..., {kind.removesuffix('y')}"
+                    + f"{'ies' if kind[-1] == 'y' else 's'}={{name: callable}})"
                 )
 
     def _names(self) -> list[str]:
@@ -429,7 +457,9 @@ class RateLimiter:
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
-        came from, since when they hold, and the ``mistakes`` of a newer one.
+        came from, since when they hold, and the ``mistakes`` of a newer one; ``shed``, where that
+        is on, how late requests begin (``lag_ms``), the admitted ``share`` of what is not critical,
+        the ``level`` of 500 above which requests are shed, and how many were, by priority.
         """
         breaker, workers = self.breaker, self._failover.seen
         return {
@@ -443,6 +473,7 @@ class RateLimiter:
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
             "off": sorted(self._switches.off),
+            **({} if self.shedder is None else {"shed": self.shedder.health()}),
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
 
@@ -455,6 +486,8 @@ class RateLimiter:
         self._switches.run()
         if self._watcher is not None:
             self._watcher.run()
+        if self.shedder is not None:
+            self.shedder.run()
         for each in self.companions:
             each.run()
         try:
@@ -470,6 +503,8 @@ class RateLimiter:
         await self.denials.aclose()
         if self._watcher is not None:
             await self._watcher.aclose()
+        if self.shedder is not None:
+            self.shedder.stop()
         for each in self.companions:
             await each.aclose()
         await self._failover.aclose()
@@ -577,6 +612,14 @@ def _opened(store: Store | str, rules: RuleSet) -> Store:
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _named(priorities: Mapping[str, Ask[str | None]]) -> dict[str, Ask[str | None]]:
+    """Functions by names that are no words of ours."""
+    for name in PRIORITIES:
+        if name in priorities:
+            raise ValueError(f"priorities names a function {name}, which is a priority itself")
+    return dict(priorities)
 
 
 def off_by_environment() -> bool:

@@ -15,6 +15,7 @@ from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
 from ratelimit.rules import counting, overriding, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
+from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
     METHODS,
     MOST_WORKERS,
@@ -184,6 +185,15 @@ class RouteOptions(TypedDict, total=False):
             counting.cost_of_rule,
             1,
             needs=_COUNTED,
+        ),
+    ]
+    priority: Annotated[
+        Priority | str | Ask[str | None] | None,
+        Option(
+            "How late such requests are shed where the file says `shed`: `critical` (never), "
+            "`high`, `normal`, `low`, `bulk`, or a registered name; `normal` if no rule says.",
+            Form("priority", examples=PRIORITIES),
+            priority,
         ),
     ]
     mode: Annotated[
@@ -365,6 +375,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    shed=Option(
+        "When requests are answered with 503, those of the lowest `priority` first: `lag`, such as "
+        "`20ms`, is how late this process may be; `mode` and `salt` may stand beside it.",
+        Form("shed"),
+        shed,
+        None,
     ),
     preflights=_choice(
         "Whether CORS preflights are `free` (if left out) or `count`, where a rule does not name "

@@ -22,6 +22,7 @@ from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
+from ratelimit.rules.shed import Priority
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
@@ -54,8 +55,10 @@ class Rule:
     identities to limits in the same forms, counted by the rule's algorithm; an override has no
     burst but the one in its own text.
 
-    ``cost`` is a number, a registered name, or a function over the connection. ``skip``, a function
-    over the connection, says of a request that this rule does not apply to it.
+    ``cost`` is a number, a registered name, or a function over the connection; ``priority`` one of
+    ``critical``, ``high``, ``normal``, ``low`` and ``bulk``, or such a name or function, which may
+    give None. ``skip``, a function over the connection, says of a request that this rule does not
+    apply to it.
 
     Raises ValueError or TypeError, in one sentence, for anything that could not be meant.
     """
@@ -84,6 +87,8 @@ class Rule:
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
     """Units per request; a number is 0 or more, and no more than any limit can let through."""
+    priority: Priority | str | Ask[str | None] | None
+    """One of five classes, a registered name or a function; None where it has no say."""
     mode: Mode
     enforce_share: Fraction
     """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""

@@ -17,6 +17,7 @@ from ratelimit.rules.matching import Found, Index, Matching
 from ratelimit.rules.options import FILE
 from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule, TooManyLimits
+from ratelimit.rules.shed import Shed
 from ratelimit.rules.values import LISTS_OF_HOPS, OnStoreFailure, Preflights
 from ratelimit.words import shown
 
@@ -61,6 +62,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    shed: Shed | Mapping[str, str] | None = None
+    """When requests are shed, ``{"lag": "20ms"}``; kept as a `Shed`, None for never."""
     preflights: Preflights = "free"
     """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
     files: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -40,6 +40,7 @@ _COLUMNS: Final = {
     "denied": "refused",
     "never": "refused",
     "turned-away": "refused",
+    "shed": "refused",
     "shadow-denied": "would",
     "store-failed": "failed",
 }

@@ -7,7 +7,7 @@ written, and the same as JSON Schema says it.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
 from ratelimit.rules.reading import Form
-from ratelimit.rules.values import REGISTERED, refuse_everyone
+from ratelimit.rules.values import REGISTERED, Mode, refuse_everyone
 from ratelimit.words import shown
 
 __all__ = ["VARIABLE", "choice", "shape_of", "text", "type_of"]
@@ -122,6 +122,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "share": Annotated[Fraction, BeforeValidator(_share)],
+    "shed": dict[str, str],
     "tiers": dict[str, str],
     "whole": Annotated[int, BeforeValidator(_whole)],
     "whole-or-name": Annotated[int | str, BeforeValidator(_whole_or_name)],
@@ -170,6 +171,7 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "field": (_TOKEN,),
     "name": ("[A-Za-z][A-Za-z0-9_.:-]{0,63}",),
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
+    "priority": (_NAME,),
     "store": (
         "memory://",
         r"((redis|valkey)s?(\+cluster)?)://\S+",
@@ -230,6 +232,16 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
             text(r"[0-9]{1,3}(\.[0-9]{1,12})?\s?%?", examples=["25%"]),
         ]
+    },
+    "shed": lambda _: {
+        "type": "object",
+        "properties": {
+            "lag": text(_DURATION, examples=["20ms"]),
+            "mode": choice(get_args(Mode)),
+            "salt": {"type": "string", "minLength": 16},
+        },
+        "required": ["lag"],
+        "additionalProperties": False,
     },
     "some-word": lambda form: choice(form.words),
     "tiers": lambda _: _mapping(
