@@ -46,6 +46,10 @@ RAISED: Final = 0.01
 CALM: Final = 30
 """Calm seconds with nothing shed after which it is over; in between no `PATIENCE` is had."""
 
+PRESSED: Final = 0.75
+"""The part of the lag above which a sample takes its part of the share, so that the queue is short
+before its second is late."""
+
 LEAST: Final = 0.01
 """The smallest share of what is not critical; above 0, so that it is noticed when it fits again."""
 
@@ -72,6 +76,8 @@ class Control:
         self._judged_at: float | None = None
         self._late_for = 0
         self._calm_for = 0
+        self._lowering = False
+        """Whether the first late second lowers the share, since it was lowered lately."""
         self._step = RAISED
         self._counts = [0.0] * (LEVELS - COHORTS)
         self._below: list[float] = []
@@ -106,7 +112,7 @@ class Control:
         if not self.shedding:
             self.ceiling = float(LEVELS)
             return
-        bound = self.lag if self.share < 1 else 2 * self.lag
+        bound = self.lag * (PRESSED if self.share < 1 else 2)
         share = self.share * bound / late if late > bound else self.share
         total = self._below[-1] if self._below else 0.0
         if not total:
@@ -124,12 +130,12 @@ class Control:
     def _judge(self, last: float) -> None:
         self.late = median(self._samples)
         self._samples.clear()
-        if self.late > self.lag and (self.shedding or last > self.lag):
+        if self.late > self.lag and (self._lowering or last > self.lag):
             self._late_for += 1
             self._calm_for = 0
             self._step = RAISED
-            self.shedding = self.shedding or self._late_for >= PATIENCE
-            if self.shedding:
+            if self._lowering or self._late_for >= PATIENCE:
+                self.shedding = self._lowering = True
                 much = self.late > MUCH * self.lag
                 self.share = max(LEAST, self.share * (LOWERED_MUCH if much else LOWERED))
         elif self.share < 1:
@@ -140,7 +146,8 @@ class Control:
         else:
             self._late_for = 0
             self._calm_for += 1
-            self.shedding = self.shedding and self._calm_for < CALM
+            if not self._lowering or self._calm_for >= CALM:
+                self.shedding = self._lowering = False
         if last > AT_ONCE:
             self.shedding, self.late = True, last
         self.watching = self.shedding or self._late_for > 0 or last > self.lag
