@@ -21,7 +21,6 @@ from ratelimit.control.shedding import Control, level_of
 from ratelimit.identity.users import user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import Request
-from ratelimit.limiter.telling import path_of
 from ratelimit.responses.problems import shed as shed_refusal
 from ratelimit.rules.matching import Index, Matching
 from ratelimit.rules.rule import Rule
@@ -141,11 +140,10 @@ class Shedder:
         enforced = self.config.mode == "enforce"
         self._shed[priority, "shed" if enforced else "shadow-shed"] += 1
         seconds = randrange(1, LONGEST_RETRY + 1)  # noqa: S311  # so that not all come at once
-        name = rules[0].name if rules else ""
         if self._events.wanted:
             share = f"{priority} at an admitted share of {self.control.share:.0%}"
-            where = partial(path_of, admission, name)
-            mode = self.config.mode
+            where = partial(_path, admission, rules)
+            name, mode = rules[0].name if rules else "", self.config.mode
             event = Event("shed", name, "", mode, identity or "", where, seconds, share)
             self._events.refused(event)
         if enforced:
@@ -196,6 +194,12 @@ class Shedder:
                 control.late * 1000, shed, words, control.share * 100, control.ceiling,
             )  # fmt: skip
         self._shedding, self._said_at, self._said = control.shedding, now, self._shed.copy()
+
+
+def _path(admission: Admission, rules: Sequence[Rule]) -> str | None:
+    """The template of the route, where somebody knows a router; else the path of a rule."""
+    template = admission.template()
+    return template or next((rule.path for rule in rules if rule.path is not None), None)
 
 
 def _in_force(rules: list[Rule], index: Index) -> list[Rule]:

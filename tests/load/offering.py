@@ -6,6 +6,7 @@ of its own, so that each is another client.
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -55,9 +56,12 @@ async def offer(order: Offer) -> Offered:
     answers: dict[bytes, list[Answer]] = {}
     asked: dict[Connection, bytes] = {}
     until = 0.0
+    all_asked, done = False, asyncio.Event()
 
     def answered(connection: Connection, answer: Answer) -> None:
         path = asked.pop(connection)
+        if all_asked and not asked:
+            done.set()
         answers.setdefault(path, []).append(answer)
         if not answer[2]:
             return
@@ -95,9 +99,11 @@ async def offer(order: Offer) -> Offered:
         place = chance.randrange(len(idle))
         idle[place], idle[-1] = idle[-1], idle[place]
         ask(idle.pop(), paths[number % order.every > 0])
-    end = time.monotonic() + ANSWERED_WITHIN
-    while asked and time.monotonic() < end:
-        await asyncio.sleep(0.05)
+    all_asked = True
+    if not asked:
+        done.set()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), ANSWERED_WITHIN)
     found = [answers.get(path, []) for path in paths]
     return Offered(began, found[0], found[1], lost + len(asked))
 
@@ -121,4 +127,5 @@ async def _opened(order: Offer) -> list[Connection]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(offer(Offer(**json.loads(sys.stdin.readline()))))))
+    account = uvloop.run(offer(Offer(**json.loads(sys.stdin.readline()))))
+    sys.stdout.write(json.dumps(account))

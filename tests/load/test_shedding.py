@@ -180,7 +180,8 @@ def test_a_stall_of_ten_seconds_is_over_ten_seconds_later(
     later = seen(found, 25)
     last = max((each[0] - found.began for each in found.others if each[2] == 503), default=0.0)
     say(
-        f"{path}: stalled from 5 to 15 s; last shed after {last:.1f} s, p99 {p99(later.critical):.3f}"
+        f"{path}: stalled from 5 to 15 s; last shed after {last:.1f} s, "
+        f"p99 {p99(later.critical):.3f} s"
     )
     assert later.shed == 0
     assert p99([*later.critical, *later.others]) <= 0.25
