@@ -1,4 +1,4 @@
-"""How much of the load is let in, by how late this process is: DAGOR's control, by priority.
+"""The part of the load that is let in, by how late this process is: DAGOR's control, by priority.
 
 The law of this module: pure, and driven by a time that is given. What is late is for others to
 measure, and who is shed is a comparison of two numbers.

@@ -43,7 +43,7 @@ HOUR: Final = 3600
 
 
 def salt_of(shed: Shed, store: str) -> bytes:
-    """What makes the order of identities a secret, alike in all workers of a deployment.
+    """The secret that orders identities, alike in all workers of a deployment.
 
     Of ``salt``, else of the URI of the store that they share, with the password in it; where they
     share none, each has one of its own, since nothing else is alike in them and unknown to clients.

@@ -63,7 +63,7 @@ class RuleSet:
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
     shed: Shed | Mapping[str, str] | None = None
-    """When requests are shed, ``{"lag": "20ms"}``; kept as a `Shed`, None for never."""
+    """The lateness above which requests are shed, ``{"lag": "20ms"}``; None for never."""
     preflights: Preflights = "free"
     """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
     files: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -1,4 +1,4 @@
-"""What is shed when there is more load than this process can serve, and which requests are last."""
+"""The options of shedding: when requests are shed, and in which order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ MOST_LAG_US: Final = 10_000_000
 
 @dataclass(frozen=True)
 class Shed:
-    """When requests are shed, and by whom it cannot be foreseen; made of `RuleSet(shed={...})`."""
+    """The kept form of ``shed``: ``{"lag": "20ms"}`` in a `RuleSet`."""
 
     lag_us: int
     """The lateness of this process, in microseconds, above which it is overloaded."""

@@ -1,4 +1,4 @@
-"""How late an event loop and its threads are, measured every 50 ms.
+"""The lateness of an event loop and of its threads, measured every 50 ms.
 
 The law of this module: it measures what a request waits for, and takes nothing from requests.
 
@@ -115,7 +115,7 @@ class _Sampler:
         self._tell(self, now, late)
 
     def _threads_late(self, now: float) -> float:
-        """How long somebody who wants a thread has waited, as a probe in the queue finds out."""
+        """Seconds that a probe in the queue for threads has waited, as any request does there."""
         waited, self._waited = self._waited, 0.0
         if self._probe is not None:
             return now - self._probed_at
