@@ -161,7 +161,7 @@ def level_of(priority: int, identity: str | None, hour: int, salt: bytes) -> int
     """The level of a request, 0 to 499: of a ``priority`` from 0 (critical) to 4 (bulk).
 
     Within it, identities take turns: their order is another one in each ``hour``, and no client
-    can tell it without the ``salt`` (at most 64 bytes). Without an identity it is by chance.
+    can tell it without the ``salt``, at most 64 bytes. Without an identity it is by chance.
     """
     if identity is None:
         return priority * COHORTS + int(random() * COHORTS)  # noqa: S311  # chance, not a secret

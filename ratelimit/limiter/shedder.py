@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 from random import randrange
@@ -42,13 +42,15 @@ AGAIN_AFTER: Final = 60.0
 HOUR: Final = 3600
 
 
-def salt_of(shed: Shed, store: str) -> bytes:
-    """The secret that orders identities, alike in all workers of a deployment.
+def salt_of(secrets: str | Iterable[str], store: str) -> bytes:
+    """The text that orders identities, alike in all workers of a deployment.
 
-    Of ``salt``, else of the URI of the store that they share, with the password in it; where they
-    share none, each has one of its own, since nothing else is alike in them and unknown to clients.
+    Of the first secret, else of the URI of the store that they share, with the password in it;
+    where they share neither, each has one of its own, since nothing else is alike in them and
+    unknown to clients.
     """
-    text = shed.salt or ("" if store == "memory://" else store)
+    secret = secrets if isinstance(secrets, str) else next(iter(secrets), "")
+    text = secret or ("" if store == "memory://" else store)
     if not text:
         return os.urandom(32)
     return blake2b(text.encode(), digest_size=32, person=b"ratelimit shed").digest()

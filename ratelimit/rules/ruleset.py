@@ -62,6 +62,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    secret: str | Sequence[str] = field(default=(), repr=False)
+    """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     shed: Shed | Mapping[str, str] | None = None
     """The lateness above which requests are shed, ``{"lag": "20ms"}``; None for never."""
     preflights: Preflights = "free"

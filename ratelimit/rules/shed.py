@@ -1,7 +1,7 @@
 """The options of shedding: when requests are shed, and in which order."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from ratelimit.limits import parse_duration_us
@@ -27,12 +27,10 @@ class Shed:
     lag_us: int
     """The lateness of this process, in microseconds, above which it is overloaded."""
     mode: Mode = "enforce"
-    salt: str = field(default="", repr=False)
-    """Secret text that, with identity and hour, decides who is shed first; empty for another."""
 
 
 def shed(value: object, reading: Reading) -> Shed | None:
-    """``lag`` as a duration, and ``mode`` and ``salt`` if given; None for nothing shed."""
+    """``lag`` as a duration, and ``mode`` if given; None for nothing shed."""
     if value is None or isinstance(value, Shed):
         return value
     if not isinstance(value, Mapping):
@@ -46,9 +44,9 @@ def shed(value: object, reading: Reading) -> Shed | None:
             given[key] = reading.at((key,), reader, each)
     if "lag" not in value:
         raise ValueError("shed is given without lag, such as 20ms, above which this is overloaded")
-    return None if reading.key in reading.failed else Shed(
-        given["lag"], given.get("mode", "enforce"), given.get("salt", "")
-    )  # fmt: skip
+    if reading.key in reading.failed:
+        return None
+    return Shed(given["lag"], given.get("mode", "enforce"))
 
 
 def _unknown(key: object) -> None:
@@ -68,14 +66,7 @@ def _mode(value: object) -> str:
     return str(value)
 
 
-def _salt(value: object) -> str:
-    salt = text("the salt", value)
-    if len(salt) < 16:
-        raise ValueError(f"the salt has {len(salt)} characters; it has at least 16")
-    return salt
-
-
-_KEYS: Final[Mapping[str, Callable[[object], Any]]] = {"lag": _lag, "mode": _mode, "salt": _salt}
+_KEYS: Final[Mapping[str, Callable[[object], Any]]] = {"lag": _lag, "mode": _mode}
 
 
 def priority(value: object, _: Reading) -> Any:

@@ -28,12 +28,13 @@ from ratelimit import (
 )
 from ratelimit.insight.metrics.readings import readings
 from ratelimit.limiter.shedder import Shedder, salt_of
-from ratelimit.rules.shed import PRIORITIES, Shed
+from ratelimit.rules.shed import PRIORITIES
 from ratelimit.runtime.lateness import Lateness
 from tests.support.asgi import Counting, Inner, ask, call, statuses, websocket_scope
 
 REDUCED = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
-ON = {"lag": "20ms", "salt": "sixteen characters"}
+ON = {"lag": "20ms"}
+SECRET = "a secret of a test"
 BY_PATH = [Rule(each, "100000/second", path=f"/{each}", priority=each) for each in PRIORITIES]
 
 
@@ -66,7 +67,8 @@ def overload(limiter: RateLimiter, seconds: int = 60) -> None:
 def limiting(*rules: Rule, shed: Any = ON, seconds: int = 60, **changes: Any) -> RateLimiter:
     """A limiter with these rules whose process is far too late."""
     settings = {key: changes.pop(key) for key in ("allowlist", "denylist") if key in changes}
-    limiter = RateLimiter(RuleSet(rules, shed=shed, **settings), store=Counting(), **changes)
+    rule_set = RuleSet(rules, shed=shed, secret=SECRET, **settings)
+    limiter = RateLimiter(rule_set, store=Counting(), **changes)
     overload(limiter, seconds)
     return limiter
 
@@ -359,14 +361,12 @@ async def test_users_are_told_apart_where_a_rule_counts_by_them() -> None:
 
 
 def test_the_salt_is_alike_where_the_store_is_and_a_secret_where_it_is_not() -> None:
-    shed = Shed(20_000)
-    assert salt_of(shed, "redis://:secret@a/0") == salt_of(shed, "redis://:secret@a/0")
-    assert salt_of(shed, "redis://:secret@a/0") != salt_of(shed, "redis://:other@a/0")
-    assert salt_of(shed, "memory://") != salt_of(shed, "memory://")
-    own = Shed(20_000, salt="a salt of its own")
-    assert salt_of(own, "memory://") == salt_of(own, "redis://a")
-    assert len(salt_of(own, "")) <= 64
-    assert "a salt" not in repr(own)
+    assert salt_of((), "redis://:secret@a/0") == salt_of((), "redis://:secret@a/0")
+    assert salt_of((), "redis://:secret@a/0") != salt_of((), "redis://:other@a/0")
+    assert salt_of((), "memory://") != salt_of((), "memory://")
+    assert salt_of(SECRET, "memory://") == salt_of([SECRET, "another"], "redis://a")
+    assert salt_of(SECRET, "") != salt_of("another", "")
+    assert len(salt_of("x" * 1_000, "")) <= 64
 
 
 # --- on trial, off, and on again -----------------------------------------------------------------
@@ -453,4 +453,4 @@ def test_a_rule_file_turns_it_on(tmp_path: Path) -> None:
     file.write_text("version: 1\nshed: {lag: 50ms, mode: shadow}\n")
     limiter = RateLimiter.from_file(file)
     config: Mapping[str, Any] = vars(shedder_of(limiter).config)
-    assert config == {"lag_us": 50_000, "mode": "shadow", "salt": ""}
+    assert config == {"lag_us": 50_000, "mode": "shadow"}

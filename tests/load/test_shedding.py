@@ -27,7 +27,7 @@ SETTLED: Final = 15.0  # seconds after which the share is what it is to be
 
 RULES: Final = """
 version: 1
-shed: {lag: 20ms, salt: sixteen characters}
+shed: {lag: 20ms}
 rules:
   - name: pay
     match: {path: "/{kind}/pay"}
