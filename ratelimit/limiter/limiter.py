@@ -149,8 +149,7 @@ class RateLimiter:
         identity, as `InForce` has it."""
         self.response = response
         """The application's own response to a refusal, if it gives one."""
-        self._take(rule_set)
-        rule_set = self.rules
+        rule_set = self._take(rule_set)
         self._uri = store if isinstance(store, str) else rule_set.store if store is None else ""
         self.store = store = _opened(rule_set.store if store is None else store, rule_set)
         """The store of the counters."""
@@ -256,7 +255,7 @@ class RateLimiter:
                 "open stays until this process starts again"
             )
 
-    def _take(self, rules: RuleSet) -> None:
+    def _take(self, rules: RuleSet) -> RuleSet:
         share, rules = rules.share, rules.in_force()
         for rule in rules.rules:
             self._hold_registered(rule)
@@ -274,6 +273,7 @@ class RateLimiter:
         """Clients that nothing limits; may be changed at any time, until other rules are taken."""
         self.denylist = Networks(rules.denied_clients)
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
+        return rules
 
     def _take_shed(self, shed: Any) -> None:
         if self.shedder is not None:

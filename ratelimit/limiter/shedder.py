@@ -242,7 +242,7 @@ async def _given(rule: Rule, request: Request) -> Any:
 
 
 def _identity(rules: Sequence[Rule], request: Request) -> str | None:
-    """Who is asking, as no client can choose: the user where a rule counts by it, or the address.
+    """The user where a rule counts by it, else the address: nothing that a client can choose.
 
     An API key in a header says nothing before somebody has looked at it.
     """
