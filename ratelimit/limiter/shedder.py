@@ -130,6 +130,8 @@ class Shedder:
         rules = _in_force([rule for rule, _ in matching], index)
         on_route = () if route is None else route.rules
         priority = await _priority([*rules, *on_route], request)
+        if priority == 0:
+            return False
         identity = _identity(rules, request)
         level = level_of(priority, identity, int(time.time() // HOUR), self._salt)
         if control.admits(level):

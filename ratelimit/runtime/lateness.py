@@ -21,6 +21,9 @@ __all__ = ["EVERY", "Lateness"]
 EVERY: Final = 0.05
 """Seconds between a sample and the next."""
 
+FAR: Final = 2.0
+"""Seconds of lateness that are told at once, before all that has come meanwhile is begun."""
+
 
 class Lateness:
     """Samples of the event loops that ask for it, told to ``tell`` as a time and a lateness.
@@ -106,6 +109,9 @@ class _Sampler:
         self._next = self._loop.call_later(EVERY, self._first, context=Context())
 
     def _first(self) -> None:
+        now = monotonic()
+        if now - self.due > FAR:
+            self._tell(self, now, now - self.due)
         self._next = self._loop.call_soon(self._second)
 
     def _second(self) -> None:

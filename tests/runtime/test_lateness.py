@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 import uvloop
 
-from ratelimit.runtime.lateness import EVERY, Lateness
+from ratelimit.runtime.lateness import EVERY, FAR, Lateness
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 each_loop = pytest.mark.parametrize("new_loop", LOOPS, ids=["asyncio", "uvloop"])
@@ -102,6 +102,23 @@ def test_a_queue_for_threads_is_seen_by_how_long_one_waits_there(new_loop: Any) 
         heard.samples.clear()
         await heard.until(lambda late: late < 0.2)
         assert threads.statistics().borrowed_tokens == 0
+        heard.lateness.stop()
+
+    run_on(new_loop, job)
+
+
+@each_loop
+def test_a_long_stall_is_told_before_what_has_come_meanwhile_begins(new_loop: Any) -> None:
+    async def job() -> None:
+        heard = Heard()
+        heard.lateness.run()
+        await heard.some(1)
+        before = len(heard.samples)
+        time.sleep(FAR + 0.2)  # noqa: ASYNC251  # which is the fault
+        await heard.until(lambda late: late > FAR)
+        await heard.some(1)
+        assert heard.samples[before] > FAR
+        assert heard.samples[before + 1] > FAR
         heard.lateness.stop()
 
     run_on(new_loop, job)

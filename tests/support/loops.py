@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ratelimit.control.shedding import COHORTS, Control
+from ratelimit.runtime.lateness import FAR
 
 EVERY = 0.05
 USERS = 5_000
@@ -70,6 +71,8 @@ def served(
             sampling, pressed, due = False, now, now + EVERY
         elif due <= now:
             sampling = True
+            if now - due > FAR:
+                control.sample(now, now - due)
         while place < len(coming) and coming[place] <= now and len(ready) < MOST_AT_ONCE:
             ready.append(coming[place])
             place += 1
