@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol, Self
 
-import anyio
 from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
@@ -36,6 +35,7 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.reserving import Reservation, Reserving, from_token
+from ratelimit.limiter.rooms import Waits
 from ratelimit.limiter.settling import Outcomes, Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.telling import tell_blocked
@@ -113,12 +113,12 @@ class RateLimiter:
     everywhere: ClassVar[bool] = True
     """False turns every limiter of the process off; `ratelimit.testing.suite.disabled` does it."""
 
-    waiting = 0
-    """Requests that wait for their turn by a leaking bucket at the moment."""
     around: Callable[[Deciding], Deciding] | None = None
     """Wraps each decision about a request, for metrics and traces."""
     durations: Histogram | None = None
     """Seconds that its decisions took, once somebody has them measured."""
+    _started: object = None
+    """The event loop in which the background runs."""
     shedder: Shedder | None = None
     """Sheds requests where the rules say so."""
     companions: tuple[Companion, ...] = ()
@@ -170,8 +170,10 @@ class RateLimiter:
         or for want of an identity), "shed"; and ("denylist", "denied")."""
         self.shed: Counter[tuple[str, str]] = Counter()
         """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
+        self.waits = Waits()
+        """Requests that wait for their turn."""
         self._reports = Reports(rule_set, self.events)
-        self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
+        self._fallback = Fallback(self._failover, self._reports, self.counts, self.events, self)
         self._secret = secret
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
@@ -182,8 +184,6 @@ class RateLimiter:
         )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._take_shed(self.rules.shed)
-        self._started: object = None
-        """The event loop in which the background runs."""
 
     @classmethod
     def from_file(
@@ -526,17 +526,21 @@ class RateLimiter:
         on = self.enabled and self.everywhere and rule.mode != "off"
         return on and not self._switches.off.intersection((ALL, rule.name))
 
-    async def give_back(self, returned: Sequence[Check]) -> None:
-        """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
-        await self._failover.decide(returned)
+    async def give_back(
+        self, returned: Sequence[Check], *, local: bool = False
+    ) -> Sequence[Decision]:
+        """Asks the store to take back charges (`Check.given_back`); raises where it does not.
 
-    async def wait(self, delay_us: int) -> None:
-        """Waits a leaking bucket's turn, and counts who waits."""
-        self.waiting += 1
-        try:
-            await anyio.sleep(delay_us / 1_000_000)
-        finally:
-            self.waiting -= 1
+        ``local`` are those of the share that was counted in process, while the store was away.
+        """
+        if local:
+            return await self._failover.decide_locally(returned)
+        return await self._failover.decide(returned)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn by a leaking bucket at the moment."""
+        return self.waits.count
 
     @property
     def reloads(self) -> dict[str, int]:
@@ -621,7 +625,8 @@ class RateLimiter:
         self._started = None
 
     async def aclose(self) -> None:
-        """Closes the store; it opens again when it is next asked."""
+        """Ends the waits for a turn, and closes the store; it opens again when it is next asked."""
+        await self.waits.aclose()
         self._started = None
         self._decider.seen = 0
         await self._switches.aclose()
