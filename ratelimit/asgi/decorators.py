@@ -28,6 +28,7 @@ from ratelimit.asgi.endpoints import (
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
 from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.asgi.sockets import called_here, charged, limited_here
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
@@ -153,9 +154,12 @@ class RateLimit:
         before = scope.setdefault(_DEPENDS_KEY, [])
         if self not in before:
             before.append(self)
+        since = 0 if self.rule.websocket is None else charged(scope)
         admission = await _admit(scope, [self._met(scope)], identities)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
+        if self.rule.websocket is not None and isinstance(connection, WebSocket):
+            limited_here(connection, admission, since)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
 
@@ -237,6 +241,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     scope_name = scope_of(function)
     _DEFINED[scope_name] += 1
     awaits = is_async(function)
+    limits_messages = awaits and any(each.rule.websocket is not None for each in limits)
     signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
@@ -270,6 +275,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
             for name in added:
                 kwargs.pop(name, None)
         scope = connection.scope
+        before = charged(scope) if limits_messages else 0
         admission = await _admit(scope, met(scope))
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
@@ -277,6 +283,9 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 await answer(admission.limiter, admission.refusal, scope, receive, send)
                 return None
             raise _error(scope, admission, admission.refusal)
+        if limits_messages and isinstance(connection, WebSocket):
+            called: Any = function(*args, **kwargs)
+            return await called_here(connection, admission, before, called)
         result: Any
         if awaits:
             result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async

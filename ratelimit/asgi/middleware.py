@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
 from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
+from ratelimit.asgi.sockets import limited
 from ratelimit.asgi.start import mistakes
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.paths import normalised, route_path
@@ -65,9 +66,12 @@ class RateLimitMiddleware:
         if admission.delay_us:
             delay_us, admission.delay_us = admission.delay_us, 0
             await limiter.wait(delay_us)
+        app = self.app
+        if limiter.limits_messages and scope["type"] == "websocket":
+            app = limited(app, admission, limiter)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         scope[SCOPE_KEY] = admission
 
@@ -85,7 +89,7 @@ class RateLimitMiddleware:
                     message = {**message, "headers": headers}
             return send(message)
 
-        await self.app(scope, receive, send_with_fields)
+        await app(scope, receive, send_with_fields)
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Protocol
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.decisions import Action, Check, Decision, assumed
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
@@ -154,6 +154,10 @@ class Decider:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
+                # Whose it is stays known, since the connection outlives the failure.
+                unknown = assumed(plan.checks(keys), allowed=True)
+                admission.passed += ((owner, plan, keys, unknown),)
         return admission
 
     async def charge(

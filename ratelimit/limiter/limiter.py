@@ -34,6 +34,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.responses.headers import Refusal, forbid
 from ratelimit.rules.advice import doubts
@@ -160,6 +161,8 @@ class RateLimiter:
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
             self.events,
         )  # fmt: skip
+        self.sockets: Final = Sockets(self, ask, self._fallback, self._switches, self._reports)
+        """The open WebSockets whose messages are limited."""
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._started: object = None
         """The event loop in which the background runs."""
@@ -242,6 +245,8 @@ class RateLimiter:
         """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
+        self.limits_messages = any(rule.websocket is not None for rule in rules.rules)
+        """Whether a rule limits what comes over WebSockets."""
         self._now = InForce.of(rules, share)
         self.allowlist = Networks(rules.allowed_clients)
         """Clients that nothing limits; may be changed at any time, until other rules are taken."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import counting, overriding, values
+from ratelimit.rules import counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.values import (
     METHODS,
@@ -221,6 +221,15 @@ class RouteOptions(TypedDict, total=False):
             "(`refuse`).",
             OnMissing,
             "client",
+        ),
+    ]
+    websocket: Annotated[
+        sockets.MessagesOptions | None,
+        Option(
+            "What a WebSocket that the rule let in may send: `messages` and `bytes`, a limit each, "
+            "and `on_excess`: `close` (if left out), `drop` or `pause`.",
+            Form("websocket"),
+            sockets.messages,
         ),
     ]
     skip: Annotated[

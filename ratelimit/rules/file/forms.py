@@ -7,7 +7,7 @@ written, and the same as JSON Schema says it.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
 from ratelimit.rules.reading import Form
+from ratelimit.rules.sockets import OnExcess
 from ratelimit.rules.values import REGISTERED, refuse_everyone
 from ratelimit.words import shown
 
@@ -123,6 +124,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "tiers": dict[str, str],
+    "websocket": dict[str, str],
     "whole": Annotated[int, BeforeValidator(_whole)],
     "whole-or-name": Annotated[int | str, BeforeValidator(_whole_or_name)],
 }
@@ -235,6 +237,16 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "tiers": lambda _: _mapping(
         "limits_or_none", propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1
     ),
+    "websocket": lambda _: {
+        "type": "object",
+        "properties": {
+            "messages": {"$ref": "#/$defs/limits"},
+            "bytes": {"$ref": "#/$defs/limits"},
+            "on_excess": choice(get_args(OnExcess)),
+        },
+        "anyOf": [{"required": ["messages"]}, {"required": ["bytes"]}],
+        "additionalProperties": False,
+    },
     "whole": _number,
     "whole-or-name": lambda form: _number(form, _NAME),
     "word": lambda form: choice(form.words),
