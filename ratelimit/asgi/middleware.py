@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
 from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
-from ratelimit.asgi.sockets import limited
+from ratelimit.asgi.sockets import charged, limited
 from ratelimit.asgi.start import mistakes
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.paths import normalised, route_path
@@ -56,6 +56,7 @@ class RateLimitMiddleware:
         route = None
         if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
             route = Ahead(below(self._router, scope), scope)
+        before = charged(scope) if limiter.limits_messages else 0
         admission = await limiter.admit(scope, route)
         if self._reads_otherwise and admission.refusal is None:
             await self._admit_as_read(admission, scope, route)
@@ -68,7 +69,7 @@ class RateLimitMiddleware:
             await limiter.wait(delay_us)
         app = self.app
         if limiter.limits_messages and scope["type"] == "websocket":
-            app = limited(app, admission, limiter)
+            app = limited(app, limiter, admission, before)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
             await app(scope, receive, send)

@@ -5,7 +5,7 @@ application does not know it yet and a server would raise at whatever it sends t
 """
 
 from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY
 from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limiter.sockets import Excess, Socket
 
 __all__ = ["LONGEST_PAUSE", "called_here", "charged", "limited", "limited_here"]
@@ -30,9 +31,12 @@ _END_WITHIN: Final = 1.0
 """Seconds for what is given back at the end, also of a connection that is cancelled."""
 
 
-def limited(app: ASGIApp, admission: Admission, limiter: Any) -> ASGIApp:
-    """The application as one WebSocket meets it that this limiter's rules have let in."""
-    socket = limiter.sockets.opened(admission)
+def limited(app: ASGIApp, limiter: RateLimiter, admission: Admission, since: int) -> ASGIApp:
+    """The application as one WebSocket meets it that this limiter's rules have let in.
+
+    Those are the rules of the charges from number ``since`` on.
+    """
+    socket = limiter.sockets.opened(admission, since)
     if socket is None:
         return app
 
@@ -92,7 +96,7 @@ class Flow:
         self._held: Message | None = None
         """A message that was received and is not let through yet."""
         self._gone: Message | None = None
-        """What the application is told once a limit has closed the connection."""
+        """The end of the connection, as the application is told it, once a limit has closed it."""
 
     async def receive(self) -> Message:
         """The next message that the limits let through, or the end of the connection."""

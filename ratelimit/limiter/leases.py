@@ -39,8 +39,9 @@ class Kind:
         self.exact = exact
         """Whether each message is charged by itself, since the store is in this process."""
         self.most_ahead = 0 if exact else most_ahead(limit)
-        self.lasts = self.most_ahead * limit.window_us / limit.quota / 1_000_000
-        """Seconds in which the bucket gains as many units as are held at most."""
+        self.lasts = max(1, self.most_ahead) * limit.window_us / limit.quota / 1_000_000
+        """Seconds in which the bucket gains as many units as are held at most; one is put back at
+        least."""
         self.counters = (limit.digest, rule.counter)
 
 

@@ -1,4 +1,4 @@
-"""What comes over open WebSockets, held to the limits of the rules that let them in.
+"""Messages over open WebSockets, held to the limits of the rules that let those in.
 
 Each connection is held to a limit by a bucket in this process, and its identity to the same limit
 by the store, from which units are taken ahead. The law of `limiter` holds here as well: whatever
