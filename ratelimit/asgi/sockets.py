@@ -5,6 +5,7 @@ application does not know it yet and a server would raise at whatever it sends t
 """
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import anyio
@@ -26,6 +27,9 @@ LONGEST_PAUSE: Final = 10.0
 
 _DROPS_AT_ONCE: Final = 16
 """Messages dropped before others of the event loop have their turn."""
+
+_PRIVATE: Final = 3000
+"""Added to a code, it is one that applications may choose: 4008 for 1008."""
 
 _END_WITHIN: Final = 1.0
 """Seconds for what is given back at the end, also of a connection that is cancelled."""
@@ -143,8 +147,12 @@ class Flow:
         self._gone = {"type": "websocket.disconnect", "code": code, "reason": reason}
         try:
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
-        except Exception:  # noqa: BLE001  # the client is gone already, which servers say so
-            return
+        except OSError:
+            pass  # the client is gone already
+        except Exception:  # noqa: BLE001  # of a server that sends private codes alone: daphne
+            with suppress(Exception):
+                own = code + _PRIVATE
+                await self._send({"type": "websocket.close", "code": own, "reason": reason})
         finally:
             await self.end()
 
