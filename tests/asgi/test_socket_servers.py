@@ -1,4 +1,4 @@
-"""Six server set-ups on raw sockets: what each carries of a refusal, and of what limits messages."""
+"""Six server set-ups on raw sockets: what each carries of refusals and of limited messages."""
 
 import json
 from collections.abc import Iterator
@@ -109,7 +109,13 @@ def test_a_pause_stops_the_sender(server: Serving) -> None:
         assert (raw.flood(FLOOD) >= FLOOD) is (server.name in UNBOUNDED)
 
 
-@pytest.mark.parametrize("name", SERVERS)
+USUAL: Final = ("uvicorn websockets-sansio", "hypercorn")
+OFTEN: Final = [
+    name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in SERVERS
+]
+
+
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_shutdown_ends_connections_that_pause(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -1,8 +1,10 @@
 """Messages of open WebSockets: limited by connection and by identity, on raw ASGI."""
 
 import asyncio
+import runpy
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi import WebSocket as FastWebSocket
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
+from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -59,7 +62,7 @@ class Chat:
 
     def __init__(self, *rules: Rule, distant: bool = False, store: Any = None, **more: Any) -> None:
         self.inner = Listener()
-        self.store = store or (Counting(MemoryStore.clock) if distant else MemoryStore())  # type: ignore[arg-type]  # the clock of the test
+        self.store: Any = store or (Counting(MemoryStore.clock) if distant else MemoryStore())  # type: ignore[arg-type]  # the clock of the test
         self.events: list[Event] = []
         self.limiter = RateLimiter(
             RuleSet(rules, **more), store=self.store, on_event=self.events.append
@@ -356,9 +359,9 @@ async def test_the_kill_switch_frees_connections_that_are_open(word: str) -> Non
     chat = Chat(rule("1/second", on_excess="drop"))
     async with chat.connection() as connection:
         await connection.talk("ab")
-        chat.limiter._switches.off = frozenset({word})  # noqa: SLF001  # as the store tells it
+        chat.limiter._switches.off = frozenset({word})  # as the store tells it
         await connection.talk("cd")
-        chat.limiter._switches.off = frozenset()  # noqa: SLF001
+        chat.limiter._switches.off = frozenset()
         chat.limiter.enabled = False
         await connection.talk("ef")
     assert chat.inner.heard == [*"acdef"]
@@ -518,3 +521,26 @@ async def test_many_connections_leave_nothing_behind(clock: ManualClock) -> None
     connections = chat.limiter.sockets.connections
     assert connections is not None
     assert (len(chat.limiter.sockets.leases), connections.statistics().keys) == (0, 0)
+
+
+def test_the_example_closes_slows_down_and_leaves_out(clock: ManualClock) -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "chat.py"
+    client = TestClient(runpy.run_path(str(path))["app"])
+    with client.websocket_connect("/chat") as chat:
+        for _ in range(6):
+            chat.send_text("hello")
+        assert [chat.receive_text() for _ in range(5)] == ["hello"] * 5
+        assert chat.receive()["reason"] == "chat:messages: try again in 1 s"
+    with client.websocket_connect("/upload") as upload:
+        start = clock()
+        for _ in range(10):
+            upload.send_bytes(b"x" * 64_000)
+        assert [upload.receive_text() for _ in range(10)][-1] == "640000"
+        assert clock() - start == pytest.approx(6_000_000, abs=10_000)  # the first 4 at once
+    with client.websocket_connect("/cursor") as cursor:
+        for place in range(30):
+            cursor.send_text(f"{place}")
+        assert [cursor.receive_text() for _ in range(20)] == [f"{place}" for place in range(20)]
+        clock.advance(1)
+        cursor.send_text("there")
+        assert cursor.receive_text() == "there"

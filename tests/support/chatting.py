@@ -52,9 +52,13 @@ async def echo(websocket: WebSocket) -> None:
                 await websocket.send_text(message["text"][:100])
     finally:
         OPEN -= 1
-        if "RATELIMIT_TEST_CHATS" in os.environ:
-            with Path(os.environ["RATELIMIT_TEST_CHATS"]).open("a", encoding="utf-8") as file:
-                file.write(f"{websocket.url.path} {ended}\n")
+        _tell(f"{websocket.url.path} {ended}")
+
+
+def _tell(line: str) -> None:
+    if "RATELIMIT_TEST_CHATS" in os.environ:
+        with Path(os.environ["RATELIMIT_TEST_CHATS"]).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def _resident() -> int:

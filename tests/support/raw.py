@@ -91,10 +91,23 @@ def _answers(port: int) -> bool:
 
 
 class Raw:
-    """A WebSocket, or what became of its handshake."""
+    """A WebSocket, or what became of its handshake; ``small`` has small buffers in the kernel."""
 
-    def __init__(self, port: int, path: str, name: str = "somebody") -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), 10)
+    def __init__(
+        self, port: int, path: str, name: str = "somebody", *, small: bool = False
+    ) -> None:
+        self.socket = socket.socket()
+        if small:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
+        self.socket.settimeout(10)
+        try:
+            self.socket.connect(("127.0.0.1", port))
+            self._shake_hands(port, path, name)
+        except OSError:
+            self.socket.close()
+            raise
+
+    def _shake_hands(self, port: int, path: str, name: str) -> None:
         self.socket.sendall(
             f"GET {path} HTTP/1.1\r\nhost: localhost:{port}\r\nupgrade: websocket\r\n"
             "connection: Upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
