@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
+from ratelimit.asgi.ending import raised, returned
 from ratelimit.asgi.endpoints import (
     awaited,
     is_async,
@@ -29,11 +30,12 @@ from ratelimit.asgi.endpoints import (
 from ratelimit.asgi.places import OfEndpoint, place_of
 from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
 from ratelimit.asgi.sockets import called_here, charged, limited_here
-from ratelimit.identity.connections import Ask
+from ratelimit.identity.connections import CONNECTION_KEY, Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
+from ratelimit.limiter.reserving import Reservation
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -90,6 +92,10 @@ class RateLimit:
     ``sub``, ``uuid`` or ``username``, the first that is there. None, an empty text and a user who
     is not authenticated are a missing identity (``on_missing``).
 
+    With a ``unit``, such as "tokens", it gives a `Reservation`: ``cost`` is the estimate, a number
+    or a function over the request (which may read its body), and the endpoint commits what it
+    turns out to cost.
+
     Raises RateLimitExceeded when called, and what `limit` raises when built.
     """
 
@@ -104,6 +110,7 @@ class RateLimit:
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
         self.scope: str | None = of_rule.pop("scope", None)
+        self._reserves = "unit" in options
         self.name: str | None = of_rule.pop("name", None)
         """The name that clients see; None for the scope, or that of the endpoint."""
         names, self.dependency = _parts(by)
@@ -148,20 +155,35 @@ class RateLimit:
 
     async def __call__(
         self, connection: HTTPConnection, response: Response, identity: object = None
-    ) -> None:
+    ) -> Reservation | None:
         scope = connection.scope
         identities: dict[str, Identify] = {name: lambda _: _who(identity) for name in self.known}
         before = scope.setdefault(_DEPENDS_KEY, [])
         if self not in before:
             before.append(self)
-        since = 0 if self.rule.websocket is None else charged(scope)
-        admission = await _admit(scope, [self._met(scope)], identities)
+        admission: Admission | None = scope.get(SCOPE_KEY) or scope.get(ROUTE_KEY)
+        passed = len(admission.passed) if admission else 0
+        if self._reserves:
+            scope[CONNECTION_KEY] = connection  # whose body an estimate may read
+        try:
+            admission = await _admit(scope, [self._met(scope)], identities)
+        finally:
+            scope.pop(CONNECTION_KEY, None)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
         if self.rule.websocket is not None and isinstance(connection, WebSocket):
-            limited_here(connection, admission, since)
+            limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
+        return self._reserved(admission, passed) if self._reserves else None
+
+    def _reserved(self, admission: Admission, passed: int) -> Reservation:
+        """The reservation of what was charged since so many others had passed."""
+        made = admission.passed[passed:]
+        limiter = made[0][0] if made else admission.limiter
+        reservation: Reservation = limiter.reserved(made[0][1:] if made else None)
+        admission.held.append(reservation)
+        return reservation
 
     def _on_endpoint(self, scope: Mapping[str, Any]) -> _Met:
         number = 1 if self.scope else scope[_DEPENDS_KEY].index(self) + 1
@@ -268,7 +290,9 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 return each
         return None
 
-    async def limited(connection: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
+    async def limited(  # noqa: PLR0912  # one step after the other
+        connection: HTTPConnection, *args: Any, **kwargs: Any
+    ) -> Any:
         response = None
         if kwargs:
             response = kwargs.get(response_name)
@@ -283,18 +307,25 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 await answer(admission.limiter, admission.refusal, scope, receive, send)
                 return None
             raise _error(scope, admission, admission.refusal)
-        if limits_messages and isinstance(connection, WebSocket):
-            called: Any = function(*args, **kwargs)
-            return await called_here(connection, admission, before, called)
         result: Any
-        if awaits:
-            result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
-        else:
-            result = await run_in_threadpool(function, *args, **kwargs)
-            if inspect.isawaitable(result):  # of a plain function around an async one
-                result = await result
+        try:
+            if awaits:
+                called: Any = function(*args, **kwargs)
+                if limits_messages and isinstance(connection, WebSocket):
+                    called = called_here(connection, admission, before, called)
+                result = await called
+            else:
+                result = await run_in_threadpool(function, *args, **kwargs)
+                if inspect.isawaitable(result):  # of a plain function around an async one
+                    result = await result
+        except BaseException as error:
+            if admission.held and SCOPE_KEY not in scope:
+                await raised(admission, error)
+            raise
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
+            if admission.held:
+                await returned(admission, scope, told)
             if isinstance(told, Response):
                 _tell(told, admission)
         return result

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
+from ratelimit.asgi.ending import ended, send_and_tell
 from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
 from ratelimit.asgi.sockets import charged, limited
@@ -88,9 +89,16 @@ class RateLimitMiddleware:
                         if field[0] not in names:
                             headers.append(field)  # noqa: PERF401  # a comprehension is a call more
                     message = {**message, "headers": headers}
-            return send(message)
+            return send_and_tell(admission, message, send) if admission.held else send(message)
 
-        await app(scope, receive, send_with_fields)
+        try:
+            await app(scope, receive, send_with_fields)
+        except BaseException as error:
+            if admission.held:
+                ended(admission, error)
+            raise
+        if admission.held:
+            ended(admission, None)
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)

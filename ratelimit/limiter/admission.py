@@ -1,7 +1,7 @@
 """The decisions of all limiters around one request so far."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
@@ -19,7 +19,7 @@ from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Route", "told_of"]
+__all__ = ["Admission", "Held", "Route", "told_of"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -51,6 +51,28 @@ class Route(Protocol):
         """Whether no rule of a middleware applies to it."""
 
 
+class Held(Protocol):
+    """Something of a request that is settled by how the request ends.
+
+    Told at most once each, in this order, by whoever sees the response; raises nothing. What was
+    withdrawn, since something further in refuses the request, is told nothing else.
+    """
+
+    def answered(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]]
+    ) -> Awaitable[object] | None:
+        """Learns of the response before its start is sent, which waits for what is returned."""
+
+    def sent(self) -> None:
+        """Learns that the response's last message was sent."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """Learns that the application's call has ended, and by what it raised."""
+
+    def withdrawn(self) -> None:
+        """Learns that what the request was charged is given back."""
+
+
 class Admission:
     """The decisions of all limiters around one request so far.
 
@@ -59,8 +81,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "delay_us", "dialects", "limiter", "passed", "refusal",
-        "route",
+        "_told", "decided", "degraded", "delay_us", "dialects", "held", "limiter", "passed",
+        "refusal", "route", "status", "trails",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -77,6 +99,12 @@ class Admission:
         """Decisions assumed for checks that the store could not decide."""
         self.delay_us = 0
         """Microseconds that the request has to wait for its turn before it goes on."""
+        self.held: list[Held] = []
+        """All that is to be told how the request ends."""
+        self.status = 0
+        """The response's status; 0 until that is known, and where nothing is held."""
+        self.trails = False
+        """Whether the response has announced trailers."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
@@ -134,6 +162,9 @@ class Admission:
     async def give_back(self) -> None:
         """Returns what was charged: something further in has refused the request."""
         charges, self.passed = self.charges, ()
+        held, self.held = self.held, []
+        for each in held:
+            each.withdrawn()
         for limiter in {id(each): each for each, _, _ in charges}.values():
             returned = [
                 check.given_back(decision)

@@ -20,6 +20,7 @@ from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, 
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
@@ -81,6 +82,7 @@ class Decider:
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
+        outcomes: Outcomes,
     ) -> None:
         self._owner = owner
         self._events = events
@@ -97,6 +99,7 @@ class Decider:
         self._reports = reports
         self._fallback = fallback
         self._look = look
+        self._outcomes = outcomes
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
@@ -149,28 +152,41 @@ class Decider:
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
+            if plan.undecided and admission.refusal is None:
+                held = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
+                if held is not None:
+                    admission.held.append(held)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
-            if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
-                # Whose it is stays known, since the connection outlives the failure.
-                unknown = assumed(plan.checks(keys), allowed=True)
-                admission.passed += ((owner, plan, keys, unknown),)
+            self._remember(admission, scope, plan, keys)
         return admission
 
-    async def charge(
-        self, rule: Rule, terms: Terms, key: str
-    ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides one rule's question about an identity, where there is no request.
+    def _remember(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        plan: Plan | None,
+        keys: Sequence[str] | None,
+    ) -> None:
+        """Keeps whose WebSocket it is that was let in, since that outlives the store's failure."""
+        if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
+            unknown = assumed(plan.checks(keys), allowed=True)
+            admission.passed += ((self._owner, plan, keys, unknown),)
 
-        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
-        StoreUnavailable where a request would be answered with 503.
+    async def charge(
+        self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
+    ) -> tuple[Admission, tuple[Decision, ...]]:
+        """Decides the questions of rules about identities, where there is no request.
+
+        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
+        a fallback. Raises StoreUnavailable where a request would be answered with 503.
         """
         admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {})]
-        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        matching: Matching = [(rule, {}) for rule in rules]
+        plan = self.now.rules.index.plan_of(terms)
         admission.decided = ((self._store, matching),)
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
@@ -297,7 +313,15 @@ class Decider:
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
+            Terms(
+                rule.name,
+                counter_of(rule),
+                each.limits,
+                each.policies,
+                each.cost,
+                each.action,
+                rule.charge,
+            )
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -345,6 +369,8 @@ class Decider:
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
+        if short and plan.undecided:
+            decisions = self._outcomes.soon(plan, keys, decisions)
         if short or lost or admission.delay_us:
             self._count(plan, decisions, refused=refused)
         else:

@@ -96,7 +96,7 @@ class Sockets:
         self._numbers = count(1)
         self._kinds: dict[int, tuple[Rule, list[Kind]]] = {}
         self.leases: WeakValueDictionary[tuple[object, ...], Lease] = WeakValueDictionary()
-        """What is charged ahead for identities whose WebSockets are open, and nothing else."""
+        """Leases of the identities whose WebSockets are open, and of no others."""
 
     def opened(self, admission: Admission, since: int = 0) -> "Socket | None":
         """The WebSocket that rules have let in; None where they limit nothing on it.

@@ -62,12 +62,12 @@ async def test_of_ten_thousand_connections_nothing_is_left(
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    own = limiter.sockets.connections
+    buckets = limiter.sockets.connections
     say(
         f"{on_excess}, {store.__name__}: {(full - before) / IN_PROCESS:.0f} bytes a "
         f"connection, {(after - before) / IN_PROCESS:.0f} afterwards"
     )
-    assert (leases, 0 if own is None else own.statistics().keys) == (0, 0)
+    assert (leases, 0 if buckets is None else buckets.statistics().keys) == (0, 0)
     # What stays are the counters in process, of whoever has sent, and the caches of addresses.
     assert after - before < 0.2 * (full - before)
     await limiter.aclose()

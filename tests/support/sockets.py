@@ -26,7 +26,7 @@ class Connection:
         self.task: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
-        self.task = asyncio.ensure_future(self._running)  # type: ignore[arg-type]  # a coroutine
+        self.task = asyncio.ensure_future(self._running)
         await self.settled()
         return self
 
