@@ -3,8 +3,10 @@
 import asyncio
 import runpy
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from ipaddress import ip_network
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -30,8 +32,11 @@ from ratelimit import (
 )
 from ratelimit.control.events import Event
 from ratelimit.limiter.leases import Lease
+from ratelimit.rules.sockets import most_ahead
+from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import ManualClock, by_hand
 from tests.support.asgi import CLIENT, Counting
+from tests.support.servers import Server
 from tests.support.sockets import Connection, Listener
 
 HANDSHAKES = "100/second"
@@ -544,3 +549,49 @@ def test_the_example_closes_slows_down_and_leaves_out(clock: ManualClock) -> Non
         clock.advance(1)
         cursor.send_text("there")
         assert cursor.receive_text() == "there"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("text", ["100/second", "30/second burst 60", "7/second"])
+async def test_no_window_lets_more_through_than_the_bound_that_check_prints(
+    seed: int, text: str, clock: ManualClock
+) -> None:
+    """Of one identity, over four workers that share a store, whenever it sends to whichever."""
+    random = Random(seed)
+    store = Counting(clock)
+    workers = [Chat(rule(text, on_excess="drop"), store=store) for _ in range(4)]
+    passed: list[int] = []
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(each.connection()) for each in workers]
+        for _ in range(60):
+            clock.advance(random.choice([0, 0.001, 0.05, 0.1, 0.3, 2]))
+            worker = random.randrange(4)
+            before = len(workers[worker].inner.heard)
+            await connections[worker].talk("x" * random.choice([1, 5, 40]))
+            passed += [clock()] * (len(workers[worker].inner.heard) - before)
+    limit = _limit(workers[0], "messages")
+    for start in set(passed):
+        for us in (0, 10_000, 100_000, 500_000, 1_000_000, 3_000_000):
+            inside = sum(start <= at <= start + us for at in passed)
+            gained = us * limit.quota // limit.window_us
+            assert inside <= limit.capacity + gained + most_ahead(limit)
+
+
+async def test_over_redis_an_identity_takes_few_trips_and_gives_back_what_is_left(
+    redis_server: Server,
+) -> None:
+    stores = [RedisStore(redis_server.url, deadline=10) for _ in range(2)]
+    workers = [Chat(rule("1000/hour", on_excess="drop"), store=store) for store in stores]
+    look = Check(_limit(workers[0], "messages"), CLIENT[0], 0, "chat~ws:messages")
+    await stores[0].reset([look])
+    async with workers[0].connection() as one, workers[1].connection() as two:
+        one.sends(*map(str, range(300)))
+        two.sends(*map(str, range(300)))
+        while sum(len(each.inner.heard) for each in workers) < 600:
+            await one.settled()
+    assert [each.inner.heard for each in workers] == [[*map(str, range(300))]] * 2
+    (decision,) = await stores[0].decide([look])
+    assert 400 <= decision.remaining <= 401  # what an hour's bucket gains meanwhile
+    for each in workers:
+        assert sum(each.store.trips.buckets) < 20  # for a handshake and 300 messages
+        await each.limiter.aclose()
