@@ -129,6 +129,8 @@ class Lease:
         if not granted.decision.allowed:
             self.held = before
             self._ahead = 0  # so that what is refused again is the same question
+            if not before:
+                self._until = 0.0
         elif granted.last is not None:
             self.held, self._last = granted.ahead, granted.last
             self._until = now + self.kind.lasts

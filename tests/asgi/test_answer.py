@@ -5,17 +5,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi import HTTPException as FastAPIHTTPException
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
 import ratelimit.testing
-from ratelimit import RateLimiter, RateLimitExceeded, RateLimitMiddleware, limit
+from ratelimit import RateLimit, RateLimiter, RateLimitExceeded, RateLimitMiddleware, limit
 from tests.support.asgi import ask, call, limiter, statuses, websocket_scope
 
 
@@ -168,14 +167,16 @@ async def test_an_answer_to_a_handshake_has_its_length_and_ends_the_connection(
 ) -> None:
     """As one piece, whoever gives it; HTTP/2 has no field for the end."""
 
-    @limit("1/minute", limiter=limiter() if whose == "handler" else None)
     async def chat(websocket: WebSocket) -> None:
         await websocket.accept()
 
-    app = Starlette(routes=[WebSocketRoute("/", chat)])
+    app = FastAPI()
     if whose == "handler":
+        once = RateLimit("1/minute", limiter=limiter())
+        app.add_api_websocket_route("/", chat, dependencies=[Depends(once)])
         app.add_exception_handler(RateLimitExceeded, streamed)
     else:
+        app.add_api_websocket_route("/", limit("1/minute")(chat))
         own = streamed if whose == "limiter" else None
         app.add_middleware(RateLimitMiddleware, limiter=RateLimiter(response=own))
     connect = [{"type": "websocket.connect"}]

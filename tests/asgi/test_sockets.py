@@ -256,6 +256,45 @@ async def test_connections_of_one_identity_share_its_messages(
     assert chat.inner.heard == ["a", "b", "c", "x"]
 
 
+async def test_a_refusal_by_one_limit_or_one_identity_costs_a_connection_nothing(
+    clock: ManualClock,
+) -> None:
+    """Its own bucket in this process is as if nothing had been sent."""
+    chat = Chat(rule("9/hour", bytes="4/minute", on_excess="drop"), distant=True)
+    async with chat.connection() as one, chat.connection() as two:
+        await one.talk(["1234", *["5"] * 20])  # too many bytes for this connection
+        await two.talk(["6"] * 20)  # and too many for the identity
+        clock.advance(15)
+        await one.talk("7")
+        clock.advance(15)
+        await two.talk("8")
+    assert chat.inner.heard == ["1234", "7", "8"]
+
+
+async def test_what_is_held_serves_a_message_only_in_part_and_once(clock: ManualClock) -> None:
+    chat = Chat(rule("", bytes="1000/hour", on_excess="drop"), distant=True)
+    look = Check(_limit(chat, "bytes"), CLIENT[0], 0, "chat~ws:bytes")
+    async with chat.connection() as connection:
+        for number in range(1, 12):
+            await connection.talk(["x" * 7 * number])
+            (lease,) = chat.limiter.sockets.leases.values()
+            (decision,) = await chat.store.decide([look])
+            sent = sum(map(len, chat.inner.heard))
+            assert decision.remaining == 1000 - sent - lease.held
+            assert lease.held < 100
+    assert sent == 7 * 11 * 12 // 2
+
+
+async def test_what_is_refused_again_is_the_same_question(clock: ManualClock) -> None:
+    """So that a store that remembers refusals needs no trip for it."""
+    chat = Chat(rule("100/hour", on_excess="drop"), distant=True)
+    async with chat.connection() as one, chat.connection() as two:
+        await one.talk("a" * 100)
+        trips = len(chat.trips)
+        await two.talk("b" * 10)
+    assert chat.trips[trips + 1 :] == [[(1, 0)]] * 9
+
+
 async def test_two_workers_share_an_identitys_messages_over_the_store(clock: ManualClock) -> None:
     store = Counting(clock)
     workers = [Chat(rule("100/minute", on_excess="drop"), store=store) for _ in range(2)]
