@@ -263,11 +263,12 @@ async def test_a_refusal_by_one_limit_or_one_identity_costs_a_connection_nothing
     chat = Chat(rule("9/hour", bytes="4/minute", on_excess="drop"), distant=True)
     async with chat.connection() as one, chat.connection() as two:
         await one.talk(["1234", *["5"] * 20])  # too many bytes for this connection
+        clock.advance(14)
         await two.talk(["6"] * 20)  # and too many for the identity
+        clock.advance(1)
+        await two.talk("7")
         clock.advance(15)
-        await one.talk("7")
-        clock.advance(15)
-        await two.talk("8")
+        await one.talk("8")
     assert chat.inner.heard == ["1234", "7", "8"]
 
 
