@@ -24,7 +24,7 @@ from ratelimit.rules.matching import Matching
 from ratelimit.rules.route_rule import RouteRule, counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.rules.sockets import OnExcess
+from ratelimit.rules.sockets import OnExcess, policy_of
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Excess", "Socket", "Sockets"]
@@ -131,7 +131,7 @@ class Sockets:
                 continue
             # No rule and no limit on a route can have such a counter.
             own = RouteRule(
-                f"{rule.name[:55]}:{what}", limit, counter=f"{counter_of(rule)}~ws:{what}",
+                policy_of(rule.name, what), limit, counter=f"{counter_of(rule)}~ws:{what}",
                 by=rule.by, path=rule.path, on_store_failure=rule.on_store_failure,
             )  # fmt: skip
             kinds.append(Kind(rule.name, own, flow.on_excess, exact=self._exact))

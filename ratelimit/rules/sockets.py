@@ -7,7 +7,7 @@ from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.reading import Reading, text
 from ratelimit.words import near, shown
 
-__all__ = ["KEYS", "Messages", "MessagesOptions", "OnExcess", "messages", "most_ahead"]
+__all__ = ["KEYS", "Messages", "MessagesOptions", "OnExcess", "messages", "most_ahead", "policy_of"]
 
 OnExcess = Literal["close", "drop", "pause"]
 
@@ -46,6 +46,11 @@ class MessagesOptions(TypedDict):
     messages: NotRequired[str | Limit]
     bytes: NotRequired[str | Limit]
     on_excess: NotRequired[OnExcess]
+
+
+def policy_of(rule: str, what: str) -> str:
+    """The name of a rule's limit on ``messages`` or ``bytes`` before clients, of 64 characters."""
+    return f"{rule[:55]}:{what}"
 
 
 KEYS: Final = ("messages", "bytes", "on_excess")

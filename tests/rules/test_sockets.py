@@ -68,3 +68,9 @@ def test_the_option_is_a_mapping(given: Any) -> None:
 )
 def test_a_worker_holds_less_than_a_tenth_of_a_bucket(text: str, most: int) -> None:
     assert most_ahead(Limit(text, algorithm="token_bucket")) == most
+
+
+def test_no_other_rule_is_told_under_the_name_of_a_limit_on_messages() -> None:
+    with pytest.raises(ValueError, match="would both be shown to clients as 'chat:messages'"):
+        RuleSet([chat(messages="1/second"), Rule("chat:messages", "1/second")])
+    RuleSet([chat(messages="1/second"), Rule("chat:bytes", "1/second")])
