@@ -71,6 +71,20 @@ def test_check_tells_what_messages_pass_at_worst(tmp_path: Path, store: str, ahe
     assert size["at worst"] == 9 + min(1, ahead)
 
 
+def test_check_tells_how_many_requests_are_undecided_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    charge = "charge: {on_status: [401]}"
+    file.write_text(
+        f"version: 1\nrules:\n  - {{name: a, limit: 5/minute; 20/hour, {charge}}}\n"
+        f"  - {{name: b, limit: 5/minute}}\n  - {{name: c, limit: 5/minute, mode: off, {charge}}}\n"
+    )
+    (report,) = rows("check", str(file))
+    (told,) = report["undecided"]
+    assert told.startswith("rule 'a': ")
+    assert "at most 5 of one identity are looked at at once" in told
+    assert told in run("check", str(file)).output
+
+
 def test_check_shows_no_identity_that_may_be_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,13 @@ class Connection:
         self._running = app(websocket_scope(path, **changes), self._receive, self._send)
         self.task: asyncio.Task[Any] | None = None
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> "asyncio.Task[Any]":
+        """Runs the application in a task."""
         self.task = asyncio.ensure_future(self._running)
+        return self.task
+
+    async def __aenter__(self) -> Self:
+        self.begin()
         await self.settled()
         return self
 
