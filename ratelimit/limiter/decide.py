@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Protocol
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import ALL, Switches
-from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
@@ -170,6 +170,7 @@ class Decider:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            self._remember(admission, scope, plan, keys)
         return admission
 
     def _request(
@@ -181,6 +182,18 @@ class Decider:
     ) -> Request:
         failed = self._reports.function_failed
         return Request(scope, client, self.now.proxies, registered, route, failed)
+
+    def _remember(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        plan: Plan | None,
+        keys: Sequence[str] | None,
+    ) -> None:
+        """Keeps whose WebSocket it is that was let in, since that outlives the store's failure."""
+        if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
+            unknown = assumed(plan.checks(keys), allowed=True)
+            admission.passed += ((self._owner, plan, keys, unknown),)
 
     async def charge(
         self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]

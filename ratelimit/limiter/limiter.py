@@ -38,6 +38,7 @@ from ratelimit.limiter.reserving import Reservation, Reserving, from_token
 from ratelimit.limiter.rooms import Waits
 from ratelimit.limiter.settling import Outcomes, Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
+from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.tokens import Signer
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
@@ -182,6 +183,8 @@ class RateLimiter:
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
             self.events, Outcomes(self._settler),
         )  # fmt: skip
+        self.sockets: Final = Sockets(self, ask, self._fallback, self._switches, self._reports)
+        """The open WebSockets whose messages are limited."""
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._take_shed(self.rules.shed)
 
@@ -269,6 +272,8 @@ class RateLimiter:
         """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
+        self.limits_messages = any(rule.websocket is not None for rule in rules.rules)
+        """Whether a rule limits what comes over WebSockets."""
         self._now = InForce.of(rules, share)
         self.allowlist = Networks(rules.allowed_clients)
         """Clients that nothing limits; may be changed at any time, until other rules are taken."""

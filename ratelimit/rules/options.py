@@ -15,7 +15,7 @@ from starlette.responses import Response
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import charging, counting, overriding, values
+from ratelimit.rules import charging, counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
@@ -274,6 +274,15 @@ class RouteOptions(TypedDict, total=False):
             "(`refuse`).",
             OnMissing,
             "client",
+        ),
+    ]
+    websocket: Annotated[
+        sockets.MessagesOptions | None,
+        Option(
+            "What a WebSocket that the rule let in may send: `messages` and `bytes`, a limit each, "
+            "and `on_excess`: `close` (if left out), `drop` or `pause`.",
+            Form("websocket"),
+            sockets.messages,
         ),
     ]
     skip: Annotated[

@@ -24,6 +24,7 @@ from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.shed import Priority
+from ratelimit.rules.sockets import Messages
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
@@ -112,6 +113,8 @@ class Rule:
     """Clients to whom this rule does not apply."""
     denylist: tuple[Network, ...]
     """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
+    websocket: Messages | None
+    """The limits on what comes over a WebSocket that it let in."""
     skip: Ask[bool] | None
     policies: tuple[str, ...] = field(repr=False, compare=False)
     """The names under which ``limits`` are shown to clients, in the same order."""
@@ -212,6 +215,9 @@ class Rule:
         cost(self.cost, _all_limits(limits, tiers, overrides))
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
+        if self.websocket is not None:
+            change = {limit: scaled((limit,))[0] for limit in self.websocket.limits}
+            put(rule, "websocket", self.websocket.map(change))
         put(rule, "overrides", MappingProxyType(overrides))
         put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
         put(rule, "_part", part)

@@ -18,6 +18,7 @@ from ratelimit.rules.options import FILE
 from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.rules.shed import Shed
+from ratelimit.rules.sockets import KEYS, policy_of
 from ratelimit.rules.values import LISTS_OF_HOPS, OnStoreFailure, Preflights
 from ratelimit.words import shown
 
@@ -189,7 +190,9 @@ def _unique_names(rules: Iterable[object]) -> None:
                 f"two rules are named {shown(rule.name)}; each has its own name, in any case"
             )
         names.add(rule.name.lower())
-        for policy in rule.policies:
+        flow = rule.websocket
+        messages = [policy_of(rule.name, what) for what in KEYS[:2] if getattr(flow, what, None)]
+        for policy in (*rule.policies, *messages):
             other = policies.setdefault(policy.lower(), rule.name)
             if other != rule.name:
                 raise ValueError(

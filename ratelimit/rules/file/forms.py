@@ -16,6 +16,7 @@ from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
 from ratelimit.rules.charging import KEYS as CHARGE_KEYS
 from ratelimit.rules.reading import Form
+from ratelimit.rules.sockets import OnExcess
 from ratelimit.rules.values import REGISTERED, Mode, refuse_everyone
 from ratelimit.words import shown
 
@@ -127,6 +128,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "shed": dict[str, str],
     "tiers": dict[str, str],
+    "websocket": dict[str, str],
     "whole": Annotated[int, BeforeValidator(_whole)],
     "whole-or-name": Annotated[int | str, BeforeValidator(_whole_or_name)],
 }
@@ -263,6 +265,16 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "tiers": lambda _: _mapping(
         "limits_or_none", propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1
     ),
+    "websocket": lambda _: {
+        "type": "object",
+        "properties": {
+            "messages": {"$ref": "#/$defs/limits"},
+            "bytes": {"$ref": "#/$defs/limits"},
+            "on_excess": choice(get_args(OnExcess)),
+        },
+        "anyOf": [{"required": ["messages"]}, {"required": ["bytes"]}],
+        "additionalProperties": False,
+    },
     "whole": _number,
     "whole-or-name": lambda form: _number(form, _NAME),
     "word": lambda form: choice(form.words),
