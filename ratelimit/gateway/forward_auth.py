@@ -212,6 +212,10 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
             text = "keeps a charge by the response, which a proxy does not tell, so every request "
             text += "is charged; let the application count these"
             yield "outcomes-unknown", f"rule {rule.name!r} {text}"
+        if rule.websocket is not None:
+            text = "limits what comes over WebSockets, which a proxy does not ask about, so only "
+            text += "handshakes are counted; let the application limit messages"
+            yield "messages-unknown", f"rule {rule.name!r} {text}"
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
             text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "

@@ -314,9 +314,11 @@ def test_rules_that_a_question_does_not_tell_enough_for_are_doubted() -> None:
         Rule("slow", "10/second", **leaking),
         Rule("off", "10/second", mode="off", **leaking),
         Rule("tries", "1/hour", charge={"on_status": [401]}),
+        Rule("socket", "1/hour", websocket={"messages": "10/second"}),
         Rule("plain", "1/hour"),
     ]
     told = [(code, text.split("'")[1]) for code, text in doubts(RuleSet(tuple(rules)))]
     assert told == [
         ("routes-unknown", "route"), ("waits-too-long", "slow"), ("outcomes-unknown", "tries"),
+        ("messages-unknown", "socket"),
     ]  # fmt: skip
