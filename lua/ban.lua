@@ -60,7 +60,7 @@ local function look(counter, now_us)
   if packed then
     doubled = packed % 64
     ends = (packed - doubled) / 64 * 1000
-    if ends - at > length(limit, doubled) + 1000 then
+    if ends - at > length(limit, doubled) then
       broken, ends = true, at - at % 1000
       packed = ends / 1000 * 64 + doubled
     end
@@ -110,7 +110,7 @@ local function begin(counter)
     counter.doubled = counter.doubled + 1
   end
   counter.missing, counter.banned, counter.room = 0, true, -1
-  counter.ends = ceil((counter.at_us + lasts) / 1000) * 1000
+  counter.ends = floor((counter.at_us + lasts) / 1000) * 1000
   counter.packed = counter.ends / 1000 * 64 + counter.doubled
   counter.over = forgotten(limit, counter.ends, counter.doubled)
 end

@@ -16,6 +16,7 @@ from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, told_of
+from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
@@ -97,6 +98,8 @@ class Decider:
         self._reports = reports
         self._fallback = fallback
         self._look = look
+        self.bans = Bans(store, ask, self._counts, self._denials, reports, events)
+        """The bans of the rules."""
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
@@ -116,6 +119,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
             listed = not (owner.denylist.empty and owner.allowlist.empty)
@@ -139,11 +143,17 @@ class Decider:
             if plan is None or keys is None:
                 failed = self._reports.function_failed
                 request = Request(scope, client, self.now.proxies, registered, route, failed)
-                plan, keys = await self._question(admission, matching, request)
+                plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
-            if self._alike is not None and plan.alike is not None:
-                decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
+            decisions: Sequence[Decision]
+            if bans:
+                checks = plan.checks(keys)
+                decisions = await self.bans.decide(admission, checks, bans, self._jitter_us)
+                if admission.refusal is not None:
+                    return admission
+            elif self._alike is not None and plan.alike is not None:
+                decisions = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
@@ -157,11 +167,12 @@ class Decider:
         return admission
 
     async def charge(
-        self, rule: Rule, terms: Terms, key: str
+        self, rule: Rule, terms: Terms, key: str, ban: Check | None
     ) -> tuple[Admission, tuple[Decision, ...]]:
         """Decides one rule's question about an identity, where there is no request.
 
-        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
+        Gives its outcome, with the decisions: the store's, then those of a fallback; where it is
+        banned, the ban's alone. ``ban`` is the check of the rule's ban, if there is one. Raises
         StoreUnavailable where a request would be answered with 503.
         """
         admission = Admission(self._owner, None)
@@ -171,7 +182,15 @@ class Decider:
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
         try:
-            decisions = await self._ask(plan.checks(keys))
+            if ban is None:
+                decisions = await self._ask(plan.checks(keys))
+            elif self.bans.refuses(admission, rule.name, ban):
+                return admission, admission.decisions
+            else:
+                banning = [Banning(rule.name, ban, 0)]
+                decisions = await self.bans.decide(admission, plan.checks(keys), banning)
+                if admission.refusal is not None:
+                    return admission, admission.decisions
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 problem = lost[0][1]
@@ -247,19 +266,20 @@ class Decider:
                 [plan.policies[place] for place in places],
             )
 
-    async def _question(
+    async def _question(  # noqa: PLR0912  # as above
         self, admission: Admission, matching: Matching, request: Request
-    ) -> tuple[Plan, list[str]]:
-        """The plan of what a request asks by these rules, and its keys; none if it is over."""
+    ) -> tuple[Plan, list[str], list[Banning]]:
+        """The plan of what a request asks by these rules, its keys and bans; none if it is over."""
         asked: list[Question | None] = [None] * len(matching)
         order = self.now.rules.index.order
         places: Sequence[int] = range(len(matching))
         if order:  # those that replace others first
             places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
         replaced: set[str] = set()
+        banned: dict[int, Check] = {}
         try:
             if self._skip is not None and await self._skips(self._skip, request):
-                return _NOTHING, []
+                return _NOTHING, [], []
             for place in places:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
@@ -278,10 +298,15 @@ class Decider:
                         self.now.rules, admission, [(rule, path_params)], problem
                     )
                     if admission.refusal is not None:
-                        return _NOTHING, []
+                        return _NOTHING, [], []
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
+                    if found.ban is not None:
+                        ban = ban_check(found.ban, found.key, counter_of(rule), found.action)
+                        if self.bans.refuses(admission, rule.name, ban, self._jitter_us):
+                            return _NOTHING, [], []
+                        banned[place] = ban
                     if rule.replaces and found.action != _SHADOW:
                         # Whoever picks the identity would escape other rules by it.
                         index = self.now.rules.index
@@ -290,14 +315,19 @@ class Decider:
             self._counts[turned.rule, "turned-away"] += 1
             admission.refuse(turned.refusal)
             tell_blocked(self._events, admission, turned)
-            return _NOTHING, []
+            return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
         terms = [
             Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
-        return self.now.rules.index.plan_of(terms), keys
+        plan = self.now.rules.index.plan_of(terms)
+        return plan, keys, _placed(banned, matching, asked) if banned else []
+
+    @property
+    def _jitter_us(self) -> int:
+        return self.now.rules.retry_jitter_us
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -378,3 +408,17 @@ class Decider:
             worst[rule] = max(found, worst.get(rule, found))
         for rule, (_, outcome) in worst.items():
             self._counts[rule, outcome] += 1
+
+
+def _placed(
+    banned: Mapping[int, Check], matching: Matching, asked: Sequence[Question | None]
+) -> list[Banning]:
+    """Bans, by the place of their rules, before the checks of those."""
+    found: list[Banning] = []
+    checks = 0
+    for place, each in enumerate(asked):
+        if each is not None:
+            if place in banned:
+                found.append(Banning(matching[place][0].name, banned[place], checks))
+            checks += len(each.limits)
+    return found

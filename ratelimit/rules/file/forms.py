@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
+from ratelimit.rules.banning import KEYS, NEEDED
 from ratelimit.rules.reading import Form
 from ratelimit.rules.values import REGISTERED, refuse_everyone
 from ratelimit.words import shown
@@ -111,6 +112,7 @@ def _listed(value: object) -> object:
 _Network = Annotated[Network, BeforeValidator(_network)]
 
 _TYPES: Final[Mapping[str, Any]] = {
+    "ban": dict[str, str],
     "by": Annotated[list[str], BeforeValidator(_listed)],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
@@ -213,6 +215,15 @@ def _one_or_more(*patterns: str, **more: Any) -> dict[str, Any]:
 _BY: Final = {"$ref": "#/$defs/by"}
 
 _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
+    "ban": lambda form: {
+        "type": "object",
+        "properties": {
+            "after": _number(Form("whole", (), 1)),
+            **dict.fromkeys(KEYS[1:], text(_DURATION, examples=form.examples)),
+        },
+        "required": list(NEEDED),
+        "additionalProperties": False,
+    },
     "by": lambda _: {"anyOf": [_BY, _list(_BY, minItems=1, maxItems=10)]},
     "file": lambda _: {"type": "string", "minLength": 1},
     "limits": lambda _: {"$ref": "#/$defs/limits"},

@@ -375,7 +375,8 @@ class _Checker:
             if option.inside:
                 loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
-            code = option.code or f"bad-{key.replace('_', '-')}"
+            own: str = getattr(error, "code", "")
+            code = own or option.code or f"bad-{key.replace('_', '-')}"
             secret = self.variables(node, loc, (*option.needs, *option.shows))
             self.add(at, where, str(error), code, secret)
 
