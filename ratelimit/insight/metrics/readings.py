@@ -76,6 +76,9 @@ DEGRADED: Final = Metric(
 WAITING: Final = Metric(
     "ratelimit.waiting", "gauge", "Requests that wait for their turn.", "{request}"
 )
+BANNED: Final = Metric(
+    "ratelimit.banned", "gauge", "Identities that this process knows to be banned.", "{identity}"
+)
 RELOADS: Final = Metric(
     "ratelimit.reloads", "counter", "Times that the rule file was read again.", "{reload}",
     ("result",),
@@ -83,7 +86,8 @@ RELOADS: Final = Metric(
 KEYS: Final = Metric("ratelimit.keys", "gauge", "Counters held in this process.", "{key}")
 
 METRICS: Final = (
-    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, RELOADS, KEYS,
+    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, BANNED, RELOADS,
+    KEYS,
 )  # fmt: skip
 """All there are; a store that has no network has no round trips, and so on."""
 
@@ -99,6 +103,7 @@ class Reading(NamedTuple):
 RESULTS: Final[Mapping[str, tuple[str, str]]] = {
     "shadow-allowed": ("allowed", "shadow"),
     "shadow-denied": ("denied", "shadow"),
+    "shadow-banned": ("banned", "shadow"),
     "turned-away": ("blocked", "enforce"),
 }
 """Outcomes of `RateLimiter.counts` whose result and mode are not their name and "enforce"."""
@@ -121,6 +126,7 @@ def readings(limiter: RateLimiter) -> Iterator[Reading]:
     yield Reading(BREAKER, (), int(limiter.breaker.is_open()))
     yield Reading(DEGRADED, (), limiter.breaker.open_for)
     yield Reading(WAITING, (), limiter.waiting)
+    yield Reading(BANNED, (), limiter.banned)
     for result, times in limiter.reloads.items():
         yield Reading(RELOADS, (result,), times)
     if isinstance(store, MemoryStore):
