@@ -69,9 +69,9 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             few = [{column: row[column] for column in SHOWN if column in row} for row in rows]
             show(few, json_=False)
             say(f"scripts in Redis: {scripts}; deny caches add nothing to what passes")
-            for each in in_force:
-                if each.ban is not None and each.mode != "off":
-                    say(_worst_of_ban(each, each.ban, rules))
+            for rule in in_force:
+                if rule.ban is not None and rule.mode != "off":
+                    say(_worst_of_ban(rule, rule.ban, rules))
             for each in advice:
                 say(f"advice: {each}", "yellow")
     if json_:

@@ -12,6 +12,7 @@ from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore, memory, script
 from ratelimit.testing import ManualClock
 from ratelimit.testing.tables import TABLES, check_table
+from tests.support.banning import BanTimeline
 from tests.support.timelines import Timeline
 
 TURNED: Final = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "~=", "~=": "=="}
@@ -30,7 +31,7 @@ class Mutant(NamedTuple):
 
 
 def mutants() -> Iterator[Mutant]:
-    for name in (*Algorithm, "decide"):
+    for name in (*script.FILES, "decide"):
         own = script._read(name)  # the file as it becomes part of the script
         for found in _TOKENS.finditer(own):
             if found["turn"] is None:
@@ -145,6 +146,11 @@ async def differs(source: str, monkeypatch: pytest.MonkeyPatch) -> bool:
             timeline = Timeline(Random(seed), MemoryStore(clock=clock), clock)
             for _ in range(60):
                 await timeline.step()
+        for seed in range(60):
+            clock = ManualClock()
+            bans = BanTimeline(Random(seed), MemoryStore(clock=clock), clock)
+            for _ in range(60):
+                await bans.step()
     except Exception:  # noqa: BLE001  # an error of the Lua is noticed as well
         return True
     return False
