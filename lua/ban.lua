@@ -99,8 +99,8 @@ end
 local function reset(counter, units)
   local limit = counter.limit
   local missing = min(counter.missing + units * limit[3], limit[2] * limit[3])
-  local full = missing > 0 and counter.at_us + ceil(missing / limit[2]) or 0
-  return max(full, counter.over, counter.now_us) - counter.now_us
+  local full = counter.at_us + ceil(missing / limit[2])
+  return max(full, counter.over) - counter.now_us
 end
 
 local function begin(counter)
@@ -124,6 +124,7 @@ local function charge(counter, units)
     counter.missing = counter.missing + units * counter.limit[3]
     counter.room = room_of(counter)
   end
+  -- What is forgotten is not written on, or else expiry would have a say.
   local packed = counter.over > counter.at_us and counter.packed
   write(counter.key, reset(counter, 0), counter.at_us, counter.missing, packed)
   return false

@@ -67,16 +67,19 @@ class BanModel:
         return doubled
 
     def left(self, ban: Any, view: BanState) -> int:
-        return 0 if view.ends_us > view.at_us else int(floor(ban.quota - view.struck))
+        return 0 if view.ends_us > view.at_us else floor(ban.quota - view.struck)
 
     def as_new_us(self, ban: Any, view: BanState) -> int:
         """The instant from which nothing is remembered."""
-        full = view.at_us + ceil(view.struck * ban.window_us / ban.quota) if view.struck else 0
-        return max(full, self.quiet_us(ban, view))
+        return max(self.full_us(ban, view), self.quiet_us(ban, view))
 
     def quiet_us(self, ban: Any, view: BanState) -> int:
         """The instant from which the last ban is as if it had never been."""
         return view.ends_us + sum(self.length(ban, each) for each in range(view.doubled))
+
+    def full_us(self, ban: Any, view: BanState) -> int:
+        """The instant from which no strike counts."""
+        return view.at_us + ceil(Fraction(view.struck * ban.window_us, ban.quota))
 
     def struck(self, ban: Any, view: BanState, times: int) -> BanState:
         if times < self.left(ban, view):
@@ -95,11 +98,21 @@ class BanModel:
             not banned or action == "force",
             self.left(ban, view),
             view.ends_us - now_us if banned and action != "force" else 0,
-            max(0, self.as_new_us(ban, view) - now_us),
+            self.as_new_us(ban, view) - now_us,
             0,
             view.at_us,
             Fraction(0),
         )
+
+    def grows_us(self, ban: Any, view: BanState, now_us: int) -> int:
+        """Until one more strike is left; -1 for never."""
+        left = self.left(ban, view)
+        if view.ends_us > view.at_us:
+            return view.ends_us - now_us
+        if left == ban.quota:
+            return -1
+        short = view.struck - (ban.quota - left - 1)
+        return view.at_us + ceil(Fraction(short * ban.window_us, ban.quota)) - now_us
 
 
 class BanAsk(NamedTuple):
@@ -133,12 +146,16 @@ def decide(bans: BanModel, limits: Model, now_us: int, asks: Sequence[BanAsk]) -
     for ask, name, state, view in zip(asks, names, states, views, strict=True):
         own, answers = answers[: len(ask.covered)], answers[len(ask.covered) :]
         times = (ask.strikes if passed else 0) + any(not each.allowed for each in own)
-        told = view
-        if (times or view.ends_us != state.ends_us) and view.ends_us <= view.at_us:
+        told, again = view, times > 0 or view.ends_us != state.ends_us
+        if again and view.ends_us <= view.at_us:
             told = bans.states[name] = bans.struck(ask.ban, view, times)
         # Whatever a check's action is, it tells of a ban where it has struck.
-        action = "charge" if times or view.ends_us != state.ends_us else ask.action
-        found += bans.answer(ask.ban, told, now_us, action), *own
+        action = "charge" if again else ask.action
+        answer = bans.answer(ask.ban, told, now_us, action)
+        begins = told.ends_us > told.at_us and view.ends_us <= view.at_us
+        if not begins and (not passed or again):
+            answer = answer._replace(level=Fraction(bans.grows_us(ask.ban, told, now_us)))
+        found += answer, *own
     return found
 
 
@@ -172,7 +189,8 @@ class BanTimeline:
             self.rules.append((random_ban(rng), list(own.values())))
         token = secrets.token_hex(6)
         self.keys = [f"{token}-{place}" for place in range(rng.randint(1, 2))]
-        self.clock.set_us(rng.choice((0, START_US)) + rng.randrange(10**12))
+        begin_us = rng.choice((0, START_US)) + rng.randrange(10**12)
+        self.clock.set_us(begin_us - begin_us % rng.choice((1, MS_US)))
 
     async def step(self) -> None:
         """Moves the clock and decides; AssertionError, with the steps so far, on a difference."""
@@ -222,9 +240,22 @@ class BanTimeline:
             (0,) * 6
             + (rng.randrange(span_us + 1),) * 4
             + (random_step_us(rng, rng.choice(limits)),) * 2
-            + (span_us + rng.choice((-MS_US, -1, 0, 1, MS_US)), -rng.randrange(span_us + 1))
+            + (span_us + rng.choice((-MS_US, -1, 0, 0, 1, MS_US)),) * 2
+            + (-rng.randrange(span_us + 1), -ban.window_us)
+            + (self.to_next_us(),) * 3
             + (rng.choice((-1, 1)) * rng.randrange(20 * ban.up_to_us),)
         )
+
+    def to_next_us(self) -> int:
+        """Until the next instant at which a ban ends, or is less and less remembered."""
+        ends: set[int] = set()
+        for (_, number), state in self.bans.states.items():
+            ban, instant = self.rules[number][0], state.ends_us
+            ends.add(self.bans.full_us(ban, state))
+            for doubled in range(state.doubled, -1, -1):
+                ends.add(instant)
+                instant += self.bans.length(ban, doubled - 1) if doubled else 0
+        return min((each - self.clock() for each in ends if each > self.clock()), default=0)
 
     async def move(self, step_us: int) -> None:
         """Moves the clock, not before the epoch; back only from what the store need not hold."""
@@ -260,6 +291,10 @@ class BanTimeline:
         ):
             is_ban = isinstance(check.limit, Ban)
             self.begun += is_ban and not got.allowed and got.level == 0
+            if is_ban and got.level != expected.level:
+                raise AssertionError(
+                    f"level {got.level}, not {expected.level}\n" + "\n".join(self.steps[-12:])
+                )
             if (*got[1:6], got.at_us) != expected[:6]:
                 raise AssertionError(
                     f"check {place} of the last step: allowed, remaining, retry, reset, delay, at\n"

@@ -287,9 +287,7 @@ class Model:
         reset_us = 0 if family.is_empty(left) else family.empty_at(left) - now_us
         return Answer(allowed, free, 0, reset_us, 0, left[0], family.level(left))
 
-    def decide(
-        self, now_us: int, asks: Sequence[Ask], *, banned: bool = False
-    ) -> list[Answer]:
+    def decide(self, now_us: int, asks: Sequence[Ask], *, banned: bool = False) -> list[Answer]:
         """One answer per check. Shadow checks come after the others, so they have no say.
 
         ``banned`` says that the request is refused, whatever its checks say.
