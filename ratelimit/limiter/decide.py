@@ -21,6 +21,7 @@ from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, 
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
@@ -82,6 +83,7 @@ class Decider:
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
+        outcomes: Outcomes,
     ) -> None:
         self._owner = owner
         self._events = events
@@ -98,6 +100,7 @@ class Decider:
         self._reports = reports
         self._fallback = fallback
         self._look = look
+        self._outcomes = outcomes
         self.bans = Bans(store, ask, self._counts, self._denials, reports, events)
         """The bans of the rules."""
         self.seen = 0
@@ -159,6 +162,10 @@ class Decider:
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
+            if plan.undecided and admission.refusal is None:
+                held = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
+                if held is not None:
+                    admission.held.append(held)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
@@ -167,30 +174,33 @@ class Decider:
         return admission
 
     async def charge(
-        self, rule: Rule, terms: Terms, key: str, ban: Check | None
+        self,
+        rules: Sequence[Rule],
+        terms: Sequence[Terms],
+        keys: Sequence[str],
+        bans: Sequence[Banning] = (),
     ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides one rule's question about an identity, where there is no request.
+        """Decides the questions of rules about identities, where there is no request.
 
-        Gives its outcome, with the decisions: the store's, then those of a fallback; where it is
-        banned, the ban's alone. ``ban`` is the check of the rule's ban, if there is one. Raises
-        StoreUnavailable where a request would be answered with 503.
+        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
+        a fallback; those of ``bans`` alone where they refuse. Raises StoreUnavailable where a
+        request would be answered with 503.
         """
         admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {})]
-        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        matching: Matching = [(rule, {}) for rule in rules]
+        plan = self.now.rules.index.plan_of(terms)
         admission.decided = ((self._store, matching),)
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
         try:
-            if ban is None:
-                decisions = await self._ask(plan.checks(keys))
-            elif self.bans.refuses(admission, rule.name, ban):
+            if any(self.bans.refuses(admission, ban.rule, ban.check) for ban in bans):
                 return admission, admission.decisions
-            else:
-                banning = [Banning(rule.name, ban, 0)]
-                decisions = await self.bans.decide(admission, plan.checks(keys), banning)
+            if bans:
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans)
                 if admission.refusal is not None:
                     return admission, admission.decisions
+            else:
+                decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 problem = lost[0][1]
@@ -318,7 +328,15 @@ class Decider:
             return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
+            Terms(
+                rule.name,
+                counter_of(rule),
+                each.limits,
+                each.policies,
+                each.cost,
+                each.action,
+                rule.charge,
+            )
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -371,6 +389,8 @@ class Decider:
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
+        if short and plan.undecided:
+            decisions = self._outcomes.soon(plan, keys, decisions)
         if short or lost or admission.delay_us:
             self._count(plan, decisions, refused=refused)
         else:

@@ -6,21 +6,16 @@ from typing import Any, Final
 
 from ratelimit.bans import Ban
 from ratelimit.limits import parse_duration_us
-from ratelimit.rules.reading import Reading
+from ratelimit.rules.reading import Coded, Reading
 from ratelimit.words import near, shown
 
-__all__ = ["BanByChosen", "ban"]
+__all__ = ["ban"]
 
 KEYS: Final = ("after", "within", "for", "up_to")
 NEEDED: Final = KEYS[:3]
+BY_CHOSEN: Final = "ban-by-chosen"
 PROVEN: Final = ("client", "user")
 """Parts of an identity that nobody can have in another's place."""
-
-
-class BanByChosen(ValueError):
-    """A ban by what anybody can send, so that one could have another banned."""
-
-    code = "ban-by-chosen"
 
 
 def ban(value: Any, reading: Reading) -> Ban | None:
@@ -74,11 +69,13 @@ def _refuse_chosen(value: Ban | None, reading: Reading) -> None:
     if value is None or given or not set(by).isdisjoint(PROVEN):
         return
     if set(by) <= {"global", "route"}:
-        raise BanByChosen(
+        raise Coded(
+            BY_CHOSEN,
             f"by is {', '.join(by)}, and a ban of that would be one of everybody; ban by client or "
-            "by user"
+            "by user",
         )
-    raise BanByChosen(
+    raise Coded(
+        BY_CHOSEN,
         f"by is {', '.join(by)}, which its bearer has not proven, so that anybody could have "
-        "another banned; ban by client or user, alone or beside that"
+        "another banned; ban by client or user, alone or beside that",
     )
