@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
@@ -15,13 +15,14 @@ from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
 from ratelimit.bans import Ban, covering
 from ratelimit.control.events import Event
 from ratelimit.decisions import Action, Check
+from ratelimit.limiter import bans
 from ratelimit.limits import Limit
 from ratelimit.stores.redis.store import RedisStore
 from ratelimit.testing import ManualClock
 from tests.support.asgi import CLIENT, http_scope
 from tests.support.servers import Server
 
-BAN = {"after": 3, "within": "1m", "for": "10m", "up_to": "1d"}
+BAN: Mapping[str, int | str] = {"after": 3, "within": "1m", "for": "10m", "up_to": "1d"}
 PROXY = ("10.0.0.1", 80)
 Answer = tuple[int, str | None, str]
 """Status, Retry-After and type of a refusal's problem."""
@@ -306,10 +307,10 @@ def calls(server: Server) -> int:
     return int(line[0].partition("calls=")[2].partition(",")[0]) if line else 0
 
 
-async def until_banned(world: World) -> None:
-    async with asyncio.timeout(10):
-        while not world.limiter.banned:
-            await asyncio.sleep(0.005)
+async def strikes_sent() -> None:
+    """Returns when the store was told of every strike so far."""
+    sending = [each for each in asyncio.all_tasks() if each.get_name() == "ratelimit strikes"]
+    await asyncio.wait_for(asyncio.gather(*sending), 10)
 
 
 async def test_denials_that_are_repeated_in_process_are_strikes_as_well(
@@ -322,9 +323,8 @@ async def test_denials_that_are_repeated_in_process_are_strikes_as_well(
         assert (await world.ask())[2] == QUOTA
     assert calls(redis_server) == 0
     # All of them in one trip; the hundredth, which meets the store, is the one that bans.
-    async with asyncio.timeout(10):
-        while calls(redis_server) == 0:
-            await asyncio.sleep(0.005)
+    await strikes_sent()
+    assert calls(redis_server) == 1
     assert (await world.ask())[2] == ABNORMAL
     assert calls(redis_server) == 2
 
@@ -332,7 +332,8 @@ async def test_denials_that_are_repeated_in_process_are_strikes_as_well(
 async def test_strikes_alone_can_begin_a_ban(in_redis: Open) -> None:
     world = in_redis()
     assert [each[2] for each in await world.ask_often(9)] == ["", ""] + [QUOTA] * 7
-    await until_banned(world)
+    await strikes_sent()
+    assert world.limiter.banned == 1
     assert (await world.ask())[:2] == (429, "600")
     begun = [each for each in world.events if each.detail]
     assert [each.detail for each in begun] == ["begins, for 10 minutes"]
@@ -399,16 +400,13 @@ async def test_who_is_unbanned_by_one_worker_passes_by_the_others_within_five_se
     assert (await there.ask())[2] == QUOTA
 
 
-async def test_what_is_remembered_of_bans_is_bounded(in_redis: Open) -> None:
+async def test_what_is_remembered_of_bans_is_bounded(
+    in_redis: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bans, "MOST", 10)
     world = in_redis(Rule("login", "1/minute", ban={**BAN, "after": 1}))
-    from ratelimit.limiter import bans  # noqa: PLC0415
-
-    before, bans.MOST = bans.MOST, 10
-    try:
-        for number in range(50):
-            await world.ask_often(2, client=(f"192.0.2.{number}", 1))
-    finally:
-        bans.MOST = before
+    for number in range(50):
+        await world.ask_often(2, client=(f"192.0.2.{number}", 1))
     assert world.limiter.banned == 10
     # The others are as banned as before; the store says so.
     assert (await world.ask(client=("192.0.2.0", 1)))[2] == ABNORMAL
@@ -426,6 +424,7 @@ WORKER = """
 import asyncio, json, sys
 from ratelimit.bans import Ban, covering
 from ratelimit.decisions import Check
+from ratelimit.limiter import bans
 from ratelimit.limits import Limit
 from ratelimit.stores.redis.store import RedisStore
 
