@@ -8,15 +8,15 @@ limit[2]  after    strikes in a full bucket; the one that empties it begins a ba
 limit[3]  within   W in microseconds, in which an empty bucket fills              1 .. 2^51
 limit[4]  for      microseconds that the first ban lasts                          1000 .. up_to
 limit[5]  up_to    microseconds that any lasts at most                            1000 .. 2^45
-limit[6]  covers   how many of the checks that follow are of its rule             0 ..
 
 look(counter, now_us) reads the counter of a key and a limit; its room = strikes that are left, -1
 while it is banned, and banned says so
 wait(counter, units) returns microseconds until the ban is over, or units strikes are left
 reset(counter, units) returns microseconds until no strike and no ban is remembered
 charge(counter, units) strikes so many times, unless it is banned; cuts no debt
-give_back(counter, units, at_us) does nothing: a strike was a refusal, which nobody takes back
+give_back() does nothing: a strike was a refusal, which nobody takes back
 
+The driver reads limit[6]: how many of the checks that follow are of its rule.
 A ban takes the strikes away, so that the threshold stays. Of each length of a ban that passes
 without another, one doubling is forgotten. An end that lies further ahead than a ban may last is
 left behind by a broken clock, and is not believed.
@@ -133,6 +133,4 @@ end
 local function give_back()
 end
 
-return {
-  look = look, wait = wait, reset = reset, charge = charge, give_back = give_back, bans = true,
-}
+return {look = look, wait = wait, reset = reset, charge = charge, give_back = give_back}

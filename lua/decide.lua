@@ -6,8 +6,8 @@ ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
 ARGV[2]   how many different kinds of request follow, each as how many checks it has and ten
           numbers for each: its limit's six, namely the algorithm's place (1 token_bucket,
           2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter, 6 ban), to which 8
-          times a number of its own may be added, and its five numbers (limit[2] .. limit[6] in that file's
-          header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
+          times a number of its own may be added, and its five numbers (limit[2] .. limit[6] in that
+          file's header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
           give-back the charge's time (microseconds) and level, for the others 0 and 0
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
@@ -41,6 +41,7 @@ local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
 local CUT = -1
 local FIELDS = 6
 local TOKEN, LEAKING = 1, 2 -- the places of the two buckets
+local BAN = 6
 
 local algorithms = {}
 local read, write
@@ -79,7 +80,8 @@ local function ask(now_us, checks, upto, check)
   else
     before = root.taken
   end
-  local fits = before + cost <= root.room or cost == 0 and not root.banned or check.action == FORCE
+  local fits = before + cost <= root.room or check.action == FORCE
+    or cost == 0 and not root.banned
   check.root, check.before, check.fits = root, before, fits
   if fits then
     root.taken = before + cost
@@ -146,8 +148,8 @@ local function judge(now_us, checks, count, reply, start)
   return passes, returns
 end
 
--- Strikes a ban, the check number `i`, for each unit that was forced, and once where a check that it
--- covers was denied; tells what comes of it.
+-- Strikes a ban, the check number `i`, for each unit that was forced, and once where a check that
+-- it covers was denied; tells what comes of it.
 local function strike(checks, i, forced, reply, start)
   local ban, units = checks[i], forced
   for j = i + 1, i + ban.limit[6] do
@@ -175,9 +177,10 @@ local function settle(checks, count, reply, start, first)
     if root.root == root then
       busy = i
       local charged = passed and root.taken or 0
-      if root.algorithm.bans then
+      if root.limit[1] == BAN then
         strike(checks, i, charged, reply, start)
-      elseif (charged > 0 or root.broken and root.denied) and root.algorithm.charge(root, charged) then
+      elseif (charged > 0 or root.broken and root.denied)
+        and root.algorithm.charge(root, charged) then
         for j = 1, count do
           if checks[j].root == root then
             reply[start + j * FIELDS] = CUT

@@ -18,7 +18,7 @@ PLACE: Final = 6
 
 SHORTEST_US: Final = 1_000
 LONGEST_US: Final = 366 * 86_400_000_000
-"""Whoever is to be refused for longer belongs on a denylist."""
+"""The longest ban; for longer there are denylists."""
 
 
 class Ban(Limit):

@@ -31,7 +31,7 @@ LONGEST_US: Final = 5_000_000
 """The longest that a ban is repeated without the store: what is unbanned elsewhere is seen then."""
 
 GRACE_US: Final = 500_000
-"""How long it is repeated to the others while one request asks the store again."""
+"""The time in which it is repeated to all others while one request asks the store again."""
 
 MOST: Final = 10_000
 """Identities that are remembered as banned, and those whose strikes wait to be sent."""
@@ -101,11 +101,11 @@ class Bans:
         now_us = self._clock()
         return sum(ends_us > now_us for ends_us, _ in self._known.copy().values())
 
-    def refuses(self, admission: Admission, rule: str, check: Check, jitter_us: int = 0) -> bool:
-        """Refuses a request of an identity that is known to be banned, without the store."""
+    def _repeated(self, check: Check) -> Decision | None:
+        """The refusal of an identity that is known to be banned; None where the store is asked."""
         known = self._known.get(_name(check))
         if known is None or self._now_us is None or check.action == _SHADOW:
-            return False
+            return None
         ends_us, again_us = known
         now_us = self._now_us()
         if now_us >= again_us:  # this request asks, for all that come meanwhile
@@ -113,11 +113,9 @@ class Bans:
                 self._known.pop(_name(check), None)
             else:
                 self._known[_name(check)] = ends_us, min(ends_us, now_us + GRACE_US)
-            return False
+            return None
         left_us = ends_us - now_us
-        decision = Decision(check.limit, False, 0, left_us, left_us, 0, 0, left_us)
-        self._refuse(admission, [(rule, check, decision)], jitter_us)
-        return True
+        return Decision(check.limit, False, 0, left_us, left_us, 0, 0, left_us)
 
     async def decide(
         self,
@@ -126,10 +124,17 @@ class Bans:
         bans: Sequence[Banning],
         jitter_us: int = 0,
     ) -> Sequence[Decision]:
-        """Asks the store, and refuses whom it bans; gives its decisions on ``checks`` alone."""
+        """Asks the store, and refuses whom it bans; gives its decisions on ``checks`` alone.
+
+        Of whom it has banned within the last five seconds it is not asked, and nothing is given.
+        """
         asked: list[Check] = []
         last = 0
-        for _, check, place in bans:
+        for rule, check, place in bans:
+            known = self._repeated(check) if self._known else None
+            if known is not None:
+                self._refuse(admission, [(rule, check, known)], jitter_us)
+                return ()
             asked += (*checks[last:place], check)
             last = place
         asked += checks[last:]

@@ -151,8 +151,8 @@ class Decider:
                     return admission
             decisions: Sequence[Decision]
             if bans:
-                checks = plan.checks(keys)
-                decisions = await self.bans.decide(admission, checks, bans, self._jitter_us)
+                jitter_us = self.now.rules.retry_jitter_us
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
                 if admission.refusal is not None:
                     return admission
             elif self._alike is not None and plan.alike is not None:
@@ -193,8 +193,6 @@ class Decider:
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
         try:
-            if any(self.bans.refuses(admission, ban.rule, ban.check) for ban in bans):
-                return admission, admission.decisions
             if bans:
                 decisions = await self.bans.decide(admission, plan.checks(keys), bans)
                 if admission.refusal is not None:
@@ -276,7 +274,7 @@ class Decider:
                 [plan.policies[place] for place in places],
             )
 
-    async def _question(  # noqa: PLR0912  # as above
+    async def _question(  # as above
         self, admission: Admission, matching: Matching, request: Request
     ) -> tuple[Plan, list[str], list[Banning]]:
         """The plan of what a request asks by these rules, its keys and bans; none if it is over."""
@@ -286,7 +284,6 @@ class Decider:
         if order:  # those that replace others first
             places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
         replaced: set[str] = set()
-        banned: dict[int, Check] = {}
         try:
             if self._skip is not None and await self._skips(self._skip, request):
                 return _NOTHING, [], []
@@ -312,11 +309,6 @@ class Decider:
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
-                    if found.ban is not None:
-                        ban = ban_check(found.ban, found.key, counter_of(rule), found.action)
-                        if self.bans.refuses(admission, rule.name, ban, self._jitter_us):
-                            return _NOTHING, [], []
-                        banned[place] = ban
                     if rule.replaces and found.action != _SHADOW:
                         # Whoever picks the identity would escape other rules by it.
                         index = self.now.rules.index
@@ -327,25 +319,8 @@ class Decider:
             tell_blocked(self._events, admission, turned)
             return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
-        terms = [
-            Terms(
-                rule.name,
-                counter_of(rule),
-                each.limits,
-                each.policies,
-                each.cost,
-                each.action,
-                rule.charge,
-            )
-            for (rule, _), each in zip(matching, asked, strict=True)
-            if each is not None
-        ]
-        plan = self.now.rules.index.plan_of(terms)
-        return plan, keys, _placed(banned, matching, asked) if banned else []
-
-    @property
-    def _jitter_us(self) -> int:
-        return self.now.rules.retry_jitter_us
+        plan = self.now.rules.index.plan_of(_terms(matching, asked))
+        return plan, keys, _bans(matching, asked)
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -430,15 +405,31 @@ class Decider:
             self._counts[rule, outcome] += 1
 
 
-def _placed(
-    banned: Mapping[int, Check], matching: Matching, asked: Sequence[Question | None]
-) -> list[Banning]:
-    """Bans, by the place of their rules, before the checks of those."""
+def _terms(matching: Matching, asked: Sequence[Question | None]) -> list[Terms]:
+    """All that rules ask, but the keys."""
+    return [
+        Terms(
+            rule.name,
+            counter_of(rule),
+            each.limits,
+            each.policies,
+            each.cost,
+            each.action,
+            rule.charge,
+        )
+        for (rule, _), each in zip(matching, asked, strict=True)
+        if each is not None
+    ]
+
+
+def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:
+    """The bans of rules, each before the checks of its own."""
     found: list[Banning] = []
     checks = 0
-    for place, each in enumerate(asked):
+    for (rule, _), each in zip(matching, asked, strict=True):
         if each is not None:
-            if place in banned:
-                found.append(Banning(matching[place][0].name, banned[place], checks))
+            if each.ban is not None:
+                ban = ban_check(each.ban, each.key, counter_of(rule), each.action)
+                found.append(Banning(rule.name, ban, checks))
             checks += len(each.limits)
     return found
