@@ -13,7 +13,6 @@ __all__ = ["ban"]
 
 KEYS: Final = ("after", "within", "for", "up_to")
 NEEDED: Final = KEYS[:3]
-BY_CHOSEN: Final = "ban-by-chosen"
 PROVEN: Final = ("client", "user")
 """Parts of an identity that nobody can have in another's place."""
 
@@ -70,12 +69,12 @@ def _refuse_chosen(value: Ban | None, reading: Reading) -> None:
         return
     if set(by) <= {"global", "route"}:
         raise Coded(
-            BY_CHOSEN,
+            "ban-by-chosen",
             f"by is {', '.join(by)}, and a ban of that would be one of everybody; ban by client or "
             "by user",
         )
     raise Coded(
-        BY_CHOSEN,
+        "ban-by-chosen",
         f"by is {', '.join(by)}, which its bearer has not proven, so that anybody could have "
         "another banned; ban by client or user, alone or beside that",
     )
