@@ -19,7 +19,7 @@ from ratelimit.decisions import Action, Check, Decision, Repeated
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import path_of
-from ratelimit.responses.headers import Told, banned
+from ratelimit.responses.headers import banned
 from ratelimit.runtime.background import Background
 
 __all__ = ["Banning", "Bans", "ban_check"]
@@ -126,15 +126,15 @@ class Bans:
     ) -> Sequence[Decision]:
         """Asks the store, and refuses whom it bans; gives its decisions on ``checks`` alone.
 
-        Of whom it has banned within the last five seconds it is not asked, and nothing is given.
+        Where a ban refuses, it gives the decisions of those that do. Of whom the store has banned
+        within the last five seconds it is not asked.
         """
         asked: list[Check] = []
         last = 0
         for rule, check, place in bans:
             known = self._repeated(check) if self._known else None
             if known is not None:
-                self._refuse(admission, [(rule, check, known)], jitter_us)
-                return ()
+                return self._refuse(admission, [(rule, check, known)], jitter_us)
             asked += (*checks[last:place], check)
             last = place
         asked += checks[last:]
@@ -160,9 +160,7 @@ class Bans:
                     self._counts[rule, "shadow-banned"] += 1
                 else:
                     refusing.append((rule, check, decision))
-        if refusing:
-            self._refuse(admission, refusing, jitter_us)
-        return decisions
+        return self._refuse(admission, refusing[::-1], jitter_us) if refusing else decisions
 
     def forget(self, check: Check) -> None:
         """Forgets what is known of an identity's ban, and strikes that were not sent."""
@@ -200,15 +198,16 @@ class Bans:
         admission: Admission,
         refusing: Sequence[tuple[str, Check, Decision]],
         jitter_us: int,
-    ) -> None:
+    ) -> list[Decision]:
         for rule, check, decision in refusing:
             self._counts[rule, "banned"] += 1
             self._denials.add(rule, check.key)
             if decision.level:
                 self._tell(admission, rule, check, decision, "")
-        told = [Told(rule, decision) for rule, _, decision in refusing]
         left_us = max(decision.retry_after_us or 0 for _, _, decision in refusing)
-        admission.refuse(banned([rule for rule, _ in told], left_us, jitter_us), told)
+        # Nothing is told of quotas, which do not decide.
+        admission.refuse(banned([rule for rule, _, _ in refusing], left_us, jitter_us))
+        return [decision for _, _, decision in refusing]
 
     def _tell(
         self, admission: Admission | None, rule: str, check: Check, decision: Decision, detail: str

@@ -196,7 +196,7 @@ class Decider:
             if bans:
                 decisions = await self.bans.decide(admission, plan.checks(keys), bans)
                 if admission.refusal is not None:
-                    return admission, admission.decisions
+                    return admission, tuple(decisions)
             else:
                 decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)

@@ -8,10 +8,24 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
+from ratelimit import (
+    MemoryStore,
+    RateLimit,
+    RateLimiter,
+    RateLimitExceeded,
+    RateLimitMiddleware,
+    Rule,
+    RuleSet,
+    limit,
+)
 from ratelimit.bans import Ban, covering
 from ratelimit.control.events import Event
 from ratelimit.decisions import Action, Check
@@ -19,7 +33,7 @@ from ratelimit.limiter import bans
 from ratelimit.limits import Limit
 from ratelimit.stores.redis.store import RedisStore
 from ratelimit.testing import ManualClock
-from tests.support.asgi import CLIENT, http_scope
+from tests.support.asgi import CLIENT, NEVER, http_scope
 from tests.support.servers import Server
 
 BAN: Mapping[str, int | str] = {"after": 3, "within": "1m", "for": "10m", "up_to": "1d"}
@@ -276,6 +290,59 @@ async def test_whom_a_rule_does_not_ban_cannot_be_unbanned() -> None:
     for rule in ("login", "other"):
         with pytest.raises(ValueError, match="does not ban this identity"):
             await world.limiter.unban(rule, "unidentified" if rule == "login" else "192.0.2.1")
+
+
+# --- beside other words, and on routes -----------------------------------------------------------
+
+
+async def test_a_reservation_is_refused_by_a_ban_and_its_refusals_are_strikes() -> None:
+    world = World(Rule("tokens", "100/minute", ban=BAN))
+    for kind in (QUOTA, QUOTA, ABNORMAL, ABNORMAL):
+        with pytest.raises(RateLimitExceeded) as refused:
+            await world.limiter.reserve("tokens", "192.0.2.9", cost=101)
+        assert json.loads(refused.value.refusal.body)["type"] in (kind, NEVER)
+    assert world.limiter.counts["tokens", "banned"] == 2
+
+
+async def test_what_a_route_refuses_is_a_strike_of_its_own_ban() -> None:
+    limiter = RateLimiter(store=MemoryStore(clock=ManualClock()))
+
+    @limit("2/minute", ban=BAN, name="here", limiter=limiter)
+    async def here(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    async def there(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/here", here), Route("/there", there)])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    transport = httpx.ASGITransport(app, client=("192.0.2.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answers = [await client.get("/here") for _ in range(6)]
+        assert [each.status_code for each in answers] == [200, 200, 429, 429, 429, 429]
+        assert [each.json()["type"] for each in answers[2:]] == [QUOTA, QUOTA, ABNORMAL, ABNORMAL]
+        assert answers[-1].headers["retry-after"] == "600"
+        assert answers[-1].json()["violated-policies"] == ["here"]
+        assert "ratelimit" not in answers[-1].headers
+        assert (await client.get("/there")).status_code == 200
+
+
+async def test_a_refusal_further_in_gives_no_strike_back() -> None:
+    """What the middleware charged is given back where a route refuses; strikes are no charge."""
+    world = World(Rule("login", "2/minute", ban=BAN))
+    for _ in range(4):
+        admission = await world.limiter.admit(http_scope())
+        await admission.give_back()
+    assert (await world.banned())[1] == "600"
+
+
+def test_a_dependency_of_a_route_may_be_banned() -> None:
+    def current_user() -> str:
+        return "alice"
+
+    assert RateLimit("5/minute", by=current_user, ban=BAN).rule.ban is not None
+    with pytest.raises(ValueError, match="ban by client or"):
+        RateLimit("5/minute", by="path:name", ban=BAN)
 
 
 # --- with Redis ----------------------------------------------------------------------------------
