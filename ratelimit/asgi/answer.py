@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ratelimit.asgi.endpoints import is_async
 from ratelimit.identity.connections import connection
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
+from ratelimit.responses.problems import CLIENT_GONE
 
 __all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused"]
 
@@ -39,7 +41,8 @@ async def answer(
         await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
         return
     response = await _response(limiter, refusal, scope)
-    await response(scope, receive, send)
+    with suppress(*([OSError] if refusal.status == CLIENT_GONE else [])):
+        await response(scope, receive, send)
 
 
 def _cannot_be_answered(scope: Scope) -> bool:
@@ -49,7 +52,10 @@ def _cannot_be_answered(scope: Scope) -> bool:
 
 
 async def _response(limiter: RateLimiter | None, refusal: Refusal, scope: Scope) -> Response:
-    response = await respond(limiter, scope, refusal) if limiter else refusal.response()
+    if limiter is None or refusal.status == CLIENT_GONE:  # which nobody reads
+        response = refusal.response()
+    else:
+        response = await respond(limiter, scope, refusal)
     if scope.get("method") == "HEAD":
         response.body = b""
     return response

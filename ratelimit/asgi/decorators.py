@@ -1,5 +1,6 @@
 """Limits on a route: `@limit` and `@exempt` on endpoints, `RateLimit` for FastAPI's `Depends`."""
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -29,6 +30,7 @@ from ratelimit.asgi.endpoints import (
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
 from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.identity.connections import CONNECTION_KEY, Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
@@ -165,7 +167,7 @@ class RateLimit:
         if self._reserves:
             scope[CONNECTION_KEY] = connection  # whose body an estimate may read
         try:
-            admission = await _admit(scope, [self._met(scope)], identities)
+            admission = await _admit(connection, [self._met(scope)], identities)
         finally:
             scope.pop(CONNECTION_KEY, None)
         if admission.refusal is not None:
@@ -293,7 +295,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
             for name in added:
                 kwargs.pop(name, None)
         scope = connection.scope
-        admission = await _admit(scope, met(scope))
+        admission = await _admit(connection, met(scope))
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
                 receive, send = connection._receive, connection._send  # noqa: SLF001  # what its own methods are built on
@@ -374,7 +376,7 @@ def _tell(response: Response, admission: Admission) -> None:
 
 
 async def _admit(
-    scope: Scope,
+    connection: HTTPConnection,
     limits: Iterable[_Met],
     identities: Mapping[str, Identify] = {},  # only read
 ) -> Admission:
@@ -383,6 +385,7 @@ async def _admit(
     Without a middleware around it, the first limit of a route leaves its admission for the next,
     so that a later refusal gives back what an earlier one took.
     """
+    scope = connection.scope
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
     route = None
@@ -393,7 +396,6 @@ async def _admit(
         if "route" in rule.by:
             route = functools.partial(_route_of, scope)
         groups.setdefault(id(limiter), (limiter, []))[1].append(rule)
-    delay_us = 0
     for limiter, rules in groups.values():
         own = _together(rules)
         if admission is None:
@@ -405,13 +407,18 @@ async def _admit(
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
             return admission
-        delay_us = max(delay_us, admission.delay_us)
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
-    admission.delay_us = 0
-    if delay_us:
-        await admission.limiter.wait(delay_us)
+    if admission.turns:
+        receive = getattr(connection, "_receive", _nothing)  # a bare connection has none
+        received = await take_turn(admission, receive)
+        if received is not receive and receive is not _nothing:
+            connection._receive = received  # type: ignore[attr-defined]  # noqa: SLF001  # its own methods read by it
     return admission
+
+
+async def _nothing() -> Any:
+    await asyncio.Event().wait()
 
 
 def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:

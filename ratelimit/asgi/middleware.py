@@ -16,6 +16,7 @@ from ratelimit.asgi.ending import ended, send_and_tell
 from ratelimit.asgi.places import NOTHING, Readers, readers
 from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
 from ratelimit.asgi.start import mistakes
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.paths import normalised, route_path
 
@@ -59,13 +60,12 @@ class RateLimitMiddleware:
         admission = await limiter.admit(scope, route)
         if self._reads_otherwise and admission.refusal is None:
             await self._admit_as_read(admission, scope, route)
+        if admission.turns and admission.refusal is None:
+            receive = await take_turn(admission, receive)
         if admission.refusal is not None:
             await admission.give_back()
             await answer(self.limiter, admission.refusal, scope, receive, send)
             return
-        if admission.delay_us:
-            delay_us, admission.delay_us = admission.delay_us, 0
-            await limiter.wait(delay_us)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
             await self.app(scope, receive, send)

@@ -54,6 +54,7 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
         advice = advise(rules)
         failed = failed or (strict and bool(advice))
         cluster = len({rule.by for rule in rules.rules if rule.mode != "off"})
+        undecided = [text for rule in in_force for text in _undecided(rule)]
         scripts = f"one per request; in a Cluster at most {cluster}"
         reports.append(
             {
@@ -61,6 +62,7 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
                 "mistakes": [],
                 "rules": rows,
                 "advice": [each._asdict() for each in advice],
+                "undecided": undecided,
                 "scripts": scripts,
             }
         )
@@ -72,6 +74,8 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             for rule in in_force:
                 if rule.ban is not None and rule.mode != "off":
                     say(_worst_of_ban(rule, rule.ban, rules))
+            for text in undecided:
+                say(text)
             for each in advice:
                 say(f"advice: {each}", "yellow")
     if json_:
@@ -161,6 +165,19 @@ def _worst_of_ban(rule: Rule, ban: Ban, rules: RuleSet) -> str:
         if rule.on_missing == "client":
             many += "; without a user, everybody behind one address is refused together"
     return f"rule {rule.name!r} bans {ban}: at worst {many}"
+
+
+def _undecided(rule: Rule) -> list[str]:
+    """A sentence on the requests whose outcome decides whether they count, where it does."""
+    groups = [limits for limits in (rule.limits, *rule.tiers.values()) if limits]
+    if rule.charge is None or rule.mode == "off" or not groups:
+        return []
+    most = max(min(limit.capacity for limit in limits) for limits in groups)
+    told = (
+        f"rule {rule.name!r}: a request counts until its outcome says that it does not, so that at "
+        f"most {most} of one identity are looked at at once"
+    )
+    return [told]
 
 
 def _while_away(limit: Limit, failure: str, workers: int, cost: object = 1) -> str:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Final, Protocol
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.decisions import Action, Check, Decision, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import Admission, told_of
+from ratelimit.limiter.admission import Admission, Turn, count, told_of
 from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
@@ -208,6 +208,7 @@ class Decider:
             await self._fallback.answer(
                 self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
             )
+        count(admission.turns, "waited")
         if admission.refusal is not None:
             await admission.give_back()
             if admission.refusal.status == 503 and problem is not None:
@@ -347,6 +348,7 @@ class Decider:
         """The outcome of the decisions; returns the places of checks not decided, and why."""
         lost: list[tuple[int, Exception]] = []
         refused = short = False
+        denied: tuple[str, str] | None = None
         place = 0
         for decision in decisions:
             # By number, since names are slow to look up.
@@ -354,19 +356,20 @@ class Decider:
                 lost.append((place, getattr(decision, "problem", None) or _NOT_DECIDED))
             elif decision[1]:
                 if decision[5] and plan.asked[place][4] != _SHADOW:
-                    admission.delay_us = max(admission.delay_us, decision[5])
+                    admission.turns += (self._turn(plan, keys, place, decision),)
             else:
                 short = True
                 _, key, _, _, action = plan.asked[place]
                 if action != _SHADOW:
                     refused = True
-                    self._denials.add(plan.allowed[place][0], keys[key])
+                    if denied != (denied := (plan.allowed[place][0], keys[key])):
+                        self._denials.add(*denied)  # once, however many limits of a rule deny
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if short and plan.undecided:
             decisions = self._outcomes.soon(plan, keys, decisions)
-        if short or lost or admission.delay_us:
+        if short or lost or admission.turns:
             self._count(plan, decisions, refused=refused)
         else:
             counts = self._counts
@@ -385,8 +388,16 @@ class Decider:
         admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
         return []
 
+    def _turn(self, plan: Plan, keys: Sequence[str], place: int, decision: Decision) -> Turn:
+        limit, key, cost, counter, action = plan.asked[place]
+        check = new_check((limit, keys[key], cost, counter, action, 0, 0))
+        return Turn(self._owner, plan.allowed[place][0], plan.policies[place], check, decision)
+
     def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:
-        """Counts the outcome of each rule once: of its limits, the one that is worst for it."""
+        """Counts the outcome of each rule once: of its limits, the one that is worst for it.
+
+        Those who are to wait for it are counted when they begin to.
+        """
         worst: dict[str, tuple[int, str]] = {}
         for (rule, allowed), (*_, action), decision in zip(
             plan.allowed, plan.asked, decisions, strict=True
@@ -402,7 +413,8 @@ class Decider:
                 found = 1, "waited"
             worst[rule] = max(found, worst.get(rule, found))
         for rule, (_, outcome) in worst.items():
-            self._counts[rule, outcome] += 1
+            if outcome != "waited":
+                self._counts[rule, outcome] += 1
 
 
 def _terms(matching: Matching, asked: Sequence[Question | None]) -> list[Terms]:

@@ -179,6 +179,17 @@ class RouteOptions(TypedDict, total=False):
             needs=("limit", "algorithm", "burst"),
         ),
     ]
+    max_waiting: Annotated[
+        int,
+        Option(
+            "How many requests may wait for their turn by a leaking bucket, for the whole rule in "
+            "one worker, up to 100,000; `1000` if left out.",
+            Form("whole", (), 1, 100_000),
+            counting.max_waiting,
+            counting.DEFAULT_MAX_WAITING,
+            needs=("limit", "algorithm"),
+        ),
+    ]
     cost: Annotated[
         int | str | Ask[int],
         Option(

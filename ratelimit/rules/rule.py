@@ -84,6 +84,8 @@ class Rule:
     """Names of rules that do not apply where this one has counted a request."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
+    max_waiting: int
+    """Requests that may wait for their turn at a time, in one worker, 1 to 100,000."""
     cost: int | str | Ask[int]
     """Units per request; a number is 0 or more, and no more than any limit can let through."""
     unit: str

@@ -56,6 +56,20 @@ def test_check_counts_a_cost_above_a_workers_share_in_full(tmp_path: Path) -> No
     assert checked(tmp_path, text % "pages")[0]["store away"] == "20 more, at a cost up to 1"
 
 
+def test_check_tells_how_many_requests_are_undecided_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    charge = "charge: {on_status: [401]}"
+    file.write_text(
+        f"version: 1\nrules:\n  - {{name: a, limit: 5/minute; 20/hour, {charge}}}\n"
+        f"  - {{name: b, limit: 5/minute}}\n  - {{name: c, limit: 5/minute, mode: off, {charge}}}\n"
+    )
+    (report,) = rows("check", str(file))
+    (told,) = report["undecided"]
+    assert told.startswith("rule 'a': ")
+    assert "at most 5 of one identity are looked at at once" in told
+    assert told in run("check", str(file)).output
+
+
 def test_check_shows_no_identity_that_may_be_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
