@@ -29,7 +29,8 @@ from ratelimit.asgi.endpoints import (
     with_injected,
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
-from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.asgi.routing import EXEMPT, PRIORITIZED, Ahead, innermost
+from ratelimit.asgi.sockets import called_here, charged, limited_here
 from ratelimit.asgi.waiting import take_turn
 from ratelimit.identity.connections import CONNECTION_KEY, Ask
 from ratelimit.identity.keys import Identify
@@ -123,6 +124,8 @@ class RateLimit:
         for name in ("anything", self.scope, self.name):
             if name is not None:
                 self.rule = self.rule_for(name, "~")
+        if self.rule.priority is not None:
+            PRIORITIZED.add(self)
         self.__signature__ = _signature(self.dependency)
         self._met = OfEndpoint(self._on_endpoint)
 
@@ -172,6 +175,8 @@ class RateLimit:
             scope.pop(CONNECTION_KEY, None)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
+        if self.rule.websocket is not None and isinstance(connection, WebSocket):
+            limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
         return self._reserved(admission, passed) if self._reserves else None
@@ -262,6 +267,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     scope_name = scope_of(function)
     _DEFINED[scope_name] += 1
     awaits = is_async(function)
+    limits_messages = awaits and any(each.rule.websocket is not None for each in limits)
     signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
@@ -288,13 +294,16 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 return each
         return None
 
-    async def limited(connection: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
+    async def limited(  # noqa: PLR0912  # one step after the other
+        connection: HTTPConnection, *args: Any, **kwargs: Any
+    ) -> Any:
         response = None
         if kwargs:
             response = kwargs.get(response_name)
             for name in added:
                 kwargs.pop(name, None)
         scope = connection.scope
+        before = charged(scope) if limits_messages else 0
         admission = await _admit(connection, met(scope))
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
@@ -305,7 +314,10 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
         result: Any
         try:
             if awaits:
-                result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
+                called: Any = function(*args, **kwargs)
+                if limits_messages and isinstance(connection, WebSocket):
+                    called = called_here(connection, admission, before, called)
+                result = await called
             else:
                 result = await run_in_threadpool(function, *args, **kwargs)
                 if inspect.isawaitable(result):  # of a plain function around an async one

@@ -1,7 +1,7 @@
 """Rule files before they are deployed: every mistake, and what each limit lets through at worst."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -15,6 +15,7 @@ from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.file.schema import schema as rule_file_schema
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.sockets import most_ahead
 
 __all__ = ["check", "load", "schema", "spelled"]
 
@@ -50,7 +51,7 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
                 _tell(error)
             continue
         in_force = rules.in_force().rules
-        rows = [_row(rule, limit, rules) for rule in in_force for limit in _limits(rule)]
+        rows = [row for rule in in_force for row in _rows(rule, rules)]
         advice = advise(rules)
         failed = failed or (strict and bool(advice))
         cluster = len({rule.by for rule in rules.rules if rule.mode != "off"})
@@ -126,6 +127,22 @@ def _limits(rule: Rule) -> list[tuple[str, Limit | None]]:
     for whose, limits in groups:
         found += [(whose, limit) for limit in limits] or [(whose, None)]
     return found
+
+
+def _rows(rule: Rule, rules: RuleSet) -> Iterator[dict[str, object]]:
+    """Every limit of a rule, then those of the messages that it lets come over WebSockets."""
+    for found in _limits(rule):
+        yield _row(rule, found, rules)
+    for whose in ("messages", "bytes"):
+        limit: Limit | None = getattr(rule.websocket, whose, None)
+        if limit is not None:
+            row = _row(rule, (whose, limit), rules)
+            ahead = 0 if rules.store.startswith("memory:") else max(1, most_ahead(limit))
+            row["at worst"] = limit.worst_case + ahead
+            row["charged ahead"] = ahead
+            if row["store away"] == "everything":
+                row["store away"] = "by connection"
+            yield row
 
 
 def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[str, object]:

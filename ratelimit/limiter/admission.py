@@ -50,6 +50,10 @@ class Route(Protocol):
     def is_exempt(self) -> bool:
         """Whether no rule of a middleware applies to it."""
 
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The limits on the route itself, and among its dependencies."""
+
 
 class Turn(NamedTuple):
     """A leaking bucket's promise: the request goes on when ``decision.delay_us`` have passed."""
@@ -101,8 +105,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "dialects", "held", "limiter", "passed", "refusal",
-        "route", "status", "trails", "turns",
+        "_told", "decided", "degraded", "dialects", "held", "kept", "limiter", "passed",
+        "refusal", "route", "status", "trails", "turns",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -125,6 +129,8 @@ class Admission:
         """The response's status; 0 until that is known, and where nothing is held."""
         self.trails = False
         """Whether the response has announced trailers."""
+        self.kept = False
+        """Whether it was asked already if the request is to be shed."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:

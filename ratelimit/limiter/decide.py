@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
-from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision, new_check
+from ratelimit.control.switches import ALL, Switches
+from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
@@ -22,6 +22,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
+from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
@@ -51,6 +52,10 @@ class Owner(Protocol):
     """Clients that nothing limits."""
     denylist: Networks
     """Clients whose requests are refused."""
+
+    @property
+    def shedder(self) -> Shedder | None:
+        """Sheds requests under too much load, where the rules say so."""
 
     @property
     def store(self) -> Store:
@@ -106,7 +111,7 @@ class Decider:
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
+    async def decide(  # noqa: PLR0911, PLR0912, PLR0915  # one step after the other; calls are felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -132,6 +137,11 @@ class Decider:
             if self._switches.off or admission.decided:
                 matching = admission.still_to_decide(self._store, self._still_on(matching))
                 plan = self.now.rules.index.plan(matching)
+            shedder = owner.shedder
+            if shedder is not None and shedder.watching and ALL not in self._switches.off:
+                request = self._request(scope, client, registered, route)
+                if await shedder.refuses(admission, request, matching, self.now.rules.index):
+                    return admission
             if not matching:
                 return admission
             admission.decided += ((self._store, matching),)
@@ -144,8 +154,7 @@ class Decider:
                 for place in plan.watched if keys is not None else ():
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                failed = self._reports.function_failed
-                request = Request(scope, client, self.now.proxies, registered, route, failed)
+                request = self._request(scope, client, registered, route)
                 plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -171,7 +180,30 @@ class Decider:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            self._remember(admission, scope, plan, keys)
         return admission
+
+    def _request(
+        self,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        registered: Registered,
+        route: Callable[[], str | None],
+    ) -> Request:
+        failed = self._reports.function_failed
+        return Request(scope, client, self.now.proxies, registered, route, failed)
+
+    def _remember(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        plan: Plan | None,
+        keys: Sequence[str] | None,
+    ) -> None:
+        """Keeps whose WebSocket it is that was let in, since that outlives the store's failure."""
+        if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
+            unknown = assumed(plan.checks(keys), allowed=True)
+            admission.passed += ((self._owner, plan, keys, unknown),)
 
     async def charge(
         self,

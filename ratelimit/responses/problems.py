@@ -206,6 +206,19 @@ def unavailable() -> Refusal:
     )
 
 
+def shed(retry_after: int) -> Refusal:
+    """503: this process has more requests than it can serve, and others come first."""
+    return problem(
+        503,
+        REDUCED_CAPACITY,
+        "Temporary Reduced Capacity",
+        f"There are more requests at the moment than can be served; try again in {retry_after} "
+        f"second{'s' * (retry_after != 1)}.",
+        [(b"retry-after", b"%d" % retry_after)],
+        {"violated-policies": []},
+    )
+
+
 def overloaded() -> Refusal:
     """503: this process has more to decide than it gets to, whatever rules say of the store."""
     return problem(

@@ -47,6 +47,7 @@ _COLUMNS: Final = {
     ("blocked", "enforce"): "refused",
     ("banned", "enforce"): "refused",
     ("banned", "shadow"): "beside",
+    ("shed", "enforce"): "refused",
     ("denied", "shadow"): "would",
     ("store-failed", "enforce"): "failed",
 }
