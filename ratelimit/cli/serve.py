@@ -3,6 +3,9 @@
 import os
 import re
 import signal
+import socket
+import stat
+from contextlib import suppress
 from inspect import signature
 from typing import Any, Final, NamedTuple
 
@@ -99,19 +102,43 @@ def serve(
         "timeout_keep_alive": KEPT,
         "h11_max_incomplete_event_size": MOST_HEAD,
     }
+    if workers == 1:
+        config = uvicorn.Config(app, **options)
+    else:
+        plan.leave()
+        config = uvicorn.Config("ratelimit.gateway.service:make", factory=True, **options)
+    listening = _listening(config, place)
     say(f"{dialect} asks at {place}{AUTH}")
     if page:
         say(f"the live page is at {place}{PAGE}/ for {', '.join(page)}")
     if workers == 1:
-        config = uvicorn.Config(app, **options)
-        uvicorn.Server(config).run([config.bind_socket()])
-        return
-    plan.leave()
-    config = uvicorn.Config("ratelimit.gateway.service:make", factory=True, **options)
-    _supervise(config)
+        uvicorn.Server(config).run([listening])
+    else:
+        _supervise(config, listening)
 
 
-def _supervise(config: Any) -> None:
+def _listening(config: Any, place: Place) -> socket.socket:
+    """The socket to listen on; ends the command where it cannot be had."""
+    if place.unix is not None:
+        _take_over(place.unix)
+    try:
+        bound: socket.socket = config.bind_socket()
+    except SystemExit:  # it has logged why
+        fail(f"nothing can listen at {place}", 2)
+    return bound
+
+
+def _take_over(path: str) -> None:
+    """Removes a unix socket at which nobody listens any more, as each that has ended leaves one."""
+    with socket.socket(socket.AF_UNIX) as asked, suppress(OSError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            try:
+                asked.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)  # noqa: PTH108  # as it is
+
+
+def _supervise(config: Any, listening: socket.socket) -> None:
     from uvicorn import Server  # noqa: PLC0415  # as above
     from uvicorn.supervisors import Multiprocess  # noqa: PLC0415
 
@@ -125,7 +152,7 @@ def _supervise(config: Any) -> None:
     more: dict[str, Any] = {}
     if "target" in signature(Multiprocess).parameters:  # of an older uvicorn
         more = {"target": Server(config).run}
-    Workers(config, sockets=[config.bind_socket()], **more).run()
+    Workers(config, sockets=[listening], **more).run()
 
 
 def _place(listen: str) -> Place:

@@ -152,7 +152,8 @@ def write_log() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of the server's says anything: clients may ask for any upgrade they like."""
-    return "upgrade" not in record.msg and "WebSocket" not in record.msg
+    text = str(record.msg)  # which may be an exception
+    return "upgrade" not in text and "WebSocket" not in text
 
 
 def built(plan: Plan) -> Service:
