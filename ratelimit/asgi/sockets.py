@@ -6,6 +6,7 @@ application does not know it yet and a server would raise at whatever it sends t
 
 from collections.abc import Awaitable
 from contextlib import suppress
+from time import monotonic
 from typing import Final, TypeVar
 
 import anyio
@@ -24,6 +25,13 @@ T = TypeVar("T")
 
 LONGEST_PAUSE: Final = 10.0
 """Seconds that one message is held at most; where it would be more, the connection is closed."""
+
+LONGEST_BEHIND: Final = 300.0
+"""Seconds of pauses after which a connection is closed whose sender never waited itself meanwhile:
+it may have left, and what a server has read of many tiny messages can last for days."""
+
+_CAUGHT_UP: Final = 0.05
+"""Seconds without a message that tell that all that was sent has come, and the sender is there."""
 
 _DROPS_AT_ONCE: Final = 16
 """Messages dropped before others of the event loop have their turn."""
@@ -91,7 +99,7 @@ async def called_here(
 class Flow:
     """One connection's messages on their way to the application."""
 
-    __slots__ = ("_gone", "_held", "_receive", "_send", "_socket")
+    __slots__ = ("_behind", "_gone", "_held", "_receive", "_send", "_socket")
 
     def __init__(self, socket: Socket, receive: Receive, send: Send) -> None:
         self._socket = socket
@@ -101,6 +109,8 @@ class Flow:
         """A message that was received and is not let through yet."""
         self._gone: Message | None = None
         """The end of the connection, as the application is told it, once a limit has closed it."""
+        self._behind = 0.0
+        """Seconds of pauses since a message was last waited for."""
 
     async def receive(self) -> Message:
         """The next message that the limits let through, or the end of the connection."""
@@ -108,7 +118,7 @@ class Flow:
         while self._gone is None:
             message, self._held = self._held, None
             if message is None:
-                message = await self._receive()
+                message = await (self._next() if self._behind else self._receive())
             if message["type"] != "websocket.receive":
                 if message["type"] == "websocket.disconnect":
                     await self.end()
@@ -125,6 +135,15 @@ class Flow:
                 await anyio.lowlevel.checkpoint()
         return dict(self._gone or {})
 
+    async def _next(self) -> Message:
+        """The next message of one that has paused."""
+        asked_at = monotonic()
+        try:
+            return await self._receive()
+        finally:
+            if monotonic() - asked_at > _CAUGHT_UP:
+                self._behind = 0.0
+
     async def _excess(self, message: Message) -> Excess | None:
         """The reason to refuse a message, once those who pause have paused for it."""
         waited = False
@@ -134,10 +153,14 @@ class Flow:
                 if excess is None or excess.on_excess != "pause":
                     return excess
                 pause = excess.decision.retry_after or 0.0
-                if pause > LONGEST_PAUSE:
+                if pause > LONGEST_PAUSE or self._behind + pause > LONGEST_BEHIND:
                     return excess
                 waited = True
-                await anyio.sleep(pause)
+                paused_at = monotonic()
+                try:
+                    await anyio.sleep(pause)
+                finally:
+                    self._behind += monotonic() - paused_at
         except BaseException:  # the application has stopped to listen, and may do it again
             self._held = message
             raise

@@ -52,6 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
             await asyncio.sleep(0)
 
         monkeypatch.setattr("ratelimit.asgi.sockets.anyio.sleep", sleep)
+        monkeypatch.setattr("ratelimit.asgi.sockets.monotonic", lambda: clock() / 1_000_000)
         monkeypatch.setattr(Lease, "now", staticmethod(lambda: clock() / 1_000_000))
         yield clock
 
@@ -199,6 +200,38 @@ async def test_a_pause_of_more_than_ten_seconds_closes_instead() -> None:
         await connection.talk("abc")
         assert connection.closed == (1008, "chat:messages: try again in 30 s")
     assert chat.counts == {"allowed": 2, "denied": 1}
+
+
+@both
+async def test_a_sender_that_is_always_ahead_of_its_limit_for_five_minutes_is_closed(
+    distant: bool, clock: ManualClock
+) -> None:
+    """Nobody can see whether it has left behind what a server has read of it."""
+    chat = Chat(rule("2/second", on_excess="pause"), distant=distant)
+    start = clock()
+    async with chat.connection() as connection:
+        connection.sends(*(f"{number}" for number in range(1_000)))
+        connection.leaves()
+        while not chat.inner.ends:
+            await connection.settled()
+        assert connection.closed == (1008, "chat:messages: try again in 1 s")
+    assert clock() - start == pytest.approx(300_000_000, abs=500_000)
+    assert chat.counts == {"allowed": 2, "waited": 600, "denied": 1}
+
+
+async def test_a_sender_that_waits_now_and_then_may_pause_without_end(clock: ManualClock) -> None:
+    chat = Chat(rule("2/second", on_excess="pause"))
+    async with chat.connection() as connection:
+        for _ in range(4):
+            connection.sends(*("x" for _ in range(400)))
+            while connection.waiting and connection.closed is None:
+                await connection.settled()
+            await connection.settled()
+            clock.advance(0.1)
+        connection.leaves()
+        await connection.settled()
+    assert connection.closed is None
+    assert chat.counts["waited"] == 4 * 400 - 2
 
 
 @both

@@ -63,6 +63,11 @@ class Connection:
         self._incoming.append({"type": "websocket.disconnect", "code": code})
         self._more.set()
 
+    @property
+    def waiting(self) -> int:
+        """Messages that nobody has asked for yet."""
+        return len(self._incoming)
+
     async def settled(self) -> None:
         """Lets the application do all that it can at the moment, in process."""
         for _ in range(50):
