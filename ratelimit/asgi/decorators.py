@@ -38,6 +38,7 @@ from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
 from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.waiting import go_behind
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -408,8 +409,10 @@ async def _admit(
         if "route" in rule.by:
             route = functools.partial(_route_of, scope)
         groups.setdefault(id(limiter), (limiter, []))[1].append(rule)
+    waiting = 0
     for limiter, rules in groups.values():
         own = _together(rules)
+        waiting += limiter.waits.count
         if admission is None:
             ahead = Ahead(scope.get("app"), scope) if limiter.events.has_listener else None
             admission = scope[ROUTE_KEY] = Admission(limiter, ahead)
@@ -426,6 +429,8 @@ async def _admit(
         received = await take_turn(admission, receive)
         if received is not receive and receive is not _nothing:
             connection._receive = received  # type: ignore[attr-defined]  # noqa: SLF001  # its own methods read by it
+    elif waiting:
+        await go_behind(admission)
     return admission
 
 

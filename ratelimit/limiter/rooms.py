@@ -80,6 +80,15 @@ class Queue:
             seconds = max(0, due_us - clock_us()) / 1_000_000
             self._timer = asyncio.get_running_loop().call_later(seconds, self._depart)
 
+    def catch_up(self) -> bool:
+        """Lets those go on at once whose instant has come; whether there were any."""
+        due = bool(self.line.requests) and self.line.due_us() <= clock_us()
+        if due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._depart()
+        return due
+
     def _depart(self) -> None:
         self._timer = None
         for wait, place in self.line.depart(clock_us()):

@@ -12,7 +12,7 @@ from ratelimit.responses.problems import closing
 from ratelimit.rules.counting import DEFAULT_MAX_WAITING
 from ratelimit.rules.route_rule import counter_of
 
-__all__ = ["begin", "give_up"]
+__all__ = ["begin", "give_up", "go_behind"]
 
 
 def begin(admission: Admission, loop: Loop | None) -> Wait | None:
@@ -59,6 +59,21 @@ async def give_up(admission: Admission, wait: Wait | None, turns: Iterable[Turn]
         for turn in turns:
             await _vacate(turn)
     await admission.give_back()
+
+
+async def go_behind(admission: Admission) -> None:
+    """Has a request that need not wait go behind those whose turn came before it.
+
+    In a loop that is late, their timers stand behind it.
+    """
+    loop, late = _loop(), False
+    for owner, plan, keys, _ in admission.passed:
+        for limit, place, _, counter, _ in plan.asked if owner.waits.count else ():
+            room = owner.waits.rooms.get((loop, counter))
+            queue = None if room is None else room.queues.get((keys[place], limit.digest, False))
+            late |= queue is not None and queue.catch_up()
+    if late:
+        await asyncio.sleep(0)
 
 
 async def _vacate(turn: Turn) -> None:

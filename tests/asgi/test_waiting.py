@@ -66,6 +66,37 @@ async def test_concurrent_requests_leave_in_order_and_at_the_buckets_pace() -> N
         assert after - before > TURN / 2
 
 
+@pytest.mark.parametrize("around", [True, False], ids=["middleware", "route"])
+async def test_in_a_loop_that_was_late_a_newcomer_goes_behind_those_who_waited(
+    around: bool,
+) -> None:
+    """Their timers stand behind its task, and it need not wait, since their places have leaked."""
+    options: dict[str, Any] = {"algorithm": LEAKING, "burst": 9, "by": "global"}
+    rules = [Rule("slow", "20/second", **options)] if around else []
+    limiting = RateLimiter(rules, store=MemoryStore())
+    ran: list[str] = []
+
+    async def endpoint(request: Request) -> Response:
+        ran.append(request.headers["x-number"])
+        return PlainTextResponse("ok")
+
+    limited = endpoint if around else limit("20/second", limiter=limiting, **options)(endpoint)
+    inner = Starlette(routes=[Route("/", limited)])
+    app: ASGIApp = RateLimitMiddleware(inner, limiting) if around else inner
+
+    def come(number: int) -> asyncio.Task[Any]:
+        return asyncio.create_task(ask(app, headers=[("x-number", f"{number}")]))
+
+    tasks = [come(number) for number in range(4)]
+    await turns()
+    assert limiting.waiting == 3
+    tasks.append(come(4))
+    time.sleep(5 * TURN)  # noqa: ASYNC251  # what makes the loop late
+    await asyncio.gather(*tasks)
+    assert ran == ["0", "1", "2", "3", "4"]
+    await limiting.aclose()
+
+
 async def test_a_request_waits_as_long_as_the_stores_delay_says() -> None:
     """On a clock that stands still the third request in a bucket waits two turns."""
     store = Counting()
