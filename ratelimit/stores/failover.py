@@ -117,7 +117,7 @@ class Failover:
         What is let through is remembered, and charged to the store once it is back.
         """
         if self._local is None:
-            self._local = MemoryStore()
+            self._local = _stand_in()
             self.count_workers()
         own = []
         for limit, key, cost, rule, action, at_us, level in checks:
@@ -201,7 +201,7 @@ class Failover:
         """Counts charges in process again that the store could not take."""
         for charge, own in entries:
             if self._local is None:
-                self._local = MemoryStore()
+                self._local = _stand_in()
             await self._local.decide([own])
             self._owe(charge)
 
@@ -228,3 +228,10 @@ class Failover:
                     unheard = [self._stated] if len(self._counted) < BEATS else []
                     self.workers = max([*self._counted, *unheard])
             await asyncio.sleep(HEARTBEAT)
+
+
+def _stand_in() -> MemoryStore:
+    """A store of this worker's shares, which is no mistake where there are several."""
+    store = MemoryStore()
+    store.is_shared = False
+    return store

@@ -408,3 +408,14 @@ def test_a_share_that_a_cost_cannot_pass_is_refused() -> None:
     rules = RuleSet((Rule("all", "10/day", cost=6),), share=Fraction(1, 2))
     with pytest.raises(ValueError, match="cost is 6 and can never pass"):
         RateLimiter(rules)
+
+
+async def test_a_workers_share_is_not_told_as_a_mistake(
+    store: Switched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has written memory://, and the share is one of several workers'."""
+    monkeypatch.setattr("ratelimit.stores.memory.several_workers", lambda: True)
+    failover = Failover(store, workers=2, local=True)
+    await failover.decide_locally([Check(LIMIT, "k")])
+    await failover.aclose()
+    assert caplog.text == ""
