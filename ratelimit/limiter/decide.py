@@ -19,6 +19,7 @@ from ratelimit.limiter.admission import Admission, told_of
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.leases import Leases, withdraw
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
@@ -81,8 +82,10 @@ class Decider:
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
+        leases: Leases,
     ) -> None:
         self._owner = owner
+        self._leases = leases
         self._events = events
         self._store = owner.store
         self._counts = owner.counts
@@ -116,6 +119,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        held = len(admission.held)
         try:
             client = self.now.proxies.client(scope)
             listed = not (owner.denylist.empty and owner.allowlist.empty)
@@ -144,16 +148,25 @@ class Decider:
                     return admission
             if self._alike is not None and plan.alike is not None:
                 decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
+            elif plan.holds:
+                decisions = await self._leases.ask(admission, plan, keys)
             else:
                 decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
+                if plan.holds and admission.refusal is None:
+                    self._leases.assume(admission, plan, keys, [place for place, _ in lost])
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            if plan and keys and plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, plan.holds)
+        except BaseException:  # it was cancelled, and nobody may hear of what it holds
+            withdraw(admission, held)
+            raise
         return admission
 
     async def charge(

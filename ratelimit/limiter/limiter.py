@@ -32,6 +32,7 @@ from ratelimit.limiter.checks import Registered, TurnedAway
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import tell_blocked
@@ -156,9 +157,11 @@ class RateLimiter:
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
+        self._leases = Leases(store, ask)
+        self._failover.held = self._leases.held
         self._decider = Decider(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
-            self.events,
+            self.events, self._leases,
         )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._started: object = None
@@ -406,6 +409,11 @@ class RateLimiter:
         return {"reloaded": self._watcher.reloads, "not-reloaded": self._watcher.failures}
 
     @property
+    def in_flight(self) -> Counter[str]:
+        """Requests of this process that hold a place of a concurrency, by rule."""
+        return self._leases.in_flight()
+
+    @property
     def on_breaker_change(self) -> Callable[[str], None] | None:
         """Called with "open" or "closed", once per change of the breaker; for metrics."""
         return self._reports.on_breaker_change
@@ -428,12 +436,14 @@ class RateLimiter:
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
+        ``late_leases`` by how many seconds a worker's word on its concurrencies is beyond its lease,
+        so that others may have taken their places, and "degraded" where that is not 0;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """
-        breaker, workers = self.breaker, self._failover.seen
+        breaker, workers, late = self.breaker, self._failover.seen, self._leases.late()
         return {
-            "status": "degraded" if breaker.state == "open" else "ok",
+            "status": "degraded" if breaker.state == "open" or late else "ok",
             "store": type(self.store).__name__,
             "breaker": breaker.state,
             "since": round(breaker.since, 3),
@@ -442,6 +452,7 @@ class RateLimiter:
             "servers": getattr(self.store, "servers", dict)(),
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
+            **({"late_leases": round(late, 3)} if late else {}),
             "off": sorted(self._switches.off),
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
@@ -467,6 +478,7 @@ class RateLimiter:
         self._started = None
         self._decider.seen = 0
         await self._switches.aclose()
+        await self._leases.aclose()
         await self.denials.aclose()
         if self._watcher is not None:
             await self._watcher.aclose()

@@ -12,6 +12,7 @@ from math import inf
 from random import randrange
 from typing import Final, NamedTuple
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.problems import (
@@ -222,7 +223,7 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
     for policy, decision in told:
         policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
-    with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    with_windows = [item for item in items.values() if ";w=" in item]  # draft-03 has no others
     quota = min(binding.decision.limit.quota, _LARGEST)
     return Policies(
         (
@@ -236,7 +237,12 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
 
 
 def _quota_and_window(limit: Limit) -> str:
-    """A quota and its window; that is left out where it is no whole number of seconds."""
+    """A quota and its window, which is left out where it is not a whole number of seconds.
+
+    A concurrency has none, and says what its quota counts.
+    """
+    if isinstance(limit, Concurrency):
+        return f'{limit.quota};qu="concurrent-requests"'
     seconds, rest = divmod(limit.window_us, 1_000_000)
     return f"{min(limit.quota, _LARGEST)}" + ("" if rest else f";w={seconds}")
 

@@ -9,6 +9,7 @@ from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Alike, Check, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
@@ -81,6 +82,8 @@ class Plan:
     """The places of rules that may count by what the application has never set."""
     counted: tuple[tuple[str, str], ...] = ()
     """Those of ``allowed`` once each: a request counts once for a rule, whatever its limits."""
+    holds: tuple[int, ...] = ()
+    """The checks of concurrencies, of which the request holds a place until it ends."""
     written: dict[int, Any] = field(default_factory=dict)
     """The fields written of the policies, by their writer and the place of the binding one."""
 
@@ -239,6 +242,8 @@ class Index:
             name += rule, counter, cost, action
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
+            if isinstance(limits[-1], Concurrency):
+                name.append(limits[-1].until)  # which has no say in what is counted
         kept = self.plans.get(tuple(name))
         if kept is None or kept[1] is None:
             plan = _plan(terms, range(len(terms)))
@@ -282,7 +287,7 @@ def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
         if "user" in rule.by or not of_path <= set(own):
             watched.append(place)
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
-        terms.append(Terms(rule.name, counter_of(rule), rule.limits, rule.policies, cost, action))
+        terms.append(Terms(rule.name, counter_of(rule), rule.asks, rule.policies, cost, action))
         keys.append(key)
     return _plan(terms, keys, _keys(readers), tuple(watched))
 
@@ -328,19 +333,25 @@ def _plan(
 ) -> Plan:
     asked: list[tuple[Limit, int, int, str, int]] = []
     policies: list[str] = []
+    holds: list[int] = []
     allowed: list[tuple[str, str]] = []
     for (rule, counter, limits, names, cost, action), key in zip(terms, keys, strict=True):
         policies += names
         for limit in limits:
-            asked.append((limit, key, cost, counter, action))
+            if isinstance(limit, Concurrency):
+                holds.append(len(asked))
+            asked.append(
+                (limit, key, 1 if isinstance(limit, Concurrency) else cost, counter, action)
+            )
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
     alike: Alike | None = None
-    if len({check[1:3] for check in asked}) == 1 and not shadows:
+    if len({check[1:3] for check in asked}) == 1 and not shadows and not holds:
         _, _, cost, _, action = asked[0]
         counters = [text for check in asked for text in (check[0].digest, check[3])]
         alike = tuple([check[0] for check in asked]), tuple(counters), cost, action
     counted = tuple(dict.fromkeys(allowed))
     return Plan(
-        tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched, counted
-    )
+        tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched, counted,
+        tuple(holds),
+    )  # fmt: skip

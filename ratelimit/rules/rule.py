@@ -12,11 +12,13 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Algorithm, Limit
+from ratelimit.rules.at_once import limit_at_once
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
@@ -31,7 +33,15 @@ from ratelimit.rules.values import (
     SomeLimits,
 )
 
-__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
+__all__ = [
+    "Mode",
+    "Network",
+    "OnMissing",
+    "OnStoreFailure",
+    "Rule",
+    "policy_names",
+    "with_concurrency",
+]
 
 
 class TooManyLimits(ValueError):
@@ -101,8 +111,12 @@ class Rule:
     denylist: tuple[Network, ...]
     """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
     skip: Ask[bool] | None
+    concurrency: Concurrency | None
+    """How many requests may be under way at once; None for any number."""
+    asks: tuple[Limit, ...] = field(repr=False, compare=False)
+    """``limits``, and then the concurrency: all that a request is held to."""
     policies: tuple[str, ...] = field(repr=False, compare=False)
-    """The names under which ``limits`` are shown to clients, in the same order."""
+    """The names under which those are shown to clients, in the same order."""
     key_of: KeyOf | None = field(repr=False, compare=False)
     """Reads the text a request is counted under; None where the application has a say in it."""
     allowed_clients: Networks = field(repr=False, compare=False)
@@ -120,7 +134,7 @@ class Rule:
     def __init__(
         self,
         name: str,
-        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
         *,
         on_route: bool = False,
         **given: Unpack[RuleOptions],
@@ -141,6 +155,10 @@ class Rule:
         limits, tiers = limits_of(reading)
         overrides = reading["overrides"]
         limit, path = reading["limit"], reading["path"]
+        concurrency = limit_at_once(reading)
+        if limit is None and concurrency is None:
+            raise ValueError("there is neither a limit nor a concurrency; a rule has one at least")
+        asks = with_concurrency(limits, concurrency)
         kept = {key: reading[key] for key in RULE if key in _KEPT}
         kept |= {
             "limits": limits,
@@ -152,7 +170,9 @@ class Rule:
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
-            "policies": policy_names(reading["name"], limits),
+            "concurrency": concurrency,
+            "asks": asks,
+            "policies": policy_names(reading["name"], asks),
             "compiled": path,
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
@@ -197,7 +217,10 @@ class Rule:
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
         cost(self.cost, _all_limits(limits, tiers, overrides))
+        if self.concurrency is not None and part != 1:
+            put(rule, "concurrency", self.concurrency.scaled(part))
         put(rule, "limits", limits)
+        put(rule, "asks", with_concurrency(limits, rule.concurrency))
         put(rule, "tiers", MappingProxyType(tiers))
         put(rule, "overrides", MappingProxyType(overrides))
         put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
@@ -214,11 +237,26 @@ class Rule:
             return limits if limits is BLOCKED else tuple(same)
 
         limits = counted(self.limits)
+        asks = with_concurrency(limits, self.concurrency)
         put(rule, "limits", limits)
-        put(rule, "policies", policy_names(self.name, limits))
+        put(rule, "asks", asks)
+        put(rule, "policies", policy_names(self.name, asks))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
         put(rule, "named", {key: counted(own) for key, own in self.named.items()})
+        return rule
+
+    def without_concurrency(self) -> "Rule":
+        """This rule where nobody knows how long requests take; off where that is all it is about."""
+        if self.concurrency is None:
+            return self
+        rule = copy(self)
+        put = object.__setattr__
+        put(rule, "concurrency", None)
+        put(rule, "asks", self.limits)
+        put(rule, "policies", policy_names(self.name, self.limits))
+        if not (self.limits or self.tiers or self.dynamic or self.overrides):
+            put(rule, "mode", "off")
         return rule
 
     def read_limits(self, value: object) -> tuple[Limit, ...]:
@@ -297,15 +335,24 @@ def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ..
     return [*limits, *(each for some in others for own in some.values() for each in own)]
 
 
+def with_concurrency(
+    limits: tuple[Limit, ...], concurrency: Concurrency | None
+) -> tuple[Limit, ...]:
+    """All that a request is held to; what is counted at once comes last."""
+    return limits if concurrency is None else (*limits, concurrency)
+
+
 @lru_cache(maxsize=4096)
 def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
     """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``.
+    ``login:60:1``, ``login:60:2``. A concurrency beside them is ``login:concurrency``.
     """
     if len(limits) == 1:
         return (name,)
+    if isinstance(limits[-1], Concurrency):
+        return (*policy_names(name, limits[:-1]), f"{name}:concurrency")
     windows = [-(-limit.window_us // 1_000_000) for limit in limits]
     return tuple(
         f"{name}:{window}"

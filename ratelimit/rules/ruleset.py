@@ -109,6 +109,12 @@ class RuleSet:
         """This set with every limit counted by one algorithm, for a comparison."""
         return replace(self, rules=tuple(rule.counted_by(algorithm) for rule in self.rules))
 
+    def without_concurrency(self) -> "RuleSet":
+        """This set where nobody knows how long requests take, as for a log."""
+        if all(rule.concurrency is None for rule in self.rules):
+            return self
+        return replace(self, rules=tuple(rule.without_concurrency() for rule in self.rules))
+
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RuleSet":
         """The rules in a YAML file. Raises RuleFileError with every mistake in it at once."""
@@ -164,7 +170,7 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups))
+            by_path[rule.path] += max(map(len, groups)) + (rule.concurrency is not None)
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

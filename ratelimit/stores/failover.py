@@ -9,11 +9,12 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from sys import getsizeof
 from typing import Final, Protocol, runtime_checkable
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision, passes
 from ratelimit.limits import Limit
 from ratelimit.runtime.background import Background
@@ -76,6 +77,8 @@ class Failover:
         self._owed: set[tuple[Limit, str, str]] = set()
         self._owed_bytes = 0
         self._heartbeat = Background("heartbeat", self._beat)
+        self.held: Callable[[Check], int] = lambda _: 0
+        """The places of a concurrency's counter that are held here."""
 
     @property
     def seen(self) -> int | None:
@@ -111,8 +114,15 @@ class Failover:
             self._local = MemoryStore()
             self._beats = self._guarded and isinstance(self.store, Heartbeats)
         own = []
-        for limit, key, cost, rule, action, at_us, level in checks:
+        for check in checks:
+            limit, key, cost, rule, action, at_us, level = check
             share = self._share(limit)
+            if isinstance(limit, Concurrency):
+                # The worker knows how many it has; it counts for nobody else here.
+                await self._local.reset([Check(share, key, 1, rule)])
+                held = Check(share, key, self.held(check), rule, action=Action.FORCE, at_us=1)
+                await self._local.decide([held])
+                at_us = 1
             own.append(
                 Check(share, key, min(cost, share.capacity), rule, action=Action(action),
                       at_us=at_us, level=level)
@@ -121,7 +131,8 @@ class Failover:
         if self._guarded and passes(checks, decisions):
             for check, decision in zip(checks, decisions, strict=True):
                 if check.action == Action.CHARGE and check.cost and decision.allowed:
-                    self._owe(check)
+                    if not isinstance(check.limit, Concurrency):  # which its worker tells anyway
+                        self._owe(check)
         return tuple(decision._replace(degraded=True) for decision in decisions)
 
     def _owe(self, check: Check) -> None:

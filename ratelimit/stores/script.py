@@ -9,9 +9,10 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Final
 
+from ratelimit.concurrency import CONCURRENCY
 from ratelimit.limits import Algorithm
 
-__all__ = ["OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
+__all__ = ["FILES", "OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _FOLDER: Final = next(
@@ -24,9 +25,15 @@ def _read(name: str) -> str:
     return (_FOLDER / f"{name}.lua").read_text(encoding="ascii")
 
 
+FILES: Final = {**dict(enumerate(Algorithm, 1)), CONCURRENCY: "concurrency"}
+"""The file of each place that the first number of a limit may name."""
+
+
 def _compose() -> str:
     """Each algorithm as a function that is called when first needed, then the driver."""
-    chunks = "".join(f"function(...)\n{_read(name)}\nend,\n" for name in Algorithm)
+    chunks = "".join(
+        f"[{place}] = function(...)\n{_read(name)}\nend,\n" for place, name in FILES.items()
+    )
     return f"local chunks = {{\n{chunks}}}\n{_read('decide')}"
 
 
