@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
-from ratelimit.asgi.ending import raised, returned
+from ratelimit.asgi.ending import ended, raised, returned
 from ratelimit.asgi.endpoints import (
     awaited,
     is_async,
@@ -159,6 +159,8 @@ class RateLimit:
             raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
+            if admission.held:
+                _end_with_call(admission, scope, response)
 
     def _on_endpoint(self, scope: Mapping[str, Any]) -> _Met:
         number = 1 if self.scope else scope[_DEPENDS_KEY].index(self) + 1
@@ -329,6 +331,29 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     return whole  # type: ignore[no-any-return]  # frameworks await what an endpoint returns
 
 
+def _end_with_call(admission: Admission, scope: Scope, response: Response) -> None:
+    """Tells what a dependency holds when FastAPI is done with the request, its response sent.
+
+    FastAPI leaves the stack of what it closes then in the scope.
+    """
+    stack = scope.get("fastapi_inner_astack")
+    if stack is None:
+        raise RuntimeError(
+            "a limit that depends on how a request ends was met by a dependency, and this FastAPI "
+            "does not tell when that is; put RateLimitMiddleware around the application"
+        )
+    if not admission.ends:
+        admission.ends = True
+
+        async def end(_: object, error: BaseException | None, __: object) -> None:
+            if error is None:
+                await returned(admission, scope, response)
+            else:
+                await raised(admission, error)
+
+        stack.push_async_exit(end)
+
+
 def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
     """The connection among the values that an endpoint is called with."""
     for each in values:
@@ -388,7 +413,12 @@ async def _admit(
         raise RuntimeError("a route's limit was asked without a rule")
     admission.delay_us = 0
     if delay_us:
-        await admission.limiter.wait(delay_us)
+        try:
+            await admission.limiter.wait(delay_us)
+        except BaseException as error:
+            if outer is None:
+                ended(admission, error)
+            raise
     return admission
 
 

@@ -57,15 +57,19 @@ class RateLimitMiddleware:
         if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
             route = Ahead(below(self._router, scope), scope)
         admission = await limiter.admit(scope, route)
-        if self._reads_otherwise and admission.refusal is None:
-            await self._admit_as_read(admission, scope, route)
-        if admission.refusal is not None:
-            await admission.give_back()
-            await answer(self.limiter, admission.refusal, scope, receive, send)
-            return
-        if admission.delay_us:
-            delay_us, admission.delay_us = admission.delay_us, 0
-            await limiter.wait(delay_us)
+        try:
+            if self._reads_otherwise and admission.refusal is None:
+                await self._admit_as_read(admission, scope, route)
+            if admission.refusal is not None:
+                await admission.give_back()
+                await answer(self.limiter, admission.refusal, scope, receive, send)
+                return
+            if admission.delay_us:
+                delay_us, admission.delay_us = admission.delay_us, 0
+                await limiter.wait(delay_us)
+        except BaseException as error:  # it was cancelled before the application was called
+            ended(admission, error)
+            raise
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
             await self.app(scope, receive, send)

@@ -119,7 +119,7 @@ def inspect(place: Place, rule: str, identity: Sequence[str], json_: bool) -> No
         {
             "rule": rule,
             "limit": spelled(decision.limit),
-            "algorithm": decision.limit.algorithm.value,
+            "algorithm": str(decision.limit.algorithm),
             "remaining": decision.remaining,
             "of": decision.limit.capacity,
             "as if never used in s": round(decision.reset_after, 3),

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.responses.headers import (
     USUAL,
@@ -81,7 +82,7 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "delay_us", "dialects", "held", "limiter", "passed",
+        "_told", "decided", "degraded", "delay_us", "dialects", "ends", "held", "limiter", "passed",
         "refusal", "route", "status", "trails",
     )  # fmt: skip
 
@@ -101,6 +102,8 @@ class Admission:
         """Microseconds that the request has to wait for its turn before it goes on."""
         self.held: list[Held] = []
         """All that is to be told how the request ends."""
+        self.ends = False
+        """Whether somebody tells that of a dependency, around which no middleware stands."""
         self.status = 0
         """The response's status; 0 until that is known, and where nothing is held."""
         self.trails = False
@@ -171,7 +174,10 @@ class Admission:
                 for owner, checks, decisions in charges
                 if owner is limiter
                 for check, decision in zip(checks, decisions, strict=True)
-                if decision.allowed and check.cost and not decision.degraded
+                if decision.allowed
+                and check.cost
+                and not decision.degraded
+                and not isinstance(check.limit, Concurrency)  # whose place was held
             ]
             try:
                 if returned:

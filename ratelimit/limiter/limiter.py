@@ -16,6 +16,7 @@ import anyio
 from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Event, Events
 from ratelimit.control.switches import ALL, Switches
@@ -331,7 +332,8 @@ class RateLimiter:
         ``rule``, ``identity`` and ``tier`` are those of `peek`; ``cost`` is 0 to 2^42, and without
         one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
         go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
-        blocked. Nobody waits in here; `Outcome.delay` is the time until a leaking bucket's turn.
+        blocked. Nobody waits in here; `Outcome.delay` is the time until a leaking bucket's turn. A
+        concurrency has no say, since nobody would tell when it ends.
 
         Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
         (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
@@ -350,6 +352,8 @@ class RateLimiter:
             turned = TurnedAway(asked.rule.name, forbid(), asked.key)
             tell_blocked(self.events, admission, turned)
             return Outcome.of(asked.refused(), allowed=False)
+        # Nobody tells when what is charged here has ended.
+        limits = tuple(each for each in limits if not isinstance(each, Concurrency))
         if self._is_free(asked) or not limits:
             return Outcome.of((), allowed=True)
         terms = asked.terms(limits, cost)
@@ -436,8 +440,8 @@ class RateLimiter:
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
-        ``late_leases`` by how many seconds a worker's word on its concurrencies is beyond its lease,
-        so that others may have taken their places, and "degraded" where that is not 0;
+        ``late_leases``, where there are any, by how many seconds this worker's word on its
+        concurrencies is beyond its lease, so that others may have taken their places;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
         came from, since when they hold, and the ``mistakes`` of a newer one.
         """

@@ -236,10 +236,11 @@ class Worker:
     def late(self, now: float) -> float:
         """Seconds by which the oldest word of a place is beyond its lease."""
         return max(
-            (
+            0.0,
+            *(
                 now - counter.told_at - counter.limit.lease
                 for counter in list(self.counters.values())
                 if counter.held
             ),
-            default=0.0,
+            0.0,
         )

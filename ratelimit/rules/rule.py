@@ -247,7 +247,7 @@ class Rule:
         return rule
 
     def without_concurrency(self) -> "Rule":
-        """This rule where nobody knows how long requests take; off where that is all it is about."""
+        """This rule without its concurrency; off where nothing is left of it."""
         if self.concurrency is None:
             return self
         rule = copy(self)

@@ -110,7 +110,7 @@ class RuleSet:
         return replace(self, rules=tuple(rule.counted_by(algorithm) for rule in self.rules))
 
     def without_concurrency(self) -> "RuleSet":
-        """This set where nobody knows how long requests take, as for a log."""
+        """This set without concurrencies, as for a log, which tells no ends of requests."""
         if all(rule.concurrency is None for rule in self.rules):
             return self
         return replace(self, rules=tuple(rule.without_concurrency() for rule in self.rules))

@@ -76,6 +76,10 @@ DEGRADED: Final = Metric(
 WAITING: Final = Metric(
     "ratelimit.waiting", "gauge", "Requests that wait for their turn.", "{request}"
 )
+IN_FLIGHT: Final = Metric(
+    "ratelimit.in_flight", "gauge", "Requests that hold a place of a concurrency.", "{request}",
+    ("rule",),
+)  # fmt: skip
 RELOADS: Final = Metric(
     "ratelimit.reloads", "counter", "Times that the rule file was read again.", "{reload}",
     ("result",),
@@ -83,7 +87,8 @@ RELOADS: Final = Metric(
 KEYS: Final = Metric("ratelimit.keys", "gauge", "Counters held in this process.", "{key}")
 
 METRICS: Final = (
-    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, RELOADS, KEYS,
+    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, IN_FLIGHT,
+    RELOADS, KEYS,
 )  # fmt: skip
 """All there are; a store that has no network has no round trips, and so on."""
 
@@ -121,6 +126,8 @@ def readings(limiter: RateLimiter) -> Iterator[Reading]:
     yield Reading(BREAKER, (), int(limiter.breaker.is_open()))
     yield Reading(DEGRADED, (), limiter.breaker.open_for)
     yield Reading(WAITING, (), limiter.waiting)
+    for rule, held in limiter.in_flight.most_common(MOST_RULES):
+        yield Reading(IN_FLIGHT, (rule,), held)
     for result, times in limiter.reloads.items():
         yield Reading(RELOADS, (result,), times)
     if isinstance(store, MemoryStore):

@@ -393,7 +393,7 @@ class RedisStore:
         await self.aclose()
 
     def _way(self, *, apart: bool = False) -> Any:
-        """This event loop's connections: a `Link`, or a `Cluster` of them; or those for renewals."""
+        """This event loop's connections, or those for renewals: a `Link`, or a `Cluster`."""
         loop = _running_loop()
         ways = self._apart if apart else self._ways
         known = ways.get(loop)
