@@ -14,9 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import ratelimit
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import FIELDS, Action
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.stores.script import SCRIPT
+from ratelimit.stores.script import FILES, SCRIPT
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = ROOT / "ratelimit"
@@ -28,6 +29,7 @@ README: Final = ROOT / "README.md"
 ROOMS: Final = [
     "words",
     "limits",
+    "concurrency",
     "decisions",
     "runtime",
     "stores",
@@ -366,7 +368,8 @@ def redis_commands(source: str) -> set[str]:
 
 
 def test_lua_holds_one_file_per_algorithm_and_the_driver() -> None:
-    assert {path.stem for path in LUA} == {*Algorithm, "decide"}
+    assert {path.stem for path in LUA} == {*FILES.values(), "decide"}
+    assert set(Algorithm) < set(FILES.values())
 
 
 @pytest.mark.parametrize("path", LUA, ids=name_of)
@@ -406,7 +409,7 @@ def test_the_shim_has_the_redis_commands_that_the_algorithms_use_and_no_others()
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path) -> None:
     source, header = path.read_text(encoding="ascii"), header_of(path)
-    own_key = bool(re.search(r"^key +(numbers|list) \{.+", header.text, re.MULTILINE))
+    own_key = bool(re.search(r"^key +(numbers|list|hash) \{.+", header.text, re.MULTILINE))
     assert own_key is not ("key" in header.taken), "a key is described here or taken, not both"
     assert re.search(r"absence\s+(means|=) ", header.text)
     assert re.search(r"^Exact because ", header.text, re.MULTILINE)
@@ -427,7 +430,10 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
-    numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
+    at_once = path.stem == "concurrency"
+    limit = Concurrency(1) if at_once else Limit("1000001/3 days", algorithm=path.stem)
+    numbers = limit.numbers
+    assert FILES[numbers[0] % 8] == path.stem
     given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
     described = header_of(floors_of(path)[0] if "limit" in header_of(path).taken else path).numbers
     # A sliding counter's `up` is 0 where it rounds down.
@@ -459,7 +465,7 @@ def test_only_the_leaking_bucket_stands_on_another_and_that_on_none() -> None:
 def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_them() -> None:
     source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
     text = " ".join(header_of(ROOT / "lua" / "decide.lua").text.split())
-    places = ", ".join(f"{place} {name}" for place, name in enumerate(Algorithm, 1))
+    places = ", ".join(f"{place} {name}" for place, name in sorted(FILES.items()))
     assert f"({places})" in text
     actions = ", ".join(f"{a.value} {a.name.lower().replace('_', ' ')}" for a in Action)
     assert f"({actions})" in text
@@ -508,6 +514,7 @@ def test_the_page_on_lua_names_every_function_and_field_that_algorithms_share() 
     functions = dict(re.findall(r"^\| `(\w+)\(([\w, ]*)\)` \|", page, re.MULTILINE))
     described = [item for path in ALGORITHMS for item in header_of(path).functions.items()]
     described.remove(("after", "counter, units"))  # for the leaking bucket alone
+    described.remove(("renew", "counter, units"))  # of what is under way at once alone
     assert functions.keys() == {name for name, _ in described}
     # Who has no use for the last arguments leaves them out.
     assert all(functions[name].startswith(arguments) for name, arguments in described)

@@ -242,7 +242,7 @@ class Index:
             name += rule, counter, cost, action
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
-            if isinstance(limits[-1], Concurrency):
+            if limits and isinstance(limits[-1], Concurrency):
                 name.append(limits[-1].until)  # which has no say in what is counted
         kept = self.plans.get(tuple(name))
         if kept is None or kept[1] is None:

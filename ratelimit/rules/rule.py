@@ -351,7 +351,7 @@ def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
     """
     if len(limits) == 1:
         return (name,)
-    if isinstance(limits[-1], Concurrency):
+    if limits and isinstance(limits[-1], Concurrency):
         return (*policy_names(name, limits[:-1]), f"{name}:concurrency")
     windows = [-(-limit.window_us // 1_000_000) for limit in limits]
     return tuple(
