@@ -13,6 +13,7 @@ __all__ = [
     "RateLimitMiddleware",
     "RateLimiter",
     "RedisStore",
+    "Reservation",
     "Rule",
     "RuleFileError",
     "RuleSet",
@@ -29,6 +30,7 @@ from ratelimit.control.events import Event
 from ratelimit.decisions import Check, Decision
 from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.reserving import Reservation
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import RateLimitExceeded
 from ratelimit.rules.file.mistakes import RuleFileError

@@ -612,6 +612,7 @@ LONG: Final = {
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",
     "ratelimit/limits.py": "the grammar of limits, and exact arithmetic",
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",
+    "ratelimit/rules/matching.py": "the rules of a request, and the plan that they come to",
     "ratelimit/rules/options.py": "an entry for each option",
     "ratelimit/rules/file/yaml.py": "places for every value, also behind aliases",
     "ratelimit/stores/memory.py": "three ways to ask, each as cheap as it can be",

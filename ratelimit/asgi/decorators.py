@@ -29,11 +29,12 @@ from ratelimit.asgi.endpoints import (
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
 from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
-from ratelimit.identity.connections import Ask
+from ratelimit.identity.connections import CONNECTION_KEY, Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
+from ratelimit.limiter.reserving import Reservation
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -90,6 +91,10 @@ class RateLimit:
     ``sub``, ``uuid`` or ``username``, the first that is there. None, an empty text and a user who
     is not authenticated are a missing identity (``on_missing``).
 
+    With a ``unit``, such as "tokens", it gives a `Reservation`: ``cost`` is the estimate, a number
+    or a function over the request (which may read its body), and the endpoint commits what it
+    turns out to cost.
+
     Raises RateLimitExceeded when called, and what `limit` raises when built.
     """
 
@@ -104,6 +109,7 @@ class RateLimit:
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
         self.scope: str | None = of_rule.pop("scope", None)
+        self._reserves = "unit" in options
         self.name: str | None = of_rule.pop("name", None)
         """The name that clients see; None for the scope, or that of the endpoint."""
         names, self.dependency = _parts(by)
@@ -148,19 +154,35 @@ class RateLimit:
 
     async def __call__(
         self, connection: HTTPConnection, response: Response, identity: object = None
-    ) -> None:
+    ) -> Reservation | None:
         scope = connection.scope
         identities: dict[str, Identify] = {name: lambda _: _who(identity) for name in self.known}
         before = scope.setdefault(_DEPENDS_KEY, [])
         if self not in before:
             before.append(self)
-        admission = await _admit(scope, [self._met(scope)], identities)
+        admission: Admission | None = scope.get(SCOPE_KEY) or scope.get(ROUTE_KEY)
+        passed = len(admission.passed) if admission else 0
+        if self._reserves:
+            scope[CONNECTION_KEY] = connection  # whose body an estimate may read
+        try:
+            admission = await _admit(scope, [self._met(scope)], identities)
+        finally:
+            scope.pop(CONNECTION_KEY, None)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
             if admission.held:
                 _end_with_call(admission, scope, response)
+        return self._reserved(admission, passed) if self._reserves else None
+
+    def _reserved(self, admission: Admission, passed: int) -> Reservation:
+        """The reservation of what was charged since so many others had passed."""
+        made = admission.passed[passed:]
+        limiter = made[0][0] if made else admission.limiter
+        reservation: Reservation = limiter.reserved(made[0][1:] if made else None)
+        admission.held.append(reservation)
+        return reservation
 
     def _on_endpoint(self, scope: Mapping[str, Any]) -> _Met:
         number = 1 if self.scope else scope[_DEPENDS_KEY].index(self) + 1

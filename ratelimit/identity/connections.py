@@ -7,7 +7,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
-__all__ = ["Ask", "connection"]
+__all__ = ["CONNECTION_KEY", "Ask", "connection"]
 
 T = TypeVar("T")
 
@@ -22,8 +22,15 @@ It may ask for the kind of connection that it is used for: every request is a `R
 handshake a `WebSocket`, and both are an `HTTPConnection`."""
 
 
+CONNECTION_KEY = "ratelimit.connection"
+"""Scope key of the endpoint's own connection, where a function may read the body with it."""
+
+
 def connection(scope: Mapping[str, Any]) -> Any:
     """The request or the handshake of a scope, whose body and messages are the endpoint's alone."""
+    known = scope.get(CONNECTION_KEY)
+    if known is not None:
+        return known
     if scope["type"] == "websocket":
         return WebSocket(dict(scope), _nothing, _unheard)
     return Request(dict(scope))

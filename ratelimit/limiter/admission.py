@@ -61,7 +61,7 @@ class Held(Protocol):
 
     def answered(
         self, status: int, headers: Sequence[tuple[bytes, bytes]]
-    ) -> Awaitable[None] | None:
+    ) -> Awaitable[object] | None:
         """Learns of the response before its start is sent, which waits for what is returned."""
 
     def sent(self) -> None:

@@ -7,6 +7,7 @@ both meet one counter.
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Self
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address, read_address
 from ratelimit.identity.keys import UNIDENTIFIED, identity_of
@@ -120,6 +121,10 @@ class Identified(NamedTuple):
         if not rule.tiers:
             return rule.asks
         return self._with_concurrency(rule.limits if tier is None else rule.tiers[tier])
+
+    def to_charge(self, tier: str | None) -> tuple[Limit, ...]:
+        """Those of `limits` that are charged by name: nobody tells when anything else ends."""
+        return tuple(each for each in self.limits(tier) if not isinstance(each, Concurrency))
 
     def _with_concurrency(self, own: tuple[Limit, ...]) -> tuple[Limit, ...]:
         """Limits of its own, and how many requests may be under way at once, if it is limited."""

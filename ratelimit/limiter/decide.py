@@ -21,6 +21,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases, withdraw
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
@@ -82,6 +83,7 @@ class Decider:
         fallback: Fallback,
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
+        outcomes: Outcomes,
         leases: Leases,
     ) -> None:
         self._owner = owner
@@ -100,10 +102,11 @@ class Decider:
         self._reports = reports
         self._fallback = fallback
         self._look = look
+        self._outcomes = outcomes
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
+    async def decide(  # noqa: PLR0912, PLR0915  # one step after the other; a call for each would be felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -119,7 +122,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
-        held = len(admission.held)
+        first = len(admission.held)
         try:
             client = self.now.proxies.client(scope)
             listed = not (owner.denylist.empty and owner.allowlist.empty)
@@ -155,8 +158,10 @@ class Decider:
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
-                if plan.holds and admission.refusal is None:
-                    self._leases.assume(admission, plan, keys, [place for place, _ in lost])
+            if plan.undecided and admission.refusal is None:
+                settled = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
+                if settled is not None:
+                    admission.held.append(settled)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
@@ -165,21 +170,21 @@ class Decider:
             if plan and keys and plan.holds and admission.refusal is None:
                 self._leases.assume(admission, plan, keys, plan.holds)
         except BaseException:  # it was cancelled, and nobody may hear of what it holds
-            withdraw(admission, held)
+            withdraw(admission, first)
             raise
         return admission
 
     async def charge(
-        self, rule: Rule, terms: Terms, key: str
+        self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
     ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides one rule's question about an identity, where there is no request.
+        """Decides the questions of rules about identities, where there is no request.
 
-        Gives its outcome, with the decisions: the store's, then those of a fallback. Raises
-        StoreUnavailable where a request would be answered with 503.
+        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
+        a fallback. Raises StoreUnavailable where a request would be answered with 503.
         """
         admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {})]
-        plan, keys = self.now.rules.index.plan_of([terms]), [key]
+        matching: Matching = [(rule, {}) for rule in rules]
+        plan = self.now.rules.index.plan_of(terms)
         admission.decided = ((self._store, matching),)
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
@@ -259,6 +264,8 @@ class Decider:
                 [checks[place] for place in places],
                 [plan.policies[place] for place in places],
             )
+            if plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, places)
 
     async def _question(
         self, admission: Admission, matching: Matching, request: Request
@@ -306,7 +313,15 @@ class Decider:
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
         terms = [
-            Terms(rule.name, counter_of(rule), each.limits, each.policies, each.cost, each.action)
+            Terms(
+                rule.name,
+                counter_of(rule),
+                each.limits,
+                each.policies,
+                each.cost,
+                each.action,
+                rule.charge,
+            )
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
@@ -354,6 +369,8 @@ class Decider:
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
+        if short and plan.undecided:
+            decisions = self._outcomes.soon(plan, keys, decisions)
         if short or lost or admission.delay_us:
             self._count(plan, decisions, refused=refused)
         else:

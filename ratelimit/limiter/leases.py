@@ -16,9 +16,10 @@ from random import randrange
 from typing import Any, Final
 
 from ratelimit.concurrency import Concurrency
-from ratelimit.decisions import Action, Check, Decision, passes
+from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.places import NO_SERIAL, Counter, Place, Worker
+from ratelimit.limiter.asked import Asked, Renewal
+from ratelimit.limiter.places import Counter, Place, Worker
 from ratelimit.rules.matching import Plan
 from ratelimit.runtime.background import Background
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
@@ -29,8 +30,6 @@ _LOG: Final = logging.getLogger("ratelimit")
 
 Ask = Callable[[Sequence[Check]], Awaitable[Sequence[Decision]]]
 
-_RENEW: Final = int(Action.RENEW)
-
 RENEWED: Final = 0.25  # of a lease, after which a word is renewed
 WITH_IT: Final = 0.125  # of a lease, after which it is renewed where another one is
 AGAIN: Final = 1 / 12  # of a lease, after which a renewal that failed is tried again
@@ -38,68 +37,6 @@ LONGEST_PAUSE: Final = 1.0  # seconds before it is tried again, however long the
 GATHERED: Final = 0.02  # seconds in which doubts come together
 AT_ONCE: Final = 100  # renewals of one request
 TRIES: Final = 3  # of a renewal that was overtaken, before a request goes on all the same
-
-
-class Asked:
-    """A request's charges on their way: its checks, and the counters of those that hold places."""
-
-    def __init__(self, worker: Worker, plan: Plan, keys: Sequence[str]) -> None:
-        self.worker = worker
-        self.checks = plan.checks(keys)
-        self.began = time.monotonic()
-        self.counters: list[tuple[int, Counter]] = []
-        for place in plan.holds:
-            check = self.checks[place]
-            counter = worker.counter(check, plan.allowed[place][0])
-            counter.users += 1
-            self.checks[place] = worker.check(counter, check.action, 1)
-            self.counters.append((place, counter))
-
-    def begin(self) -> None:
-        """Notes that they leave."""
-        self.began = time.monotonic()
-        for _, counter in self.counters:
-            counter.pending += 1
-            counter.begun += 1
-
-    def leave(self) -> None:
-        """Lets go of the counters."""
-        for _, counter in self.counters:
-            counter.users -= 1
-            self.worker.settled(counter)
-
-    def decided(self, decisions: Sequence[Decision]) -> list[Place]:
-        """Learns of the decisions; gives the places that the request holds, if it passes."""
-        passed = passes(self.checks, decisions)
-        places: list[Place] = []
-        for place, counter in self.counters:
-            counter.pending -= 1
-            decision = decisions[place]
-            if decision.degraded:
-                counter.doubt(getattr(decision, "problem", None))
-            elif passed and decision.allowed:
-                counter.hear(decision.level, self.began)
-                counter.held += 1
-                places.append(Place(self.worker, counter))
-        self.leave()
-        return places
-
-    def failed(self, problem: BaseException) -> None:
-        """Learns that there are no decisions."""
-        for _, counter in self.counters:
-            counter.pending -= 1
-            counter.doubt(problem)
-        self.leave()
-
-    def abandoned(self, asking: Future[Sequence[Decision]]) -> None:
-        """Learns what was decided on a request that was cancelled meanwhile."""
-        if asking.cancelled():
-            self.failed(asyncio.CancelledError())
-        elif (problem := asking.exception()) is not None:
-            self.failed(problem)
-        else:
-            for each in self.decided(asking.result()):
-                each.withdrawn()
 
 
 class Leases:
@@ -355,50 +292,6 @@ def withdraw(admission: Admission, first: int) -> None:
     for each in admission.held[first:]:
         if isinstance(each, Place):
             each.withdrawn()
-
-
-class Renewal:
-    """A worker's word on one counter, on its way to the store."""
-
-    def __init__(self, worker: Worker, counter: Counter) -> None:
-        self._worker = worker
-        self._counter = counter
-        counter.users += 1
-        self._held = counter.held
-        self._begun = counter.begun
-        self._serial = counter.serial
-        self._began = time.monotonic()
-        # What is pending may be counted before or after it: the word stays, and holds for longer.
-        self._is_exact = not counter.pending
-        serial = self._serial if self._is_exact else NO_SERIAL
-        self.check = worker.check(counter, _RENEW, self._held, serial)
-
-    def failed(self) -> None:
-        """Learns that the store has not answered, or cannot read the word."""
-        self._counter.in_doubt = True
-        self._leave()
-
-    def answered(self, decision: Decision) -> None:
-        """Learns what the store says of it."""
-        counter, serial = self._counter, decision.level
-        if decision.degraded:
-            self.failed()
-            return
-        counter.told_at = max(counter.told_at, self._began)
-        counter.renewed_at = self._began
-        undisturbed = self._is_exact and counter.begun == self._begun
-        stayed = decision.delay_us > 0
-        if undisturbed:
-            counter.serial = serial
-            # It stays where the store has counted something that is not known here.
-            counter.in_doubt = stayed or counter.held != self._held
-        elif not stayed and serial != self._serial:
-            counter.in_doubt = True  # it has become a new word, to which the old count was told
-        self._leave()
-
-    def _leave(self) -> None:
-        self._counter.users -= 1
-        self._worker.settled(self._counter)
 
 
 async def _answer(ask: Ask, checks: Sequence[Check]) -> Sequence[Decision]:

@@ -16,7 +16,6 @@ import anyio
 from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
-from ratelimit.concurrency import Concurrency
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Event, Events
 from ratelimit.control.switches import ALL, Switches
@@ -36,11 +35,14 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.reserving import Charged, Reservation, Reserving, from_token
+from ratelimit.limiter.settling import Outcomes, Settler
 from ratelimit.limiter.telling import tell_blocked
-from ratelimit.responses.headers import Refusal, forbid
+from ratelimit.limiter.tokens import Signer
+from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
 from ratelimit.rules.advice import doubts
 from ratelimit.rules.counting import MOST_COST
-from ratelimit.rules.matching import Found
+from ratelimit.rules.matching import Found, Plan
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
@@ -98,6 +100,9 @@ class RateLimiter:
     ``on_event``, a plain function over an `Event`, is called with each refusal, and with each
     change of the store, the rules and the switches; what it raises is logged once.
 
+    ``secret``, text of at least 16 characters, signs the tokens of reservations; of several, the
+    first signs, and each is believed. Without one, the rules' own is taken.
+
     Raises ValueError where a rule names a function that nobody registered, and TypeError where
     ``on_event`` is async.
     """
@@ -126,6 +131,7 @@ class RateLimiter:
         response: Answer | None = None,
         enabled: bool = True,
         on_event: Callable[[Event], object] | None = None,
+        secret: str | Iterable[str] | None = None,
     ) -> None:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
         self.enabled = enabled and _enabled_by_environment()
@@ -156,13 +162,15 @@ class RateLimiter:
         or for want of an identity); and ("denylist", "denied")."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
+        self._secret = secret
+        self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._leases = Leases(store, ask)
         self._failover.held = self._leases.held
         self._decider = Decider(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
-            self.events, self._leases,
+            self.events, Outcomes(self._settler), self._leases,
         )  # fmt: skip
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._started: object = None
@@ -183,6 +191,7 @@ class RateLimiter:
         response: Answer | None = None,
         enabled: bool = True,
         on_event: Callable[[Event], object] | None = None,
+        secret: str | Iterable[str] | None = None,
     ) -> Self:
         """A limiter with the rules of a file, which `reload` reads again.
 
@@ -202,6 +211,7 @@ class RateLimiter:
             response=response,
             enabled=enabled,
             on_event=on_event,
+            secret=secret,
         )
         limiter._watcher = watcher
         watcher.follow(limiter.use, limiter.events)
@@ -340,25 +350,123 @@ class RateLimiter:
         Raises otherwise what `peek` raises.
         """
         asked = self._identified(rule, identity)
-        limits = asked.limits(tier)
+        limits = asked.to_charge(tier)
         if cost is None:
             cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1
         whole("cost", cost, 0, MOST_COST)
         self._begin()
         if self._is_blocked(asked):
-            self.counts[asked.rule.name, "turned-away"] += 1
-            admission = Admission(self, None)
-            admission.decided = ((self.store, [(asked.rule, {})]),)
-            turned = TurnedAway(asked.rule.name, forbid(), asked.key)
-            tell_blocked(self.events, admission, turned)
+            self._turned_away(asked)
             return Outcome.of(asked.refused(), allowed=False)
-        # Nobody tells when what is charged here has ended.
-        limits = tuple(each for each in limits if not isinstance(each, Concurrency))
         if self._is_free(asked) or not limits:
             return Outcome.of((), allowed=True)
         terms = asked.terms(limits, cost)
-        admission, decisions = await self._decider.charge(asked.rule, terms, asked.key)
+        admission, decisions = await self._decider.charge([asked.rule], [terms], [asked.key])
         return Outcome.of(decisions, allowed=admission.refusal is None)
+
+    def reserve(
+        self,
+        rule: str,
+        *identity: str | int,
+        cost: int | None = None,
+        tier: str | None = None,
+    ) -> Reserving:
+        """Charges an estimate now, of which `Reservation.commit` makes what it turns out to cost.
+
+        ``async with limiter.reserve("tokens", "user-7", cost=800) as reservation: ...``, or
+        ``reservation = await limiter.reserve(...)``. ``rule``, ``identity``, ``cost`` and ``tier``
+        are those of `charge`. What is never committed stays spent.
+
+        Raises RateLimitExceeded where the rule refuses, what `charge` raises, and StoreUnavailable
+        where the store does not answer and the rule's ``on_store_failure`` is deny; else nothing
+        is reserved then, and a commit charges nothing.
+        """
+        return Reserving(partial(self._reserve, [(rule, identity, cost)], tier))
+
+    def reserve_all(
+        self, budgets: Iterable[tuple[str, str | int | Sequence[str | int], int]]
+    ) -> Reserving:
+        """Charges several budgets, each a rule, an identity and a cost: all of them, or none.
+
+        As `reserve` does, in one script. `Reservation.commit` then takes one number for all
+        budgets, or one for each. `RateLimitExceeded.told` names the limits that refused.
+        """
+        asked = [
+            (rule, (identity,) if isinstance(identity, str | int) else tuple(identity), cost)
+            for rule, identity, cost in budgets
+        ]
+        return Reserving(partial(self._reserve, asked, None))
+
+    async def commit(self, token: str, actual: int | Sequence[int]) -> bool:
+        """Commits a reservation by its token, which another process may have made, once.
+
+        False where it was committed before, or was made too long ago (`Reservation.token`).
+        Raises ValueError for a token that no secret of this limiter's has signed, StoreUnavailable
+        where the store does not answer, after which it may be committed again, and what
+        `Reservation.commit` raises.
+        """
+        reservation = from_token(self._settler, self._signer, token)
+        numbers = reservation.numbers(actual)
+        if await reservation.age_us() > reservation.life_us:
+            return False
+        return await self._settler.finish(reservation.settle(numbers))
+
+    async def _reserve(
+        self, budgets: Sequence[tuple[str, Sequence[str | int], int | None]], tier: str | None
+    ) -> Reservation:
+        rules, terms, keys, costs, names = [], [], [], [], []
+        for name, identity, cost in budgets:
+            asked = self._identified(name, identity)
+            limits = asked.to_charge(tier)
+            if cost is None:
+                cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1  # noqa: PLW2901  # the rule's
+            whole("cost", cost, 0, MOST_COST)
+            names.append(asked.rule.name)
+            costs.append(cost)
+            if self._is_blocked(asked):
+                raise RateLimitExceeded(refusal=self._turned_away(asked))
+            if not self._is_free(asked) and limits:
+                rules.append(asked.rule)
+                terms.append((len(costs) - 1, asked.terms(limits, cost)))
+                keys.append(asked.key)
+        self._begin()
+        if not rules:
+            return Reservation(self._settler, self._signer, (), names, costs)
+        admission, _ = await self._decider.charge(rules, [each for _, each in terms], keys)
+        if admission.refusal is not None:
+            raise RateLimitExceeded(admission.told, admission.dialects, refusal=admission.refusal)
+        places = [place for place, each in terms for _ in each.limits]
+        charged = [
+            Charged(plan.checks(own), decisions, places, names)
+            for _, plan, own, decisions in admission.passed
+        ]
+        none = Charged((), (), (), names)
+        return Reservation.of(self._settler, self._signer, charged[0] if charged else none, costs)
+
+    def reserved(
+        self, passed: tuple[Plan, Sequence[str], Sequence[Decision]] | None
+    ) -> Reservation:
+        """The reservation that the charges of a plan are; none of it was made where it is None."""
+        charged = Charged((), (), (), ("",)) if passed is None else Charged.by(*passed)
+        costs: list[int] = []
+        for check, budget in zip(charged.checks, charged.budgets, strict=True):
+            if budget == len(costs):
+                costs.append(check.cost)
+        return Reservation.of(self._settler, self._signer, charged, costs or [0])
+
+    @property
+    def _signer(self) -> Signer:
+        """Signs by the secrets that hold now: a rule file may bring others."""
+        return Signer(self.rules.secret if self._secret is None else self._secret)
+
+    def _turned_away(self, asked: Identified) -> Refusal:
+        """The answer to an identity that a rule blocks, counted and told of."""
+        self.counts[asked.rule.name, "turned-away"] += 1
+        admission = Admission(self, None)
+        admission.decided = ((self.store, [(asked.rule, {})]),)
+        turned = TurnedAway(asked.rule.name, forbid(), asked.key)
+        tell_blocked(self.events, admission, turned)
+        return turned.refusal
 
     async def reset(self, rule: str, *identity: str | int) -> None:
         """Makes an identity's counters under a rule, of every tier, as if never used.
@@ -488,6 +596,7 @@ class RateLimiter:
             await self._watcher.aclose()
         for each in self.companions:
             await each.aclose()
+        await self._settler.aclose()
         await self._failover.aclose()
 
     async def __aenter__(self) -> Self:

@@ -43,6 +43,8 @@ ONCE: Final = {
     "not-asyncio": "the event loop is not asyncio's: nothing is learnt in the background, neither "
     "switches nor changes of the rule file, and only a store in process decides there (this one is "
     "a %s)",
+    "reset-unsupported": "a rule forgets failures at a success (reset_on), but a %.60s does not "
+    "remember which charges were failures, so they stay until they have left the window",
     "path-missing": "the route's limit %.60r names a parameter that the path of the route lacks, "
     "so clients are counted by address. Write it as the path does",
 }

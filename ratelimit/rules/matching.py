@@ -14,6 +14,7 @@ from ratelimit.decisions import Action, Alike, Check, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
 from ratelimit.limits import Limit
+from ratelimit.rules.charging import Charge
 from ratelimit.rules.paths import normalised
 from ratelimit.rules.replacing import order, whatever_is_sent
 from ratelimit.rules.route_rule import counter_of
@@ -53,6 +54,8 @@ class Terms(NamedTuple):
     policies: tuple[str, ...]
     cost: int
     action: int
+    charge: Charge | None = None
+    """The outcomes that keep its charges; None where every charge is kept."""
 
 
 Keys = Callable[[Mapping[str, Any], "Address | None", Matching, Route], "Sequence[str] | None"]
@@ -82,6 +85,8 @@ class Plan:
     """The places of rules that may count by what the application has never set."""
     counted: tuple[tuple[str, str], ...] = ()
     """Those of ``allowed`` once each: a request counts once for a rule, whatever its limits."""
+    undecided: tuple[tuple[int, Charge], ...] = ()
+    """The places of checks whose charges an outcome decides."""
     holds: tuple[int, ...] = ()
     """The checks of concurrencies, of which the request holds a place until it ends."""
     written: dict[int, Any] = field(default_factory=dict)
@@ -238,8 +243,8 @@ class Index:
     def plan_of(self, terms: Sequence[Terms]) -> Plan:
         """The plan of what rules have come to for a request; its keys are in the same order."""
         name: list[object] = []
-        for rule, counter, limits, _, cost, action in terms:
-            name += rule, counter, cost, action
+        for rule, counter, limits, _, cost, action, charge in terms:
+            name += rule, counter, cost, action, charge
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
             if limits and isinstance(limits[-1], Concurrency):
@@ -287,7 +292,8 @@ def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
         if "user" in rule.by or not of_path <= set(own):
             watched.append(place)
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
-        terms.append(Terms(rule.name, counter_of(rule), rule.asks, rule.policies, cost, action))
+        counter = counter_of(rule)
+        terms.append(Terms(rule.name, counter, rule.asks, rule.policies, cost, action, rule.charge))
         keys.append(key)
     return _plan(terms, keys, _keys(readers), tuple(watched))
 
@@ -335,14 +341,17 @@ def _plan(
     policies: list[str] = []
     holds: list[int] = []
     allowed: list[tuple[str, str]] = []
-    for (rule, counter, limits, names, cost, action), key in zip(terms, keys, strict=True):
+    undecided: list[tuple[int, Charge]] = []
+    for (rule, counter, limits, names, cost, action, charge), key in zip(terms, keys, strict=True):
         policies += names
         for limit in limits:
+            units = cost
             if isinstance(limit, Concurrency):
                 holds.append(len(asked))
-            asked.append(
-                (limit, key, 1 if isinstance(limit, Concurrency) else cost, counter, action)
-            )
+                units = 1
+            elif charge is not None:
+                undecided.append((len(asked), charge))
+            asked.append((limit, key, units, counter, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
     alike: Alike | None = None
@@ -353,5 +362,5 @@ def _plan(
     counted = tuple(dict.fromkeys(allowed))
     return Plan(
         tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched, counted,
-        tuple(holds),
+        tuple(undecided), tuple(holds),
     )  # fmt: skip

@@ -5,16 +5,18 @@ that reads it, for `Rule` and `RuleSet` as for files. The keys of files, the JSO
 pages are made of these entries; `RuleOptions` is also the type of the keywords of `Rule`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from types import EllipsisType, MappingProxyType
 from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
+
+from starlette.responses import Response
 
 from ratelimit.concurrency import MOST, Until
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import at_once, counting, overriding, values
+from ratelimit.rules import at_once, charging, counting, overriding, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.values import (
     METHODS,
@@ -216,6 +218,36 @@ class RouteOptions(TypedDict, total=False):
             needs=("concurrency",),
         ),
     ]
+    unit: Annotated[
+        str,
+        Option(
+            "What a limit counts, such as `tokens`, as clients are told; `requests` if left out.",
+            Form("unit", examples=("tokens",)),
+            values.unit,
+            "requests",
+        ),
+    ]
+    charge: Annotated[
+        Mapping[str, Sequence[int | str]] | None,
+        Option(
+            "The outcomes that keep a charge: `on_status`, a list such as `[401, 403, 5xx]`; any "
+            "other outcome gives it back. With `reset_on`, another list, the failures of an "
+            "account are forgotten after a success.",
+            Form("charge"),
+            charging.charge,
+            needs=("by",),
+            shows=("by",),
+        ),
+    ]
+    charge_if: Annotated[
+        Callable[[Response], object] | None,
+        Option(
+            "Says of a response, sync or async, whether the charge is kept.",
+            None,
+            charging.charge_if,
+            needs=("charge",),
+        ),
+    ]
     mode: Annotated[
         Mode,
         _choice(
@@ -394,6 +426,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    secret=Option(
+        "What signs the tokens with which a reservation is committed elsewhere; of a list, the "
+        "first signs, and each is believed; at least 16 characters.",
+        Form("secrets", examples=("${RATELIMIT_SECRET}",)),
+        values.secrets,
+        (),
     ),
     preflights=_choice(
         "Whether CORS preflights are `free` (if left out) or `count`, where a rule does not name "

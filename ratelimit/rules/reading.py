@@ -8,6 +8,7 @@ from ratelimit.words import near
 
 __all__ = [
     "REQUIRED",
+    "Coded",
     "Form",
     "Note",
     "Option",
@@ -23,6 +24,14 @@ T = TypeVar("T")
 Place = tuple[str | int, ...]
 Note = Callable[[Place, Exception], None]
 """Takes a mistake and its place: the option's key, and where in its value it is."""
+
+
+class Coded(ValueError):
+    """A value that cannot be meant, with a code of its own."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Reading(dict[str, Any]):

@@ -19,6 +19,7 @@ from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.at_once import limit_at_once
+from ratelimit.rules.charging import Charge, charge_of
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
@@ -94,6 +95,10 @@ class Rule:
     """In upper case, HEAD among them where GET is; None for every method."""
     cost: int | str | Ask[int]
     """Units per request; a number is 0 or more, and no more than any limit can let through."""
+    unit: str
+    """The name of what its limits count, before clients."""
+    charge: Charge | None
+    """The outcomes that keep a charge; None where every charge is kept."""
     mode: Mode
     enforce_share: Fraction
     """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
@@ -164,6 +169,7 @@ class Rule:
             "limits": limits,
             "tiers": MappingProxyType(tiers),
             "dynamic": limit if callable(limit) else None,
+            "charge": charge_of(reading),
             "path": reading.given["path"] if path else None,
             "except_": tuple(text for text, _ in reading["except_"]),
             "excepted": tuple(each for _, each in reading["except_"]),

@@ -61,6 +61,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    secret: str | Sequence[str] = field(default=(), repr=False)
+    """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     preflights: Preflights = "free"
     """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
     files: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -37,6 +37,7 @@ _NAME: Final = re.compile("[A-Za-z][A-Za-z0-9_.:-]{0,63}", re.ASCII)
 TOKEN: Final = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 REGISTERED: Final = re.compile("[a-z_][a-z0-9_]{0,63}", re.ASCII)
 ATTRIBUTE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_UNIT: Final = re.compile("[a-z][a-z0-9-]{0,31}", re.ASCII)
 _MOST_PARTS: Final = 10
 _MOST_LISTED: Final = 100
 _HOST: Final = re.compile(
@@ -49,6 +50,7 @@ LISTS_OF_HOPS: Final = ("x-forwarded-for", "forwarded")
 """Fields that hold the address of each hop; any other holds one address alone."""
 _NO_ADDRESS: Final = frozenset({"host", "via", "x-forwarded-host", "x-forwarded-proto"})
 MOST_WORKERS: Final = 10_000
+SHORTEST_SECRET: Final = 16
 LONGEST_JITTER_US: Final = 60_000_000
 
 
@@ -288,11 +290,45 @@ def headers(values: Iterable[Any], _: Reading) -> tuple[Any, ...]:
     return found
 
 
+def unit(value: object, _: Reading) -> str:
+    """The name of what is counted."""
+    if not _UNIT.fullmatch(text("unit", value)):
+        raise ValueError(
+            f"unit is {shown(value)}; it is what is counted, such as tokens, in at most 32 of a-z, "
+            "0-9 and -"
+        )
+    return str(value)
+
+
 def skip(value: object, _: Reading) -> Any:
     """A function over the connection."""
     if not callable(value):
         raise TypeError(f"skip is a function over the connection, not {type(value).__name__}")
     return value
+
+
+def secrets(values: object, reading: Reading | None = None) -> tuple[str, ...]:
+    """Secrets that sign tokens, one text or several; no mistake shows one."""
+    texts = (values,) if isinstance(values, str) else values
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"secret is text or several texts, not {type(values).__name__}")
+    found = tuple(texts)
+    if reading is not None and not found:
+        raise ValueError("secret is empty; leave it out")
+    for number, each in enumerate(found):
+        if reading is None:
+            _secret(each)
+        else:
+            reading.at((number,) if values is not each else (), _secret, each)
+    return found
+
+
+def _secret(value: object) -> None:
+    if len(text("a secret", value)) < SHORTEST_SECRET:
+        raise ValueError(
+            f"a secret has {len(str(value))} characters; it has at least {SHORTEST_SECRET}, as one "
+            "of `openssl rand -hex 32` does"
+        )
 
 
 def store(value: object, _: Reading) -> str:

@@ -414,6 +414,22 @@ return function(source, max_keys, seed)
     forget = function(key)
       return commands.DEL(key)
     end,
+    -- Adds a text to those kept under a key, of which the newest `most` stay, for `kept_us`.
+    note = function(now, key, text, most, kept_us)
+      now_us = now
+      collect()
+      commands.RPUSH(key, text)
+      commands.LTRIM(key, -most, -1)
+      commands.PEXPIRE(key, kept_us / 1000)
+    end,
+    -- The texts kept under a key, which then are not.
+    take = function(now, key)
+      now_us = now
+      local record = db[key]
+      local texts = record and record[EXPIRY] > now_us and commands.LRANGE(key, 0, -1) or {}
+      commands.DEL(key)
+      return unpack(texts)
+    end,
     statistics = function()
       return size, evicted, collectgarbage('count') * 1024
     end,

@@ -25,6 +25,7 @@ from ratelimit.decisions import (
     identity_digest,
 )
 from ratelimit.limits import Limit
+from ratelimit.stores.failures import MOST_FAILURES, as_text, from_text
 from ratelimit.stores.script import SCRIPT
 from ratelimit.words import whole
 
@@ -37,6 +38,7 @@ _GIVE_BACK: Final = int(Action.GIVE_BACK)
 _LOG: Final = logging.getLogger("ratelimit")
 _LONGEST_KEY: Final = 64  # characters kept as they are; a longer identity is kept as its digest
 _LATEST_US: Final = 2**52  # the year 2112; what is added to it stays below 2^53
+_SLACK_US: Final = 2_000_000  # that failures are kept beyond their counter's reset
 _MOST_CHECKS: Final = 500  # per request; six numbers each have to fit Lua's stack
 MOST_IN_RUN: Final = 200
 MOST_OF_ONE: Final = 4
@@ -206,6 +208,31 @@ class MemoryStore:
             if self._lua is not None:
                 for limit, key, _, rule, *_ in checks:
                     self._lua.forget(_begin(limit, rule) + _spelled(key))
+                    self._lua.forget(_failures(limit, key, rule))
+
+    async def add_failure(self, returned: Check, for_us: int) -> None:
+        """Remembers the check that gives a failure back; see `Failures`."""
+        limit, key, *_ = returned
+        with self._lock:
+            if self._lua is not None:
+                self._lua.note(
+                    self._now_us(), _failures(limit, key, returned.rule),
+                    as_text(returned).encode(), MOST_FAILURES, for_us + _SLACK_US,
+                )  # fmt: skip
+
+    async def take_failures(self, check: Check) -> list[Check]:
+        """Gives the failures of a counter, and forgets them; see `Failures`."""
+        limit, key, *_ = check
+        with self._lock:
+            if self._lua is None:
+                return []
+            found = self._lua.take(self._now_us(), _failures(limit, key, check.rule))
+        texts = found if isinstance(found, tuple) else () if found is None else (found,)
+        return [from_text(check, text.decode()) for text in texts]
+
+    def _now_us(self) -> int:
+        clock = self.clock
+        return (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
 
     async def aclose(self) -> None:
         """Gives the memory back; a later decision starts afresh."""
@@ -248,8 +275,8 @@ class MemoryStore:
         self._alike = api[b"alike"]
         self._run = api[b"run"]
         self._lua = _Lua(
-            lua, api[b"each"], api[b"know"], api[b"forget_kinds"], api[b"forget"],
-            api[b"statistics"],
+            lua, api[b"each"], api[b"know"], api[b"forget_kinds"], api[b"forget"], api[b"note"],
+            api[b"take"], api[b"statistics"],
         )  # fmt: skip
         if several_workers():
             _LOG.warning(
@@ -286,12 +313,19 @@ class _Lua(NamedTuple):
     know: Any
     forget_kinds: Any
     forget: Any
+    note: Any
+    take: Any
     statistics: Any
 
 
 def _begin(limit: Limit, rule: str) -> bytes:
     """Limit and rule without ambiguity: the first has a fixed length, the second tells its own."""
     return f"{limit.digest}{len(rule)}:{rule}".encode("utf-8", "surrogatepass")
+
+
+def _failures(limit: Limit, key: str, rule: str) -> bytes:
+    """The key of a counter's failures, which no counter has: an identity begins otherwise."""
+    return _begin(limit, rule) + b"!" + _spelled(key)
 
 
 def _spelled(key: str) -> bytes:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
+from ratelimit.rules.charging import KEYS as CHARGE_KEYS
 from ratelimit.rules.reading import Form
 from ratelimit.rules.values import REGISTERED, refuse_everyone
 from ratelimit.words import shown
@@ -116,6 +117,7 @@ _Network = Annotated[Network, BeforeValidator(_network)]
 
 _TYPES: Final[Mapping[str, Any]] = {
     "by": Annotated[list[str], BeforeValidator(_listed)],
+    "charge": dict[str, Annotated[list[str], BeforeValidator(_listed)]],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
     "hosts": Annotated[list[str], BeforeValidator(_listed)],
@@ -125,6 +127,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "overrides": dict[str, str],
     "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
+    "secrets": Annotated[list[str], BeforeValidator(_listed)],
     "seconds": Annotated[float, BeforeValidator(_seconds)],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "tiers": dict[str, str],
@@ -182,6 +185,7 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
         r"(redis|valkey)s?\+sentinel://[^/\s]+/[^/?\s]\S*",
         r"unix://\S*/\S*",
     ),
+    "unit": ("[a-z][a-z0-9-]{0,31}",),
     "tier": (f"user:{_ATTRIBUTE}", f"header:{_TOKEN}", _NAME),
 }
 """Patterns of the kinds that are text, one of which matches."""
@@ -217,9 +221,21 @@ def _one_or_more(*patterns: str, **more: Any) -> dict[str, Any]:
 
 
 _BY: Final = {"$ref": "#/$defs/by"}
+_STATUS: Final = {
+    "anyOf": [
+        {"type": "integer", "minimum": 100, "maximum": 599},
+        text("[1-5]([0-9][0-9]|[xX][xX])", examples=["401", "5xx"]),
+    ]
+}
 
 _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "by": lambda _: {"anyOf": [_BY, _list(_BY, minItems=1, maxItems=10)]},
+    "charge": lambda _: {
+        "type": "object",
+        "properties": {key: {"$ref": "#/$defs/statuses"} for key in CHARGE_KEYS},
+        "required": ["on_status"],
+        "additionalProperties": False,
+    },
     "file": lambda _: {"type": "string", "minLength": 1},
     "limits": lambda _: {"$ref": "#/$defs/limits"},
     "methods": lambda form: _list(
@@ -231,6 +247,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
     "networks": lambda _: _list({"$ref": "#/$defs/network"}),
     "overrides": lambda _: _mapping("limits_of_one"),
     "proxies": lambda _: _list({"$ref": "#/$defs/network"}),
+    "secrets": lambda form: _one_or_more(".{16,}", examples=form.examples),
     "share": lambda _: {
         "anyOf": [
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -262,6 +279,7 @@ DEFINITIONS: Final[Mapping[str, Any]] = {
     ),
     "limits_or_none": text(_LIMITS, "unlimited", examples=["1000/minute", "unlimited"]),
     "network": text("[0-9A-Fa-f:.]+(/[0-9]{1,3})?"),
+    "statuses": {"anyOf": [_STATUS, _list(_STATUS, minItems=1, maxItems=100)]},
     "by": text(
         f"(?!(header|cookie|query|path)$){_NAME}",
         f"(header|cookie):{_TOKEN}",

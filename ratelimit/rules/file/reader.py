@@ -37,7 +37,7 @@ from ratelimit.rules.file.yaml import (
 )
 from ratelimit.rules.options import FILE, RULE
 from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
-from ratelimit.rules.reading import Note, Options, Place
+from ratelimit.rules.reading import Coded, Note, Options, Place
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
 
@@ -376,6 +376,8 @@ class _Checker:
                 loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
             code = option.code or f"bad-{key.replace('_', '-')}"
+            if isinstance(error, Coded):
+                code = error.code
             secret = self.variables(node, loc, (*option.needs, *option.shows))
             self.add(at, where, str(error), code, secret)
 

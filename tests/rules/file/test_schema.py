@@ -29,7 +29,7 @@ BEYOND = {
     "unreadable", "more-mistakes", "missing-variable", "bad-variable",
     # what two values are to each other, or to what is between them
     "allows-everyone", "hops-of-one-address", "replaces-by-choice", "replaces-circle",
-    "replaces-itself", "same-name", "same-override", "same-policy", "too-many-limits",
+    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy", "too-many-limits",
     "trusts-everyone", "unknown-rule", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
@@ -141,6 +141,11 @@ def test_every_key_is_described() -> None:
 VALUES: dict[str, list[Any]] = {
     "algorithm": [*map(str, Algorithm), "leaky_bucket"],
     "by": ["client", "path", "header:X-A", "header:", "Client", ["client"], [], ["user", "x" * 65]],
+    "charge": [
+        {"on_status": [401, "5xx"]}, {"on_status": "401"}, {"on_status": 401}, {"on_status": []},
+        {"on_status": [600]}, {"on_status": ["6xx"]}, {"reset_on": [200]}, {"on": [401]}, {}, 401,
+        {"on_status": [401], "reset_on": 99}, {"on_status": ["4XX"]},
+    ],
     "cost": [0, 2, "2", "tokens", -1, 1.5, "02", "Tokens"],
     "enforce_share": ["25%", 0.25, 1, 0, 1.5, "x", "25 %"],
     "limit": [
@@ -157,6 +162,7 @@ VALUES: dict[str, list[Any]] = {
     "overrides": [
         {"192.0.2.1": "unlimited"}, {"192.0.2.1": "none"}, {"192.0.2.1": None}, {},
     ],
+    "unit": ["tokens", "input-tokens", "Tokens", "", 1],
     "rounding": ["up", "down", "nearest"],
     "allowlist": [["192.0.2.1", "2001:db8::/32"], ["192.0.2.x"], "192.0.2.1", []],
 }  # fmt: skip
@@ -165,6 +171,7 @@ TOP: dict[str, list[Any]] = {
     "headers": [[], ["draft", "legacy", "draft-03"], ["draft", "draft"], ["x"], "draft"],
     "ipv6_prefix": [16, 128, 15, 129],
     "preflights": ["free", "count", "on"],
+    "secret": ["a secret of many characters", ["x" * 16, "y" * 15], [], "short", 1],
     "share": ["50%", 0.5, 2],
     "store": [
         "memory://", "memory://x", "redis://a", "redis+sentinel://a/b", "redis+sentinel://a",
