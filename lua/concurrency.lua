@@ -20,7 +20,7 @@ the second; beyond 2^32 they hold the lower 20 and the upper 20 bits of the seri
 Charges and give-backs raise the serial, so that a worker knows what the word has counted, and a
 renewal that was overtaken takes nothing back. A new word begins with the time as its serial, which
 is beyond all that were before it.
-A word whose time has passed counts no more, but to the worker that asks, which lives.
+A word whose time has passed counts no more: its worker is dead, or renews it before it asks again.
 A time further ahead than a lease is that of a broken clock, and is taken as now and a lease.
 
 Exact because it only adds whole numbers below 2^53, and takes remainders of such.
@@ -45,15 +45,14 @@ local function look(counter, now_us)
     if ends > latest then
       ends, broken = latest, true
     end
-    local is_own = words[i] == name
-    if is_own then
-      own, serial = count, sub(word, 17, 29) + 0
-    end
-    if is_own or ends > now_us then
+    if ends <= now_us then
+      stale = true
+    else
       sum = sum + count
       last = max(last, ends)
-    else
-      stale = true
+      if words[i] == name then
+        own, serial = count, sub(word, 17, 29) + 0
+      end
     end
   end
   counter.room = counter.limit[2] - sum
@@ -89,7 +88,7 @@ local function write(counter, count, serial)
     for i = 1, #words, 2 do
       local name, word = words[i], words[i + 1]
       local other = sub(word, 1, 16) + 0
-      if name ~= counter.name and other <= counter.now_us then
+      if other <= counter.now_us then
         redis.call('HDEL', key, name)
       elseif other > ends then
         put(counter, name, ends, sub(word, 17, 29) + 0, sub(word, 30) + 0)

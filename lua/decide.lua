@@ -160,8 +160,8 @@ local function settle(checks, count, reply, start, first)
   end
 end
 
--- Returns what is given back, and renews, from the check `first` on; last, so that it adds up with what this
--- request has charged.
+-- Returns what is given back, and renews, from the check `first` on; last, so that it adds up with
+-- what this request has charged.
 local function restore(now_us, checks, count, reply, start, first)
   for i = first, count do
     local check = checks[i]

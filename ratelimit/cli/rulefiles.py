@@ -12,7 +12,8 @@ from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.advice import advise
 from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.file.schema import schema as rule_file_schema
-from ratelimit.rules.rule import Rule, with_concurrency
+from ratelimit.rules.policies import with_concurrency
+from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["check", "load", "schema", "spelled"]

@@ -15,8 +15,9 @@ from ratelimit.limiter.checks import is_enforced, override_of
 from ratelimit.limits import Limit
 from ratelimit.rules.matching import Terms
 from ratelimit.rules.overriding import BLOCKED
+from ratelimit.rules.policies import policy_names, with_concurrency
 from ratelimit.rules.route_rule import counter_of
-from ratelimit.rules.rule import Rule, policy_names, with_concurrency
+from ratelimit.rules.rule import Rule
 from ratelimit.words import near, shown
 
 __all__ = ["Identified", "Outcome", "no_such_rule", "rule_named"]

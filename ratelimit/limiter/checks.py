@@ -18,7 +18,8 @@ from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
-from ratelimit.rules.rule import Rule, policy_names, with_concurrency
+from ratelimit.rules.policies import policy_names, with_concurrency
+from ratelimit.rules.rule import Rule
 
 __all__ = [
     "Question",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
@@ -24,6 +24,7 @@ from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
+from ratelimit.rules.policies import policy_names, with_concurrency
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.values import (
     BUILT_IN_BY,
@@ -40,8 +41,6 @@ __all__ = [
     "OnMissing",
     "OnStoreFailure",
     "Rule",
-    "policy_names",
-    "with_concurrency",
 ]
 
 
@@ -117,7 +116,7 @@ class Rule:
     """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
     skip: Ask[bool] | None
     concurrency: Concurrency | None
-    """How many requests may be under way at once; None for any number."""
+    """The number of requests that may be under way at once; None for any."""
     asks: tuple[Limit, ...] = field(repr=False, compare=False)
     """``limits``, and then the concurrency: all that a request is held to."""
     policies: tuple[str, ...] = field(repr=False, compare=False)
@@ -339,29 +338,3 @@ _KEPT: Final = {field.name for field in fields(Rule)}
 
 def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:
     return [*limits, *(each for some in others for own in some.values() for each in own)]
-
-
-def with_concurrency(
-    limits: tuple[Limit, ...], concurrency: Concurrency | None
-) -> tuple[Limit, ...]:
-    """All that a request is held to; what is counted at once comes last."""
-    return limits if concurrency is None else (*limits, concurrency)
-
-
-@lru_cache(maxsize=4096)
-def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
-    """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
-
-    The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``. A concurrency beside them is ``login:concurrency``.
-    """
-    if len(limits) == 1:
-        return (name,)
-    if limits and isinstance(limits[-1], Concurrency):
-        return (*policy_names(name, limits[:-1]), f"{name}:concurrency")
-    windows = [-(-limit.window_us // 1_000_000) for limit in limits]
-    return tuple(
-        f"{name}:{window}"
-        + (f":{windows[:place].count(window) + 1}" if windows.count(window) > 1 else "")
-        for place, window in enumerate(windows)
-    )

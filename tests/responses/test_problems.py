@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from ratelimit import Decision, Limit, RateLimitMiddleware
 from ratelimit.responses.headers import Told, fields, forbid, refuse, unavailable, unidentified
 from ratelimit.responses.problems import Refusal, Refused, problem
-from ratelimit.rules.rule import policy_names
+from ratelimit.rules.policies import policy_names
 
 JSON: Final = "application/problem+json"
 HTML: Final = "text/html"

@@ -7,7 +7,8 @@ import pytest
 from ratelimit import decisions
 from ratelimit.limits import Limit
 from ratelimit.rules import counting
-from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.policies import policy_names
+from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
 
