@@ -269,11 +269,14 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
     again = f"; try again in {_in_words(seconds)}" if violated else ""
+    what = "The quota is used up"
+    if violated and all(isinstance(each.decision.limit, Concurrency) for each in violated):
+        what = "Too many requests are under way at once"
     return problem(
         429,
         QUOTA_EXCEEDED,
         "Too Many Requests",
-        f"The quota is used up{again}.",
+        f"{what}{again}.",
         [*retry, *extra],
         {"violated-policies": names},
     )
