@@ -49,13 +49,8 @@ class Charged(NamedTuple):
         budgets = [names.index(rule) for rule, _ in plan.allowed]
         # A place is held, and not settled.
         kept = [place for place in range(len(budgets)) if place not in plan.holds]
-        checks = plan.checks(keys)
-        return cls(
-            [checks[place] for place in kept],
-            [decisions[place] for place in kept],
-            [budgets[place] for place in kept],
-            names,
-        )
+        checks, of = plan.checks(keys), [budgets[place] for place in kept]
+        return cls([checks[at] for at in kept], [decisions[at] for at in kept], of, names)
 
 
 class _Part:

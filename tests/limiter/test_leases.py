@@ -303,7 +303,7 @@ async def test_a_cancelled_plain_endpoint_holds_its_place_until_its_thread_has_r
     task: asyncio.Task[Any] = asyncio.create_task(
         ask(app) if cancels == "asyncio" else under_anyio()
     )
-    await until(lambda: running.is_set())
+    await until(running.is_set)
     if cancels == "asyncio":
         task.cancel()
         with suppress(asyncio.CancelledError):
