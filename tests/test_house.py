@@ -612,7 +612,6 @@ LONG: Final = {
     "ratelimit/limiter/decide.py:decide": "every step of a request, in the order of their cost",
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",
     "ratelimit/limits.py": "the grammar of limits, and exact arithmetic",
-    "ratelimit/rules/matching.py": "the rules of a request, and their plan, prepared once",
     "ratelimit/rules/file/reader.py": "finds the place of each mistake",
     "ratelimit/rules/matching.py": "the rules of a request, and the plan that they come to",
     "ratelimit/rules/options.py": "an entry for each option",

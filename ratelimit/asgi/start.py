@@ -36,7 +36,7 @@ def mistakes(app: Any, limiter: RateLimiter) -> list[str]:
             if each.limiter is None and decides is not limiter:
                 continue
             try:
-                (each.limiter or limiter).check_registered([each.rule], each.known)
+                (each.limiter or limiter).hold_registered(each.rule, each.known)
             except ValueError as error:
                 found.append(f"{template} ({scope_of(route.endpoint)}): {error}")
     return found

@@ -352,6 +352,7 @@ class Decider:
         """The outcome of the decisions; returns the places of checks not decided, and why."""
         lost: list[tuple[int, Exception]] = []
         refused = short = False
+        denied: tuple[str, str] | None = None
         place = 0
         for decision in decisions:
             # By number, since names are slow to look up.
@@ -365,7 +366,8 @@ class Decider:
                 _, key, _, _, action = plan.asked[place]
                 if action != _SHADOW:
                     refused = True
-                    self._denials.add(plan.allowed[place][0], keys[key])
+                    if denied != (denied := (plan.allowed[place][0], keys[key])):
+                        self._denials.add(*denied)  # once, however many limits of a rule deny
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")

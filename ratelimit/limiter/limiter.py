@@ -28,6 +28,7 @@ from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
+from ratelimit.limiter.charged import Charged
 from ratelimit.limiter.checks import Registered, TurnedAway
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
@@ -35,7 +36,7 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.reserving import Charged, Reservation, Reserving, from_token
+from ratelimit.limiter.reserving import Reservation, Reserving, from_token
 from ratelimit.limiter.settling import Outcomes, Settler
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.tokens import Signer
@@ -116,7 +117,7 @@ class RateLimiter:
     """Wraps each decision about a request, for metrics and traces."""
     durations: Histogram | None = None
     """Seconds that its decisions took, once somebody has them measured."""
-    companions: "tuple[Companion, ...]" = ()
+    companions: tuple[Companion, ...] = ()
     """Started and closed with this limiter, before its store is closed."""
 
     def __init__(
@@ -246,7 +247,7 @@ class RateLimiter:
     def _take(self, rules: RuleSet) -> None:
         share, rules = rules.share, rules.in_force()
         for rule in rules.rules:
-            self._hold_registered(rule)
+            self.hold_registered(rule)
         for advice in doubts(rules):
             if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
                 _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
@@ -263,18 +264,19 @@ class RateLimiter:
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a route's rule uses a function that is not registered.
-
-        ``known`` are identities beside the registered ones.
-        """
+        """Remembers the rules of a route that was met; raises what `hold_registered` does."""
         for rule in rules:
             if self._routes.get(id(rule)) is not rule:
-                self._hold_registered(rule, known)
+                self.hold_registered(rule, known)
                 if len(self._routes) >= MOST_ROUTES:
                     self._routes.clear()
                 self._routes[id(rule)] = rule
 
-    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+    def hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        """Raises ValueError where a rule uses a function that is not registered.
+
+        ``known`` are identities beside the registered ones.
+        """
         identities, tiers, costs = self._registered
         there = {*identities, *known}
         for name in sorted(rule.registered_names - there):
@@ -407,8 +409,6 @@ class RateLimiter:
         """
         reservation = from_token(self._settler, self._signer, token)
         numbers = reservation.numbers(actual)
-        if await reservation.age_us() > reservation.life_us:
-            return False
         return await self._settler.finish(reservation.settle(numbers))
 
     async def _reserve(
@@ -544,7 +544,7 @@ class RateLimiter:
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many are alive, where they make themselves known in the
-        store (``local``): so many share a quota while it is away;
+        store (`count_workers`): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
@@ -569,6 +569,13 @@ class RateLimiter:
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
 
+    def count_workers(self) -> None:
+        """Has workers make themselves known in the store, so that `health` tells how many live.
+
+        Each of them has to; rules with ``local`` do it by themselves.
+        """
+        self._failover.count_workers()
+
     def start(self) -> None:
         """Begins, in this event loop, to learn of switches and changes of the rule file.
 
@@ -576,6 +583,7 @@ class RateLimiter:
         event loop that is not asyncio's nothing runs in the background.
         """
         self._switches.run()
+        self._failover.run()
         if self._watcher is not None:
             self._watcher.run()
         for each in self.companions:
@@ -584,6 +592,11 @@ class RateLimiter:
             self._started = asyncio.get_running_loop()
         except RuntimeError:
             self._reports.once("not-asyncio", type(self.store).__name__)
+
+    def add_companion(self, companion: Companion) -> None:
+        """Begins and ends a job with this limiter; where that has begun, at the next request."""
+        self.companions += (companion,)
+        self._started = None
 
     async def aclose(self) -> None:
         """Closes the store; it opens again when it is next asked."""

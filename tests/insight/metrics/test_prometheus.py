@@ -1,14 +1,15 @@
 import asyncio
 import re
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
-from ratelimit.insight.metrics.prometheus import PrometheusMetrics
-from ratelimit.insight.metrics.readings import MOST_RULES, ONE_IN, OTHERS
+from ratelimit.insight.metrics.prometheus import PrometheusMetrics, _family
+from ratelimit.insight.metrics.readings import METRICS, MOST_RULES, ONE_IN, OTHERS
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.testing import ManualClock
 
@@ -161,3 +162,16 @@ def test_shared_needs_a_store_that_is_shared() -> None:
         "shared metrics need a store that workers share, such as redis://…; a MemoryStore is not "
         "one"
     )
+
+
+def test_the_documentation_has_every_metric_with_its_labels() -> None:
+    text = Path(__file__).resolve().parents[3].joinpath("docs", "metrics.md").read_text()
+    rows = dict(
+        re.findall(r"^\| `(ratelimit\.[a-z_.]+)` \| (`ratelimit_.*) \|$", text, re.MULTILINE)
+    )
+    assert rows.keys() == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        name, labels = rows[metric.name].split(" |")
+        assert re.findall("`([a-z]+)`", labels) == [*metric.labels]
+        suffix = "_total" if metric.kind == "counter" else ""
+        assert name.strip("` ") == _family(metric).name + suffix

@@ -29,8 +29,8 @@ BEYOND = {
     "unreadable", "more-mistakes", "missing-variable", "bad-variable",
     # what two values are to each other, or to what is between them
     "allows-everyone", "hops-of-one-address", "replaces-by-choice", "replaces-circle",
-    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy", "too-many-limits",
-    "trusts-everyone", "unknown-rule", "untrusted-tier",
+    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy",
+    "too-many-limits", "trusts-everyone", "unknown-rule", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
 
