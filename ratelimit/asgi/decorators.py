@@ -100,7 +100,7 @@ class RateLimit:
 
     def __init__(
         self,
-        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
         *,
         by: str | Dependency | Sequence[str | Dependency] = "client",
         **options: Unpack[LimitOptions],
@@ -190,7 +190,7 @@ class RateLimit:
 
 
 def limit(
-    limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+    limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
     *,
     by: str | Sequence[str] = "client",
     **options: Unpack[LimitOptions],
@@ -199,9 +199,9 @@ def limit(
 
     ``limit`` is text (``"5/minute; 100/day"``), ready-made limits, a mapping of tiers to those
     (``tier`` says who chooses), or a function over the connection, sync or async, that gives one
-    of those, or None for no limit. ``by`` says who is counted together; ``"path:NAME"`` is a
-    parameter of the route. The other options are those of `LimitOptions`; ``cost``, ``tier`` and
-    ``skip`` may be such functions, too.
+    of those, or None for no limit; it may be left out beside a ``concurrency``. ``by`` says who is
+    counted together; ``"path:NAME"`` is a parameter of the route. The other options are those of
+    `LimitOptions`; ``cost``, ``tier`` and ``skip`` may be such functions, too.
 
     Routes that share a ``scope`` share their counters; without one each endpoint, which is the
     object that the router calls, counts by itself. ``name`` is what clients, logs and commands see

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from random import Random
 from threading import Event
@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet, Store
-from ratelimit.decisions import Decision
+from ratelimit.decisions import Check, Decision
 from ratelimit.stores.redis import RedisStore
 from tests.support.asgi import ask
 from tests.support.proxy import Proxy
@@ -518,6 +518,73 @@ async def _status(app: Any) -> int:
     task = asyncio.create_task(ask(app))
     await asyncio.wait([task], timeout=0.5)
     return task.result().status if task.done() else 0
+
+
+class Delayed(RedisStore):
+    """A store whose renewals take 200 ms."""
+
+    renewed = 0
+
+    async def decide_apart(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        await asyncio.sleep(0.1)
+        decisions = await super().decide_apart(checks)
+        await asyncio.sleep(0.1)
+        self.renewed += 1
+        return decisions
+
+
+async def test_renewals_that_are_overtaken_by_many_charges_neither_add_nor_take_places(
+    redis_server: Server,
+) -> None:
+    redis_server.command("FLUSHALL")
+    rng = Random(3)
+    now = most = 0
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(rng.random() / 50)
+        now -= 1
+        await _ok(scope, receive, send)
+
+    async with Delayed(redis_server.url, deadline=5) as one:
+        limiters = [worker(one, 20), worker(one, 20)]
+        apps = [RateLimitMiddleware(inner, each) for each in limiters]
+        passed = refused = 0
+
+        async def client(number: int) -> None:
+            nonlocal passed, refused
+            while one.renewed < 8:
+                answer = await ask(apps[number % 2])
+                passed += answer.status == 200
+                refused += answer.status == 429
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*(client(number) for number in range(60)))
+        assert most == 20
+        assert passed > 100
+        assert refused > 100
+        await becomes(limiters[0], 20, within=THIRD)
+
+
+async def test_a_cancelled_request_whose_charge_is_on_its_way_keeps_no_place(
+    redis_server: Server,
+) -> None:
+    """A thousand of them: whatever was charged is given up as soon as that is known."""
+    redis_server.command("FLUSHALL")
+    async with RedisStore(redis_server.url, deadline=5) as store:
+        limiter = worker(store, 1_000)
+        app = RateLimitMiddleware(_ok, limiter)
+        for _ in range(10):
+            tasks = [asyncio.create_task(ask(app)) for _ in range(100)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: not known([limiter]))
+        assert await left(limiter) == 1_000
 
 
 async def test_health_tells_when_a_word_is_beyond_its_lease(redis_server: Server) -> None:
