@@ -31,7 +31,7 @@ MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
 
 MOST_RULES: Final = 10_000
-"""Names of rules that are kept of what workers report."""
+"""Names of rules that are kept of what workers report, and of workers that are read."""
 
 SERIALS_FOR: Final = 86_400
 """Seconds that the last addition of a worker is remembered, so that it is not added twice."""
@@ -281,6 +281,12 @@ class RedisStore:
         Workers keep their own clocks out of it: the server's counts, to the second.
         """
         return await self._sign_of_life("workers", (worker,), alive_for)
+
+    async def workers(self) -> frozenset[str]:
+        """The names of at most 10,000 workers that have made themselves known of late."""
+        key = f"{self._prefix}workers"
+        names = _list(await self._way().command(key, "ZRANGE", key, "0", str(MOST_RULES - 1)))
+        return frozenset(name.decode("utf-8", "replace") for name in names)
 
     async def report_rules(self, names: Sequence[str], alive_for: float) -> None:
         """Makes names of rules known for ``alive_for`` seconds, by the server's clock.
