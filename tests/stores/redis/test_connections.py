@@ -30,7 +30,8 @@ PASSWORD: Final = "p@ss:w/rd?#%& é+"
 # what the script calls. A database other than 0 needs +select as well.
 RIGHTS: Final = (
     "evalsha", "script|load", "del",
-    "get", "lindex", "lrange", "lset", "ltrim", "pexpire", "rpush", "set", "srandmember", "time",
+    "get", "hdel", "hgetall", "hset", "lindex", "lrange", "lset", "ltrim", "pexpire", "rpush", "set",
+    "srandmember", "time",
 )  # fmt: skip
 
 
