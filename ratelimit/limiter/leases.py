@@ -30,8 +30,7 @@ _LOG: Final = logging.getLogger("ratelimit")
 
 Ask = Callable[[Sequence[Check]], Awaitable[Sequence[Decision]]]
 
-RENEWED: Final = 0.25  # of a lease, after which a word is renewed
-WITH_IT: Final = 0.125  # of a lease, after which it is renewed where another one is
+RENEWED_TOO: Final = 0.125  # of a lease, after which a word is renewed where another one is
 AGAIN: Final = 1 / 12  # of a lease, after which a renewal that failed is tried again
 LONGEST_PAUSE: Final = 1.0  # seconds before it is tried again, however long the lease
 GATHERED: Final = 0.02  # seconds in which doubts come together
@@ -207,7 +206,7 @@ class Leases:
         pause = 0.0
         while worker.counters:
             if not pause:
-                await worker.pause(RENEWED)
+                await worker.pause()
             await asyncio.sleep(pause or GATHERED)
             worker.woken.clear()
             failed = not await self._renew_due(worker)
@@ -220,7 +219,7 @@ class Leases:
             counter
             for counter in worker.counters.values()
             if counter.asserting is None
-            and (counter.in_doubt or (counter.held and counter.is_old(now, WITH_IT)))
+            and (counter.in_doubt or (counter.held and counter.is_old(now, RENEWED_TOO)))
         ]
         parts = [due[at : at + AT_ONCE] for at in range(0, len(due), AT_ONCE)]
         answers = await asyncio.gather(*(self._renew_some(worker, part) for part in parts))

@@ -522,8 +522,10 @@ class RateLimiter:
 
     @property
     def in_flight(self) -> Counter[str]:
-        """Requests of this process that hold a place of a concurrency, by rule."""
-        return self._leases.in_flight()
+        """Requests of this process that hold a place, by each rule that has a concurrency."""
+        found = Counter(dict.fromkeys([r.name for r in self.every_rule if r.concurrency], 0))
+        found.update(self._leases.in_flight())
+        return found
 
     @property
     def on_breaker_change(self) -> Callable[[str], None] | None:

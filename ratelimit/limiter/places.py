@@ -29,6 +29,7 @@ LOWER: Final = 2**20  # a serial's lower part
 SERIALS: Final = 2**40
 NO_SERIAL: Final = SERIALS  # that no word in the store has: it stays as it is, and holds longer
 
+RENEWED: Final = 0.25  # of a lease, after which a word is renewed
 DOUBTED: Final = 1 / 3  # of a lease without a word to the store, after which it may count others
 MOST_IDLE: Final = 10_000  # counters without a place that are in doubt; others end with their lease
 
@@ -154,9 +155,11 @@ class Worker:
         self._second = secrets.randbelow(HALF)
         self.counters: dict[tuple[str, str, str], Counter] = {}
         self.shortest = float("inf")
-        """The shortest lease, in seconds."""
+        """The shortest lease that there was, in seconds."""
         self.woken = asyncio.Event()
         """Set where a renewal is not to wait until it is due."""
+        self._wakes_at = 0.0
+        """The time until which its renewals pause; 0 where they don't."""
         self._tasks: set[Task[Any]] = set()
 
     @property
@@ -172,9 +175,9 @@ class Worker:
         if counter is None:
             assert isinstance(limit, Concurrency)  # noqa: S101  # for the type checker
             counter = self.counters[known] = Counter(limit, key, rule, name, time.monotonic())
-            if limit.lease < self.shortest:
-                self.shortest = limit.lease
-                self._wake()  # it may have set out to wait for longer
+            self.shortest = min(self.shortest, limit.lease)
+            if counter.renewed_at + limit.lease * RENEWED < self._wakes_at:
+                self._wake()  # it has set out to wait for longer
         return counter
 
     def check(self, counter: Counter, action: int, cost: int, serial: int = 0) -> Check:
@@ -209,21 +212,21 @@ class Worker:
             self.counters.pop((counter.limit.digest, counter.key, counter.rule), None)
             if not self.counters:
                 self.counters = {}  # a table that was large stays so
-                self.shortest = float("inf")
 
     def _wake(self) -> None:
         if self.loop is not None:
             self.woken.set()
 
-    async def pause(self, part: float) -> None:
-        """Waits until a word was not renewed for a part of its lease, or until there is a doubt."""
-        due = min(
-            (each.renewed_at + each.limit.lease * part for each in self.counters.values()),
+    async def pause(self) -> None:
+        """Waits until a word is to be renewed, or until there is a doubt."""
+        self._wakes_at = min(
+            (each.renewed_at + each.limit.lease * RENEWED for each in self.counters.values()),
             default=0.0,
         )
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._wakes_at - time.monotonic())):
                 await self.woken.wait()
+        self._wakes_at = 0.0
 
     def task(self, work: Coroutine[Any, Any, T]) -> Task[T]:
         """Some work of this event loop's that goes on whatever becomes of who began it."""

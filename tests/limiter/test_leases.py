@@ -434,6 +434,52 @@ async def test_a_word_that_counts_too_much_or_too_little_is_put_right(redis_serv
         await becomes(limiter, 5, within=THIRD)
 
 
+LATE = """
+local words = redis.call('HGETALL', KEYS[1])
+local serial, count = string.sub(words[2], 17, 29) + 0, string.sub(words[2], 30) + 0
+local word = string.format('%s%013.0f%.0f', string.sub(words[2], 1, 16), serial + 2, count + 2)
+return redis.call('HSET', KEYS[1], words[1], word)
+"""
+"""Two charges that come through long after their worker has given them up."""
+
+
+async def test_a_charge_that_comes_late_under_load_takes_no_place_for_long(
+    redis_server: Server,
+) -> None:
+    """There is always a charge on its way, so that no renewal alone could tell."""
+    redis_server.command("FLUSHALL")
+    now = most = 0
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.03)
+        now -= 1
+        await _ok(scope, receive, send)
+
+    async with Proxy(redis_server.port) as proxy, RedisStore(proxy.url, deadline=5) as store:
+        proxy.delay = 0.005
+        limiter = worker(store, 5)
+        app = RateLimitMiddleware(inner, limiter)
+        ends = False
+
+        async def client() -> None:
+            while not ends:
+                await ask(app)
+
+        tasks = [asyncio.create_task(client()) for _ in range(12)]
+        await until(lambda: most == 5)
+        (key,) = redis_server.ask("KEYS", "rl:*:exports")
+        for _ in range(3):
+            redis_server.ask("EVAL", LATE, "1", key)
+            await asyncio.sleep(0.1)  # in which end those that were under way
+            most = 0
+            await until(lambda: most == 5)
+        ends = True
+        await asyncio.gather(*tasks)
+
+
 async def test_a_charge_whose_reply_was_lost_leaves_no_place_behind(redis_server: Server) -> None:
     redis_server.command("FLUSHALL")
     async with Proxy(redis_server.port) as proxy, RedisStore(proxy.url, deadline=0.2) as store:
