@@ -125,6 +125,9 @@ class Place:
         """Gives the place up, since the request was refused further in."""
         self._give_up()
 
+    def moved(self, _: object) -> None:
+        """Nothing: a place is no queue's."""
+
     def _give_up(self) -> None:
         counter, self._counter = self._counter, None
         if counter is not None:

@@ -475,7 +475,7 @@ async def test_a_charge_that_comes_late_under_load_takes_no_place_for_long(
             redis_server.ask("EVAL", LATE, "1", key)
             await asyncio.sleep(0.1)  # in which end those that were under way
             most = 0
-            await until(lambda: most == 5)
+            await until(lambda: most == 5)  # noqa: B023  # waited for here
         ends = True
         await asyncio.gather(*tasks)
 
