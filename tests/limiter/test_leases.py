@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet, Store
 from ratelimit.decisions import Check, Decision
 from ratelimit.stores.redis import RedisStore
-from tests.support.asgi import ask
+from tests.support.asgi import ask, call, http_scope
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -270,7 +270,9 @@ async def test_a_disconnect_alone_gives_nothing_up(store: Store) -> None:
         await go_on.wait()
 
     limiter = worker(store, 1)
-    task = asyncio.create_task(ask(RateLimitMiddleware(inner, limiter)))
+    received: list[Message] = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+    app = RateLimitMiddleware(inner, limiter)
+    task = asyncio.create_task(call(app, http_scope(), received))
     await gone.wait()
     assert await left(limiter) == 0
     go_on.set()
