@@ -37,13 +37,7 @@ from ratelimit.rules.values import (
     SomeLimits,
 )
 
-__all__ = [
-    "Mode",
-    "Network",
-    "OnMissing",
-    "OnStoreFailure",
-    "Rule",
-]
+__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule"]
 
 
 class TooManyLimits(ValueError):
