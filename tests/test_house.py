@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import ratelimit
+from ratelimit.bans import Ban
 from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import FIELDS, Action
 from ratelimit.limits import Algorithm, Limit
@@ -29,6 +30,7 @@ README: Final = ROOT / "README.md"
 ROOMS: Final = [
     "words",
     "limits",
+    "bans",
     "concurrency",
     "decisions",
     "runtime",
@@ -368,9 +370,8 @@ def redis_commands(source: str) -> set[str]:
     return {call[4].strip("'\"") for call in calls}
 
 
-def test_lua_holds_one_file_per_algorithm_and_the_driver() -> None:
-    assert {path.stem for path in LUA} == {*FILES.values(), "decide"}
-    assert set(Algorithm) < set(FILES.values())
+def test_lua_holds_one_file_per_algorithm_that_of_bans_and_the_driver() -> None:
+    assert {path.stem for path in LUA} == {*FILES, "decide"}
 
 
 @pytest.mark.parametrize("path", LUA, ids=name_of)
@@ -431,10 +432,13 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
-    at_once = path.stem == "concurrency"
-    limit = Concurrency(1) if at_once else Limit("1000001/3 days", algorithm=path.stem)
-    numbers = limit.numbers
-    assert FILES[numbers[0] % 8] == path.stem
+    if path.stem == "ban":
+        numbers = Ban(3, 60_000_000, 600_000_000, 600_000_000).numbers
+    elif path.stem == "concurrency":
+        numbers = Concurrency(1).numbers
+    else:
+        numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
+    assert FILES[numbers[0] % 8 - 1] == path.stem
     given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
     described = header_of(floors_of(path)[0] if "limit" in header_of(path).taken else path).numbers
     # A sliding counter's `up` is 0 where it rounds down.
@@ -461,12 +465,13 @@ def test_only_the_leaking_bucket_stands_on_another_and_that_on_none() -> None:
     leaking = list(Algorithm).index(Algorithm.LEAKING_BUCKET) + 1
     source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
     assert f"local TOKEN, LEAKING = {token}, {leaking} " in source
+    assert f"local BAN = {FILES.index('ban') + 1}\n" in source
 
 
 def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_them() -> None:
     source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
     text = " ".join(header_of(ROOT / "lua" / "decide.lua").text.split())
-    places = ", ".join(f"{place} {name}" for place, name in sorted(FILES.items()))
+    places = ", ".join(f"{place} {name}" for place, name in enumerate(FILES, 1))
     assert f"({places})" in text
     actions = ", ".join(f"{a.value} {a.name.lower().replace('_', ' ')}" for a in Action)
     assert f"({actions})" in text

@@ -45,11 +45,14 @@ class Asked:
 
     def decided(self, decisions: Sequence[Decision]) -> list[Place]:
         """Learns of the decisions; gives the places that the request holds, if it passes."""
-        passed = passes(self.checks, decisions)
+        # There are others where it was refused before these were asked.
+        passed = len(decisions) == len(self.checks) and passes(self.checks, decisions)
         places: list[Place] = []
         for place, counter in self.counters:
             counter.pending -= 1
-            decision = decisions[place]
+            decision = decisions[place] if len(decisions) == len(self.checks) else None
+            if decision is None:
+                continue
             if decision.degraded:
                 counter.doubt(getattr(decision, "problem", None))
             elif passed and decision.allowed:

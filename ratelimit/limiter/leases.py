@@ -56,9 +56,12 @@ class Leases:
         self._said_late = False
 
     async def ask(
-        self, admission: Admission, plan: Plan, keys: Sequence[str]
+        self, admission: Admission, plan: Plan, keys: Sequence[str], ask: Ask
     ) -> Sequence[Decision]:
-        """The decisions on a request; where it passes, its places go to ``admission.held``."""
+        """The decisions on a request; where it passes, its places go to ``admission.held``.
+
+        ``ask`` gives them, or others where it refuses the request by itself.
+        """
         worker = self._worker()
         asked = Asked(worker, plan, keys)
         self._renewing.run()
@@ -70,7 +73,7 @@ class Leases:
             asked.leave()
             raise
         asked.begin()
-        decisions = await self._decide(asked)
+        decisions = await self._decide(asked, ask)
         admission.held += asked.decided(decisions)
         return [
             each
@@ -79,16 +82,16 @@ class Leases:
             for each in decisions
         ]
 
-    async def _decide(self, asked: Asked) -> Sequence[Decision]:
+    async def _decide(self, asked: Asked, ask: Ask) -> Sequence[Decision]:
         """The store's decisions, of which ``asked`` learns also where the request is cancelled."""
         loop = asked.worker.loop
         if self._memory is not None or loop is None:
             try:
-                return await self._ask(asked.checks)
+                return await ask(asked.checks)
             except BaseException as problem:
                 asked.failed(problem)
                 raise
-        asking = asked.worker.task(_answer(self._ask, asked.checks))
+        asking = asked.worker.task(_answer(ask, asked.checks))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:

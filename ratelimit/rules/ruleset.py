@@ -176,7 +176,8 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups)) + (rule.concurrency is not None)
+            held = (rule.concurrency is not None) + (rule.ban is not None)
+            by_path[rule.path] += max(map(len, groups)) + held
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

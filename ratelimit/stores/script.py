@@ -9,7 +9,6 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Final
 
-from ratelimit.concurrency import CONCURRENCY
 from ratelimit.limits import Algorithm
 
 __all__ = ["FILES", "OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
@@ -21,19 +20,17 @@ _FOLDER: Final = next(
 )
 
 
+FILES: Final = (*map(str, Algorithm), "ban", "concurrency")
+"""The files of ``lua/`` but the driver, each at its place, counted from 1 (`Limit.numbers`)."""
+
+
 def _read(name: str) -> str:
     return (_FOLDER / f"{name}.lua").read_text(encoding="ascii")
 
 
-FILES: Final = {**dict(enumerate(Algorithm, 1)), CONCURRENCY: "concurrency"}
-"""The file of each place that the first number of a limit may name."""
-
-
 def _compose() -> str:
     """Each algorithm as a function that is called when first needed, then the driver."""
-    chunks = "".join(
-        f"[{place}] = function(...)\n{_read(name)}\nend,\n" for place, name in FILES.items()
-    )
+    chunks = "".join(f"function(...)\n{_read(name)}\nend,\n" for name in FILES)
     return f"local chunks = {{\n{chunks}}}\n{_read('decide')}"
 
 

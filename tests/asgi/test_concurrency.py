@@ -185,3 +185,24 @@ async def test_legacy_fields_tell_of_a_concurrency_without_a_window() -> None:
     assert answer.headers["x-ratelimit-limit"] == "2"
     assert answer.headers["x-ratelimit-remaining"] == "1"
     assert answer.headers["ratelimit-limit"] == "2, 9;w=60"
+
+
+async def test_a_banned_identity_holds_no_place_and_others_do() -> None:
+    ban: dict[str, Any] = {"after": 2, "within": "1m", "for": "10m"}
+    limiter = RateLimiter(
+        [Rule("exports", "1/hour", concurrency=2, ban=ban, algorithm="fixed_window")],
+        store=MemoryStore(),
+    )
+    app = Starlette(routes=[Route("/", _plain)])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    statuses = [(await ask(app)).status for _ in range(6)]
+    assert statuses == [200] + [429] * 5
+    assert limiter.banned == 1
+    assert (await ask(app, client=("192.0.2.2", 1))).status == 200
+    assert limiter.in_flight.total() == 0
+    worker = limiter._leases._worker()
+    assert worker.counters == {}
+
+
+async def _plain(request: Request) -> Response:
+    return PlainTextResponse("ok")

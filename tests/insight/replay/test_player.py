@@ -14,6 +14,7 @@ from ratelimit.insight.replay.detection import format_of
 from ratelimit.insight.replay.log import Log
 from ratelimit.insight.replay.player import Player, Verdict
 from ratelimit.insight.replay.session import Replay
+from ratelimit.limiter.admission import Admission
 from ratelimit.limits import Algorithm
 from ratelimit.testing.clock import ManualClock
 from tests.insight.replay.logs import MSEC, Request, combined, msec, traffic, written
@@ -74,16 +75,18 @@ async def live(
     rules: str, requests: Iterable[Request], store: Store, clock: ManualClock, patch: Any
 ) -> list[Verdict]:
     """The verdicts of the middleware, asked request by request at the time of each."""
-    waits: list[float] = []
+    waits: list[int] = []
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    async def take_turn(admission: Admission, receive: Any) -> Any:
+        waits.append(admission.delay_us)
+        admission.turns = ()
+        return receive
 
     async def app(_: Any, __: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    patch.setattr("ratelimit.limiter.limiter.anyio.sleep", sleep)
+    patch.setattr("ratelimit.asgi.middleware.take_turn", take_turn)
     limiter = RateLimiter(RuleSet.loads(rules), store=store)
     limited = RateLimitMiddleware(app, limiter)
     verdicts: list[Verdict] = []
@@ -106,7 +109,7 @@ async def live(
         passed = sent[0]["status"] == 200
         after = headers.get(b"retry-after")
         retry = 0 if passed else None if after is None else int(after)
-        verdicts.append((passed, retry, round(sum(waits) * 1_000_000)))
+        verdicts.append((passed, retry, sum(waits)))
     await limiter.aclose()
     return verdicts
 
