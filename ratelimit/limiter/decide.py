@@ -23,6 +23,7 @@ from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
+from ratelimit.responses.vendors import hints
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -295,7 +296,10 @@ class Decider:
                         replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            admission.refuse(turned.refusal)
+            refusal = turned.refusal
+            if refusal.status == 429 and self.now.rules.retry_hints:  # as it can never pass
+                refusal = refusal._replace(headers=[*refusal.headers, *hints(None)])
+            admission.refuse(refusal)
             tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
@@ -376,7 +380,9 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
-        admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
+        rules = self.now.rules
+        refusal = refuse(told, admission.dialects, rules.retry_jitter_us, hinted=rules.retry_hints)
+        admission.refuse(refusal, told)
         return []
 
     def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:

@@ -23,6 +23,7 @@ from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
+from ratelimit.rules.units import REQUESTS, Policy
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
@@ -158,7 +159,7 @@ class Rule:
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
-            "policies": policy_names(reading["name"], limits),
+            "policies": policy_names(reading["name"], limits, reading["unit"]),
             "compiled": path,
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
@@ -221,7 +222,7 @@ class Rule:
 
         limits = counted(self.limits)
         put(rule, "limits", limits)
-        put(rule, "policies", policy_names(self.name, limits))
+        put(rule, "policies", policy_names(self.name, limits, self.unit))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
         put(rule, "named", {key: counted(own) for key, own in self.named.items()})
@@ -304,12 +305,14 @@ def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ..
 
 
 @lru_cache(maxsize=4096)
-def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
+def policy_names(name: str, limits: tuple[Limit, ...], unit: str = REQUESTS) -> tuple[str, ...]:
     """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``.
+    ``login:60:1``, ``login:60:2``. Each tells the ``unit``, where that is not requests.
     """
+    if unit != REQUESTS:
+        return tuple(Policy(each, unit) for each in policy_names(name, limits))
     if len(limits) == 1:
         return (name,)
     windows = [-(-limit.window_us // 1_000_000) for limit in limits]

@@ -61,6 +61,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    retry_hints: bool = False
+    """Whether refusals carry `retry-after-ms`, or `x-should-retry: false`."""
     secret: str | Sequence[str] = field(default=(), repr=False)
     """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     preflights: Preflights = "free"
