@@ -380,8 +380,8 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
-        rules = self.now.rules
-        refusal = refuse(told, admission.dialects, rules.retry_jitter_us, hinted=rules.retry_hints)
+        now = self.now.rules
+        refusal = refuse(told, admission.dialects, now.retry_jitter_us, hinted=now.retry_hints)
         admission.refuse(refusal, told)
         return []
 

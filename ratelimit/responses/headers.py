@@ -199,7 +199,9 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
         policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
     with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
-    units = {name: f';qu="{name.unit}"' for name in policies if isinstance(name, Policy)}
+    units: dict[str, str] = {
+        name: f';qu="{name.unit}"' for name in policies if isinstance(name, Policy)
+    }
     of_draft = [f'"{name}";q={item}{units.get(name, "")}' for name, item in items.items()]
     quota = min(binding.decision.limit.quota, _LARGEST)
     return Policies(

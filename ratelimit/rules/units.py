@@ -20,7 +20,7 @@ class Policy(str):
         policy.unit = unit
         return policy
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # as `__new__` takes
         return str(self), self.unit
 
 
