@@ -1,19 +1,22 @@
 """The dialects of vendors, and what a policy's unit is to all dialects."""
 
 import pickle
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from ipaddress import ip_network
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit import Decision, Limit, Rule
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit import Decision, Limit, MemoryStore, RateLimiter, RedisStore, Rule, RuleSet
 from ratelimit.responses.headers import DIALECTS, Told, fields, refuse
 from ratelimit.responses.vendors import as_go
 from ratelimit.rules.units import Policy, unit_of
-from ratelimit.testing import START_US
+from ratelimit.testing import START_US, ManualClock
 from tests.support.asgi import http_scope
+from tests.support.servers import Server, binaries, serving
 
 
 def told(
@@ -225,3 +228,66 @@ def test_there_are_no_hints_unless_they_are_asked_for() -> None:
     for retry_us in (1_000_000, None):
         names = dict(refuse([told(retry_us=retry_us)], ("draft",)).headers)
         assert not {b"x-should-retry", b"retry-after-ms"} & set(names)
+
+
+HINTED: Final[dict[str, Any]] = {"headers": ["openai"], "retry_hints": True}
+
+
+async def refused(rule: Rule, **options: Any) -> dict[str, str]:
+    """The fields of the first refusal by a rule."""
+    store = MemoryStore(clock=ManualClock())
+    limiter = RateLimiter(RuleSet([rule], **(HINTED | options)), store=store)
+    for _ in range(3):
+        admission = await limiter.admit(http_scope())
+        if admission.refusal is not None:
+            fields = admission.refusal.headers
+            return {name.decode(): value.decode() for name, value in fields}
+    raise AssertionError("nothing was refused")
+
+
+async def test_a_rule_set_says_whether_there_are_hints() -> None:
+    sent = await refused(Rule("a", "2/minute", algorithm="sliding_log"))
+    assert (sent["retry-after"], sent["retry-after-ms"]) == ("60", "60000")
+    assert sent["x-ratelimit-remaining-requests"] == "0"
+    sent = await refused(Rule("a", "2/minute"), retry_hints=False)
+    assert not {"retry-after-ms", "x-should-retry"} & set(sent)
+
+
+@pytest.mark.parametrize("cost", [3, 2**42, 2**42 + 1, 10**30])
+async def test_whatever_it_costs_too_much_it_is_not_to_come_again(cost: int) -> None:
+    quota = min(max(2, cost - 1), 2**42)
+    rule = Rule("a", f"{quota}/day", algorithm="fixed_window", cost=lambda _: cost)
+    sent = await refused(rule)
+    assert sent["x-should-retry"] == "false"
+    assert "retry-after" not in sent
+    assert "x-should-retry" not in await refused(rule, retry_hints=False)
+
+
+async def test_an_address_that_is_denied_is_told_nothing_of_coming_again() -> None:
+    rule = Rule("a", "2/minute", denylist=[ip_network("192.0.2.0/24")])
+    assert not {"retry-after-ms", "x-should-retry"} & set(await refused(rule))
+
+
+def test_hints_are_on_or_off() -> None:
+    with pytest.raises(TypeError, match="retry_hints is true or false, not str"):
+        RuleSet([], retry_hints="true")  # type: ignore[arg-type]  # as it could be meant
+
+
+async def test_a_share_that_is_counted_in_the_worker_is_hinted_as_well(mortal: Server) -> None:
+    rule = Rule("a", "1/hour", on_store_failure="local")
+    store = RedisStore(mortal.url, deadline=0.5)
+    rules = RuleSet([rule], headers=["openai"], retry_hints=True)
+    async with RateLimiter(rules, store=store) as limiter:
+        assert (await limiter.admit(http_scope())).refusal is None
+        mortal.kill()
+        refusals = [(await limiter.admit(http_scope())).refusal for _ in range(10)]
+    last = refusals[-1]
+    assert last is not None
+    assert int(dict(last.headers)[b"retry-after-ms"]) > 1_000_000
+
+
+@pytest.fixture
+def mortal() -> Iterator[Server]:
+    """A server that a test may kill."""
+    with serving(binaries()[0].path) as server:
+        yield server
