@@ -276,7 +276,8 @@ def converse(app: Any, *, messages: bool) -> None:
                 socket.send_text("hi")
             assert [socket.receive_text() for _ in range(2)] == ["hi", "hi"]
             assert socket.receive() == {
-                "type": "websocket.close", "code": 1008, "reason": "too many messages",
+                "type": "websocket.close", "code": 1008,
+                "reason": "chat:messages: try again in 1 s",
             }  # fmt: skip
         return
     for _ in range(2):

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from anyio import from_thread
 
-from ratelimit.decisions import MOST_COST, Action, Check
+from ratelimit.decisions import MOST_COST, Action, Check, Decision
 from ratelimit.limiter.charged import Charged, Part
 from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.tokens import Signer
@@ -158,6 +158,9 @@ class Reservation:
     def ended(self, _: BaseException | None) -> None:
         """Does as `sent` does, where the response has not come to its end."""
         self.sent()
+
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Changes nothing: it is made when the request has waited."""
 
     def withdrawn(self) -> None:
         """Leaves everything as it is: all charges of the request are given back."""

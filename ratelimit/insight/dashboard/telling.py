@@ -43,6 +43,7 @@ _COLUMNS: Final = {
     ("denied", "enforce"): "refused",
     ("never", "enforce"): "refused",
     ("blocked", "enforce"): "refused",
+    ("shed", "enforce"): "refused",
     ("denied", "shadow"): "would",
     ("store-failed", "enforce"): "failed",
 }

@@ -86,6 +86,13 @@ def _requests(limiter: RateLimiter) -> Value:
     return found
 
 
+def _shed(limiter: RateLimiter) -> Value:
+    return {
+        (priority, "shadow" if outcome == "shadow-shed" else "enforce"): times
+        for (priority, outcome), times in limiter.shed.copy().items()
+    }
+
+
 def _of_store(name: str, kind: type[Histogram | int]) -> Callable[[RateLimiter], Value]:
     """A reader of what a store counts under a name, where it does."""
 
@@ -134,6 +141,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "ratelimit.waiting", "gauge", "Requests that wait for their turn.",
         attrgetter("waiting"), "{request}",
+    ),
+    Metric(
+        "ratelimit.shed", "counter", "Requests shed under too much load.",
+        _shed, "{request}", ("priority", "mode"),
     ),
     Metric(
         "ratelimit.reloads", "counter", "Times that the rule file was read again.",

@@ -38,7 +38,8 @@ BEYOND_FILES = {
     "what a text means": {
         "deadline_long", "deadline_zero", "limit_inexact", "limit_many", "limit_twice",
         "network_host_bits", "path_brace", "path_convertor", "path_parameter_twice",
-        "forwarded_header_bad", "retry_jitter_long", "store_cert_none", "store_cluster_database",
+        "forwarded_header_bad", "retry_jitter_long", "shed_too_long", "store_cert_none",
+        "store_cluster_database",
         "store_cluster_option", "store_no_ca_file", "store_password_at", "store_password_slash",
         "store_ssl", "store_timeout",
     },
