@@ -24,7 +24,7 @@ from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
-from ratelimit.responses.vendors import hints
+from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -329,10 +329,8 @@ class Decider:
                         replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            refusal = turned.refusal
-            if refusal.status == 429 and self.now.rules.retry_hints:  # as it can never pass
-                refusal = refusal._replace(headers=[*refusal.headers, *hints(None)])
-            admission.refuse(refusal)
+            hinted = self.now.rules.retry_hints
+            admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]

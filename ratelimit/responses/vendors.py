@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ratelimit.decisions import Decision
-from ratelimit.responses.problems import Field
+from ratelimit.responses.problems import Field, Refusal
 from ratelimit.responses.told import Told, binding_of
 from ratelimit.rules.units import REQUESTS, unit_of
 
-__all__ = ["anthropic", "hints", "openai"]
+__all__ = ["anthropic", "hints", "in_vain", "openai"]
 
 TOKENS: Final = "tokens"
 PARTS: Final = ("input-tokens", "output-tokens")
@@ -57,7 +57,7 @@ def anthropic(told: Sequence[Told], _: Told) -> list[Field]:
 
 
 def hints(retry_after_us: int | None) -> list[Field]:
-    """What clients of models read beside `Retry-After`; None where a request can never pass.
+    """Fields that clients of models read beside `Retry-After`; None where it can never pass.
 
     ``retry-after-ms`` is the same instant in milliseconds, rounded up; ``x-should-retry: false``
     keeps a client from coming again in vain.
@@ -65,6 +65,13 @@ def hints(retry_after_us: int | None) -> list[Field]:
     if retry_after_us is None:
         return [(b"x-should-retry", b"false")]
     return [(b"retry-after-ms", b"%d" % -(-retry_after_us // 1_000))]
+
+
+def in_vain(refusal: Refusal) -> Refusal:
+    """A refusal of a request that can never pass, hinted; of any other kind as it is."""
+    if refusal.status != 429:
+        return refusal
+    return refusal._replace(headers=[*refusal.headers, *hints(None)])
 
 
 def _by_unit(told: Sequence[Told], *, parts: bool) -> list[tuple[bytes, Decision]]:
