@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.apps import Running, serving_app
+from tests.support.servers import Server
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
@@ -14,9 +15,14 @@ openai = pytest.importorskip("openai", reason="the openai SDK is not installed")
 urllib3 = pytest.importorskip("urllib3", reason="urllib3 is not installed")
 
 
-@pytest.fixture(scope="module")
-def app() -> Iterator[Running]:
-    with serving_app("comeback:app", SUPPORT) as app:
+@pytest.fixture(params=["in process", "in Redis"])
+def app(request: pytest.FixtureRequest) -> Iterator[Running]:
+    env = {}
+    if request.param == "in Redis":
+        server: Server = request.getfixturevalue("redis_server")
+        server.command("FLUSHALL")
+        env["STORE"] = server.url
+    with serving_app("comeback:app", SUPPORT, env=env) as app:
         yield app
 
 

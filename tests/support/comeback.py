@@ -4,6 +4,8 @@ A client is told apart by its ``x-who``, or by its key to the model. A request o
 for a page, takes most of what three seconds allow.
 """
 
+import os
+
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +41,8 @@ class Remembering:
 
 rules = RuleSet(
     [Rule("pages", "1/3s", path="/page", by="who", algorithm="sliding_log")],
+    store=os.environ.get("STORE", "memory://"),
+    deadline_us=5_000_000,
     headers=["openai"],
     retry_hints=True,
 )
