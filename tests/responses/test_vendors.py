@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit import Decision, Limit, MemoryStore, RateLimiter, RedisStore, Rule, RuleSet
+from ratelimit import (
+    Algorithm,
+    Decision,
+    Limit,
+    MemoryStore,
+    RateLimiter,
+    RedisStore,
+    Rule,
+    RuleSet,
+)
 from ratelimit.responses.headers import DIALECTS, Told, fields, refuse
 from ratelimit.responses.vendors import as_go
 from ratelimit.rules.units import Policy, unit_of
@@ -67,6 +76,8 @@ async def test_a_rule_with_a_unit_tells_it_for_each_of_its_limits() -> None:
     )
     override = await limiter.admit(http_scope(client=("192.0.2.99", 1)))
     assert dict(override.headers())[b"ratelimit-policy"] == b'"a";q=7;w=86400;qu="rows"'
+    compared = rule.counted_by(Algorithm.SLIDING_LOG)
+    assert [unit_of(policy) for policy in compared.policies] == ["rows", "rows"]
 
 
 def test_a_name_with_a_unit_is_its_text_and_travels() -> None:

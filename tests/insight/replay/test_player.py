@@ -24,6 +24,7 @@ from ratelimit.insight.replay.detection import format_of
 from ratelimit.insight.replay.log import Log
 from ratelimit.insight.replay.player import Player, Verdict
 from ratelimit.insight.replay.session import Replay
+from ratelimit.limiter.limiter import Admission
 from ratelimit.limits import Algorithm
 from ratelimit.testing.clock import ManualClock
 from tests.insight.replay.logs import MSEC, Request, combined, msec, traffic, written
@@ -91,10 +92,11 @@ async def live(
     rules: str, requests: Iterable[Request], store: Store, clock: ManualClock, patch: Any
 ) -> list[Verdict]:
     """The verdicts of the middleware, asked request by request at the time of each."""
-    waits: list[float] = []
+    waits: list[int] = []
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    async def take_turn(admission: Admission, receive: Any) -> Any:
+        waits.append(admission.delay_us)  # in the log's time, not in ours
+        return receive
 
     ran: list[int] = []
 
@@ -103,7 +105,7 @@ async def live(
         await send({"type": "http.response.start", "status": request.status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    patch.setattr("ratelimit.limiter.limiter.anyio.sleep", sleep)
+    patch.setattr("ratelimit.asgi.middleware.take_turn", take_turn)
     limiter = RateLimiter(RuleSet.loads(rules), store=store)
     limited = RateLimitMiddleware(app, limiter)
     verdicts: list[Verdict] = []
@@ -127,7 +129,7 @@ async def live(
         passed = bool(ran)
         after = headers.get(b"retry-after")
         retry = 0 if passed else None if after is None else int(after)
-        verdicts.append((passed, retry, round(sum(waits) * 1_000_000)))
+        verdicts.append((passed, retry, sum(waits)))
     await limiter.aclose()
     return verdicts
 
