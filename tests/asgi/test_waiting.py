@@ -21,6 +21,7 @@ from ratelimit import (
     RateLimiter,
     RateLimitMiddleware,
     Rule,
+    RuleSet,
     limit,
 )
 from ratelimit.control.events import Event

@@ -339,3 +339,15 @@ def test_whether_a_function_keeps_a_charge_is_not_known(tmp_path: Path) -> None:
     assert "rule 'a' has a charge_if, which only the application knows; every charge was kept" in (
         replay.unknown()
     )
+
+
+def test_nothing_stays_undecided_in_the_limiter_that_a_replay_asks(tmp_path: Path) -> None:
+    rule = Rule("a", "9/minute", charge={"on_status": [401]}, overrides={"192.0.2.9": "1/day"})
+    lines = [f"192.0.2.1 1700352000.000 GET / {status}" for status in (200, 401, 499)]
+    log = Log([written(tmp_path / "log", lines)], format_of(MSEC, {}))
+    rules = RuleSet([rule])
+    player = Player(Asker(rules, log.fields), rules)
+    for entries in log.seconds():
+        player.play(player._asker.ask(entries))
+    assert player.limiter._decider._outcomes.open == {}
+    assert player._logged._outcomes.open == {}
