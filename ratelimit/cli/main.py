@@ -19,12 +19,13 @@ from ratelimit.cli.explain import explain
 from ratelimit.cli.plan import plan
 from ratelimit.cli.replay import replay
 from ratelimit.cli.rulefiles import check, schema
+from ratelimit.cli.serve import serve
 
 __all__ = ["main"]
 
 
 @click.group(
-    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, top],
+    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, serve, top],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="ratelimit-asgi")

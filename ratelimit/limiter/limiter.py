@@ -24,7 +24,7 @@ from ratelimit.identity.connections import Ask
 from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
-from ratelimit.identity.proxies import forwarded_but_untrusted
+from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
 from ratelimit.limiter.charged import Charged
@@ -562,6 +562,11 @@ class RateLimiter:
     @on_breaker_change.setter
     def on_breaker_change(self, told: Callable[[str], None] | None) -> None:
         self._reports.on_breaker_change = told
+
+    @property
+    def proxies(self) -> Proxies:
+        """The proxies that are believed, by the rules that hold now."""
+        return self._now.proxies
 
     @property
     def breaker(self) -> Breaker:
