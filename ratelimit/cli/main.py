@@ -14,7 +14,7 @@ except ImportError:
         "the ratelimit command needs click and rich: pip install 'ratelimit-asgi[cli]'"
     ) from None
 
-from ratelimit.cli.counters import inspect, kill, reset, revive, top
+from ratelimit.cli.counters import inspect, kill, reset, revive, top, unban
 from ratelimit.cli.explain import explain
 from ratelimit.cli.plan import plan
 from ratelimit.cli.replay import replay
@@ -25,7 +25,20 @@ __all__ = ["main"]
 
 
 @click.group(
-    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, serve, top],
+    commands=[
+        check,
+        explain,
+        inspect,
+        kill,
+        plan,
+        replay,
+        reset,
+        revive,
+        schema,
+        serve,
+        top,
+        unban,
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="ratelimit-asgi")

@@ -16,6 +16,7 @@ from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, Turn, count, told_of
+from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
@@ -106,10 +107,12 @@ class Decider:
         self._fallback = fallback
         self._look = look
         self._outcomes = outcomes
+        self.bans = Bans(store, ask, self._counts, self._denials, reports, events)
+        """The bans of the rules."""
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
+    async def decide(  # noqa: PLR0911, PLR0912, PLR0915  # one step after the other; calls are felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -125,6 +128,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
             listed = not (owner.denylist.empty and owner.allowlist.empty)
@@ -152,11 +156,17 @@ class Decider:
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
                 request = self._request(scope, client, registered, route)
-                plan, keys = await self._question(admission, matching, request)
+                plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
-            if self._alike is not None and plan.alike is not None:
-                decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
+            decisions: Sequence[Decision]
+            if bans:
+                jitter_us = self.now.rules.retry_jitter_us
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
+                if admission.refusal is not None:
+                    return admission
+            elif self._alike is not None and plan.alike is not None:
+                decisions = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
@@ -197,12 +207,17 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, unknown),)
 
     async def charge(
-        self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
+        self,
+        rules: Sequence[Rule],
+        terms: Sequence[Terms],
+        keys: Sequence[str],
+        bans: Sequence[Banning] = (),
     ) -> tuple[Admission, tuple[Decision, ...]]:
         """Decides the questions of rules about identities, where there is no request.
 
         All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
-        a fallback. Raises StoreUnavailable where a request would be answered with 503.
+        a fallback; those of ``bans`` alone where they refuse. Raises StoreUnavailable where a
+        request would be answered with 503.
         """
         admission = Admission(self._owner, None)
         matching: Matching = [(rule, {}) for rule in rules]
@@ -211,7 +226,12 @@ class Decider:
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
         try:
-            decisions = await self._ask(plan.checks(keys))
+            if bans:
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans)
+                if admission.refusal is not None:
+                    return admission, tuple(decisions)
+            else:
+                decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 problem = lost[0][1]
@@ -288,10 +308,10 @@ class Decider:
                 [plan.policies[place] for place in places],
             )
 
-    async def _question(
+    async def _question(  # as above
         self, admission: Admission, matching: Matching, request: Request
-    ) -> tuple[Plan, list[str]]:
-        """The plan of what a request asks by these rules, and its keys; none if it is over."""
+    ) -> tuple[Plan, list[str], list[Banning]]:
+        """The plan of what a request asks by these rules, its keys and bans; none if it is over."""
         asked: list[Question | None] = [None] * len(matching)
         order = self.now.rules.index.order
         places: Sequence[int] = range(len(matching))
@@ -300,7 +320,7 @@ class Decider:
         replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
-                return _NOTHING, []
+                return _NOTHING, [], []
             for place in places:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
@@ -319,7 +339,7 @@ class Decider:
                         self.now.rules, admission, [(rule, path_params)], problem
                     )
                     if admission.refusal is not None:
-                        return _NOTHING, []
+                        return _NOTHING, [], []
                     continue
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
@@ -332,22 +352,10 @@ class Decider:
             hinted = self.now.rules.retry_hints
             admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
-            return _NOTHING, []
+            return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
-        terms = [
-            Terms(
-                rule.name,
-                counter_of(rule),
-                each.limits,
-                each.policies,
-                each.cost,
-                each.action,
-                rule.charge,
-            )
-            for (rule, _), each in zip(matching, asked, strict=True)
-            if each is not None
-        ]
-        return self.now.rules.index.plan_of(terms), keys
+        plan = self.now.rules.index.plan_of(_terms(matching, asked))
+        return plan, keys, _bans(matching, asked)
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -443,3 +451,33 @@ class Decider:
         for rule, (_, outcome) in worst.items():
             if outcome != "waited":
                 self._counts[rule, outcome] += 1
+
+
+def _terms(matching: Matching, asked: Sequence[Question | None]) -> list[Terms]:
+    """All that rules ask, but the keys."""
+    return [
+        Terms(
+            rule.name,
+            counter_of(rule),
+            each.limits,
+            each.policies,
+            each.cost,
+            each.action,
+            rule.charge,
+        )
+        for (rule, _), each in zip(matching, asked, strict=True)
+        if each is not None
+    ]
+
+
+def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:
+    """The bans of rules, each before the checks of its own."""
+    found: list[Banning] = []
+    checks = 0
+    for (rule, _), each in zip(matching, asked, strict=True):
+        if each is not None:
+            if each.ban is not None:
+                ban = ban_check(each.ban, each.key, counter_of(rule), each.action)
+                found.append(Banning(rule.name, ban, checks))
+            checks += len(each.limits)
+    return found

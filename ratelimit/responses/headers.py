@@ -35,6 +35,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "Told",
+    "banned",
     "drafted",
     "fields",
     "forbid",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+ABNORMAL_USAGE: Final = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
 NEVER: Final = "urn:ratelimit-asgi:problem:cost-exceeds-limit"
 
 _LARGEST: Final = 999_999_999_999_999  # RFC 9651 3.3.1, integers
@@ -259,6 +261,21 @@ def refuse(
         f"The quota is used up{again}.",
         [*retry, *extra],
         {"violated-policies": names},
+    )
+
+
+def banned(rules: Sequence[str], left_us: int, jitter_us: int = 0) -> Refusal:
+    """429: who asks was refused too often; with what is left of the ban as `Retry-After`."""
+    if jitter_us:
+        left_us += randrange(jitter_us + 1)  # noqa: S311  # as above
+    seconds = _whole_seconds(left_us)
+    return problem(
+        429,
+        ABNORMAL_USAGE,
+        "Abnormal Usage Detected",
+        f"Too many requests were refused; try again in {_in_words(seconds)}.",
+        [(b"retry-after", b"%d" % seconds)],
+        {"violated-policies": list(rules)},
     )
 
 

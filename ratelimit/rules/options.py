@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 
 from starlette.responses import Response
 
+from ratelimit.bans import Ban
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import charging, counting, overriding, sockets, values
+from ratelimit.rules import banning, charging, counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
@@ -255,6 +256,16 @@ class RouteOptions(TypedDict, total=False):
             values.part,
             Fraction(1),
             code="bad-share",
+        ),
+    ]
+    ban: Annotated[
+        Ban | Mapping[str, int | str] | None,
+        Option(
+            "Whom the rule has refused `after` times `within` a time is banned `for` another, "
+            "twice as long each time, `up_to` a longest (`for` if left out).",
+            Form("ban", examples=("10m",)),
+            banning.ban,
+            needs=("by",),
         ),
     ]
     on_store_failure: Annotated[

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
+from ratelimit.bans import Ban
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
@@ -101,6 +102,8 @@ class Rule:
     mode: Mode
     enforce_share: Fraction
     """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
+    ban: Ban | None
+    """Refuses for a while whom this rule has refused too often."""
     on_store_failure: OnStoreFailure | None
     """None for what the `RuleSet` says."""
     on_missing: OnMissing
@@ -189,7 +192,7 @@ class Rule:
             and self.enforce_share == 1
             and isinstance(self.cost, int)
             and not (self.tiers or self.dynamic or self.overrides or self.skip)
-            and not (self.allowlist or self.denylist)
+            and not (self.allowlist or self.denylist or self.ban)
         )
 
     def in_force(self, part: Fraction, ipv6_prefix: int) -> "Rule":

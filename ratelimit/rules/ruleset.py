@@ -172,7 +172,7 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups))
+            by_path[rule.path] += max(map(len, groups)) + (rule.ban is not None)
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

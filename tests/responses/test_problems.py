@@ -19,7 +19,15 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ratelimit import Decision, Limit, RateLimitMiddleware
-from ratelimit.responses.headers import Told, fields, forbid, refuse, unavailable, unidentified
+from ratelimit.responses.headers import (
+    Told,
+    banned,
+    fields,
+    forbid,
+    refuse,
+    unavailable,
+    unidentified,
+)
 from ratelimit.responses.problems import Refusal, Refused, closing, problem
 from ratelimit.rules.rule import policy_names
 from ratelimit.rules.units import Policy
@@ -380,4 +388,16 @@ def test_the_manual_names_every_problem_type() -> None:
     kinds = {json.loads(refusal.body)["type"] for refusal in REFUSALS}
     never = Decision(Limit("9/minute"), False, 9, None, 0, 0)
     kinds.add(json.loads(refuse([Told("api", never)], ()).body)["type"])
+    kinds.add(json.loads(banned(["api"], 1).body)["type"])
     assert kinds == set(re.findall(r"\| `((?:https|urn):[^`]+)` \|", MANUAL))
+
+
+def test_a_ban_tells_what_is_left_of_it_in_whole_seconds_and_whose_rule_it_is() -> None:
+    refusal = banned(["login", "api"], 599_000_001)
+    told = json.loads(refusal.body)
+    assert (refusal.status, dict(refusal.headers)[b"retry-after"]) == (429, b"600")
+    assert told["violated-policies"] == ["login", "api"]
+    assert told["detail"] == "Too many requests were refused; try again in 10 minutes."
+    waits = {int(dict(banned(["a"], 10**6, 9 * 10**6).headers)[b"retry-after"]) for _ in range(200)}
+    assert min(waits) >= 1
+    assert 5 < max(waits) <= 10

@@ -24,7 +24,7 @@ from ratelimit.insight.replay.detection import format_of
 from ratelimit.insight.replay.log import Log
 from ratelimit.insight.replay.player import Player, Verdict
 from ratelimit.insight.replay.session import Replay
-from ratelimit.limiter.limiter import Admission
+from ratelimit.limiter.admission import Admission
 from ratelimit.limits import Algorithm
 from ratelimit.testing.clock import ManualClock
 from tests.insight.replay.logs import MSEC, Request, combined, msec, traffic, written
@@ -95,7 +95,8 @@ async def live(
     waits: list[int] = []
 
     async def take_turn(admission: Admission, receive: Any) -> Any:
-        waits.append(admission.delay_us)  # in the log's time, not in ours
+        waits.append(admission.delay_us)
+        admission.turns = ()
         return receive
 
     ran: list[int] = []

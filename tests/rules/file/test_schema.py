@@ -28,9 +28,9 @@ BEYOND = {
     # other files, and the environment
     "unreadable", "more-mistakes", "missing-variable", "bad-variable",
     # what two values are to each other, or to what is between them
-    "allows-everyone", "hops-of-one-address", "replaces-by-choice", "replaces-circle",
-    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy",
-    "too-many-limits", "trusts-everyone", "unknown-rule", "untrusted-tier",
+    "allows-everyone", "ban-by-chosen", "hops-of-one-address", "replaces-by-choice",
+    "replaces-circle", "replaces-itself", "reset-by-client", "same-name", "same-override",
+    "same-policy", "too-many-limits", "trusts-everyone", "unknown-rule", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
 
