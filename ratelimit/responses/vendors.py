@@ -68,7 +68,7 @@ def hints(retry_after_us: int | None) -> list[Field]:
 
 
 def in_vain(refusal: Refusal) -> Refusal:
-    """A refusal of a request that can never pass, hinted; of any other kind as it is."""
+    """A 429 that is not to be tried again, hinted as such; a refusal of any other status as is."""
     if refusal.status != 429:
         return refusal
     return refusal._replace(headers=[*refusal.headers, *hints(None)])

@@ -274,6 +274,21 @@ async def test_whatever_it_costs_too_much_it_is_not_to_come_again(cost: int) -> 
     assert "x-should-retry" not in await refused(rule, retry_hints=False)
 
 
+async def test_whoever_is_banned_is_not_to_come_again_by_itself() -> None:
+    rule = Rule("a", "1/minute", ban={"after": 1, "within": "1m", "for": "10m"})
+    for hinted in (True, False):
+        rules = RuleSet([rule], retry_hints=hinted)
+        limiter = RateLimiter(rules, store=MemoryStore(clock=ManualClock()))
+        refusals = [(await limiter.admit(http_scope())).refusal for _ in range(4)]
+        last = refusals[-1]
+        assert last is not None
+        assert b"abnormal-usage" in last.body
+        assert dict(last.headers)[b"retry-after"] == b"600"
+        assert (b"x-should-retry", b"false") in last.headers or not hinted
+        assert b"retry-after-ms" not in dict(last.headers)
+        assert hinted or b"x-should-retry" not in dict(last.headers)
+
+
 async def test_an_address_that_is_denied_is_told_nothing_of_coming_again() -> None:
     rule = Rule("a", "2/minute", denylist=[ip_network("192.0.2.0/24")])
     assert not {"retry-after-ms", "x-should-retry"} & set(await refused(rule))
