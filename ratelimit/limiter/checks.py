@@ -161,7 +161,9 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
 def _asked(
     rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
 ) -> Question:
-    policies = rule.policies if limits is rule.asks else policy_names(rule.name, limits)
+    policies = rule.policies
+    if limits is not rule.asks:
+        policies = policy_names(rule.name, limits, rule.unit)
     enforced = is_enforced(rule, key)
     if cost > MOST_COST:  # which no check can carry, and a client may have chosen
         rates = [limit.capacity for limit in limits if not isinstance(limit, Concurrency)]

@@ -27,6 +27,7 @@ from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
+from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -363,7 +364,8 @@ class Decider:
                         replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            admission.refuse(turned.refusal)
+            hinted = self.now.rules.retry_hints
+            admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
             return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
@@ -432,7 +434,9 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
-        admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
+        now = self.now.rules
+        refusal = refuse(told, admission.dialects, now.retry_jitter_us, hinted=now.retry_hints)
+        admission.refuse(refusal, told)
         return []
 
     def _turn(self, plan: Plan, keys: Sequence[str], place: int, decision: Decision) -> Turn:

@@ -456,7 +456,8 @@ FILE: Final = Options(
         "Addresses and networks that are refused with 403; it beats the allowlist.", "denylist"
     ),
     headers=Option(
-        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, several, or none.",
+        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, `openai`, "
+        "`anthropic`, several, or none.",
         Form("words", get_args(Header)),
         values.headers,
         ("draft",),
@@ -467,6 +468,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    retry_hints=Option(
+        "Whether a refusal also carries `retry-after-ms`, or `x-should-retry: false` where it is "
+        "in vain to come again; `false` if left out.",
+        Form("flag"),
+        values.retry_hints,
+        False,
     ),
     secret=Option(
         "What signs the tokens with which a reservation is committed elsewhere; of a list, the "

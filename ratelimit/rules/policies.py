@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from ratelimit.concurrency import Concurrency
 from ratelimit.limits import Limit
+from ratelimit.rules.units import REQUESTS, Policy
 
 __all__ = ["policy_names", "with_concurrency"]
 
@@ -16,16 +17,21 @@ def with_concurrency(
 
 
 @lru_cache(maxsize=4096)
-def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
+def policy_names(name: str, limits: tuple[Limit, ...], unit: str = REQUESTS) -> tuple[str, ...]:
     """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``. A concurrency beside them is ``login:concurrency``.
+    ``login:60:1``, ``login:60:2``. A concurrency beside them is ``login:concurrency``. Each limit
+    but that tells the ``unit``, where that is not requests.
     """
+    if limits and isinstance(limits[-1], Concurrency):
+        rates = limits[:-1]
+        own = f"{name}:concurrency" if rates else name
+        return (*policy_names(name, rates, unit), own)
+    if unit != REQUESTS:
+        return tuple(Policy(each, unit) for each in policy_names(name, limits))
     if len(limits) == 1:
         return (name,)
-    if limits and isinstance(limits[-1], Concurrency):
-        return (*policy_names(name, limits[:-1]), f"{name}:concurrency")
     windows = [-(-limit.window_us // 1_000_000) for limit in limits]
     return tuple(
         f"{name}:{window}"

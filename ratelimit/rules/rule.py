@@ -184,7 +184,7 @@ class Rule:
             "denied_clients": Networks(reading["denylist"]),
             "concurrency": concurrency,
             "asks": asks,
-            "policies": policy_names(reading["name"], asks),
+            "policies": policy_names(reading["name"], asks, reading["unit"]),
             "compiled": path,
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
@@ -255,7 +255,7 @@ class Rule:
         asks = with_concurrency(limits, self.concurrency)
         put(rule, "limits", limits)
         put(rule, "asks", asks)
-        put(rule, "policies", policy_names(self.name, asks))
+        put(rule, "policies", policy_names(self.name, asks, self.unit))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
         put(rule, "named", {key: counted(own) for key, own in self.named.items()})
@@ -269,7 +269,7 @@ class Rule:
         put = object.__setattr__
         put(rule, "concurrency", None)
         put(rule, "asks", self.limits)
-        put(rule, "policies", policy_names(self.name, self.limits))
+        put(rule, "policies", policy_names(self.name, self.limits, self.unit))
         if not (self.limits or self.tiers or self.dynamic or self.overrides):
             put(rule, "mode", "off")
         return rule

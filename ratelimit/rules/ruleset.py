@@ -63,6 +63,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    retry_hints: bool = False
+    """Whether refusals carry `retry-after-ms`, or `x-should-retry: false`."""
     secret: str | Sequence[str] = field(default=(), repr=False)
     """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     shed: Shed | Mapping[str, str] | None = None

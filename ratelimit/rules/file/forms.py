@@ -124,6 +124,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "charge": dict[str, Annotated[list[str], BeforeValidator(_listed)]],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
+    "flag": Annotated[Literal["true", "false"], AfterValidator(lambda word: word == "true")],
     "hosts": Annotated[list[str], BeforeValidator(_listed)],
     "methods": list[str],
     "names": Annotated[list[str], BeforeValidator(_listed)],
@@ -253,6 +254,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
         "additionalProperties": False,
     },
     "file": lambda _: {"type": "string", "minLength": 1},
+    "flag": lambda _: {"anyOf": [{"enum": [True, False, "true", "false"]}, VARIABLE]},
     "limits": lambda _: {"$ref": "#/$defs/limits"},
     "methods": lambda form: _list(
         {"anyOf": [{"enum": list(form.words)}, text(_any_case(form.words))]}, minItems=1
