@@ -51,6 +51,9 @@ rules:
   - name: login
     match: {path: /login}
     limit: 300/day
+  - name: exports
+    match: {path: /exports}
+    concurrency: 9
   - name: trial
     match: {path: /open}
     limit: 200/day
