@@ -38,7 +38,6 @@ from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
 from ratelimit.limiter.reserving import Reservation
-from ratelimit.limiter.waiting import go_behind
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -449,7 +448,7 @@ async def _admit(
             return admission
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
-    if admission.turns:
+    if admission.turns or waiting:
         receive = getattr(connection, "_receive", _nothing)  # a bare connection has none
         try:
             received = await take_turn(admission, receive)
@@ -459,8 +458,6 @@ async def _admit(
             raise
         if received is not receive and receive is not _nothing:
             connection._receive = received  # type: ignore[attr-defined]  # noqa: SLF001  # its own methods read by it
-    elif waiting:
-        await go_behind(admission)
     return admission
 
 

@@ -19,7 +19,6 @@ from ratelimit.asgi.sockets import charged, limited
 from ratelimit.asgi.start import mistakes, rules_on
 from ratelimit.asgi.waiting import take_turn
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.limiter.waiting import go_behind
 from ratelimit.rules.paths import normalised, route_path
 
 __all__ = ["RateLimitMiddleware"]
@@ -65,10 +64,8 @@ class RateLimitMiddleware:
         try:
             if self._reads_otherwise and admission.refusal is None:
                 await self._admit_as_read(admission, scope, route)
-            if admission.turns and admission.refusal is None:
+            if (admission.turns or limiter.waits.count) and admission.refusal is None:
                 receive = await take_turn(admission, receive)
-            elif limiter.waits.count:
-                await go_behind(admission)
             if admission.refusal is not None:
                 await admission.give_back()
                 await answer(self.limiter, admission.refusal, scope, receive, send)

@@ -7,7 +7,7 @@ import anyio
 from starlette.types import Message, Receive
 
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.waiting import begin, give_up
+from ratelimit.limiter.waiting import begin, give_up, go_behind
 from ratelimit.responses.problems import closing, left
 
 __all__ = ["take_turn"]
@@ -18,9 +18,12 @@ DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
 async def take_turn(admission: Admission, receive: Receive) -> Receive:
     """Waits for a request's turn, and gives the `receive` for whoever runs it.
 
-    Nothing may run where ``admission.refusal`` is set afterwards: the client has left, as many
+    One that need not wait goes behind those who did. Nothing may run where ``admission.refusal`` is set afterwards: the client has left, as many
     wait as may, or the limiter closes; what was charged is given back then.
     """
+    if not admission.turns:
+        await go_behind(admission)
+        return receive
     turns, delay_us = admission.turns, admission.delay_us
     try:
         loop = asyncio.get_running_loop()

@@ -17,7 +17,6 @@ from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
 from ratelimit.limiter.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.limiter.waiting import go_behind
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import Refusal
 from ratelimit.responses.problems import problem
@@ -110,10 +109,8 @@ class ForwardAuth:
                 admission = await limiter.admit(request)
                 if len(paths) > 1 and admission.refusal is None:
                     await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
-                if admission.turns and admission.refusal is None:
+                if (admission.turns or limiter.waits.count) and admission.refusal is None:
                     await take_turn(admission, _unheard)
-                elif limiter.waits.count:
-                    await go_behind(admission)
                 refusal = admission.refusal
                 if refusal is None:
                     headers = [*_ALLOWED, *admission.headers()]
