@@ -18,8 +18,9 @@ DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
 async def take_turn(admission: Admission, receive: Receive) -> Receive:
     """Waits for a request's turn, and gives the `receive` for whoever runs it.
 
-    One that need not wait goes behind those who did. Nothing may run where ``admission.refusal`` is set afterwards: the client has left, as many
-    wait as may, or the limiter closes; what was charged is given back then.
+    One that need not wait goes behind those who did. Nothing may run where ``admission.refusal``
+    is set afterwards: the client has left, as many wait as may, or the limiter closes; what was
+    charged is given back then.
     """
     if not admission.turns:
         await go_behind(admission)

@@ -235,15 +235,25 @@ async def test_a_sender_that_waits_now_and_then_may_pause_without_end(clock: Man
 
 
 @both
+async def test_an_empty_message_counts_as_one_byte(distant: bool) -> None:
+    """Else a limit on bytes would let them come without end."""
+    chat = Chat(rule("", bytes="3/minute"), distant=distant)
+    async with chat.connection() as connection:
+        await connection.talk(["", b"", "", b""])
+        assert connection.closed == (1008, "chat:bytes: try again in 20 s")
+    assert chat.inner.heard == ["", b"", ""]
+
+
+@both
 @pytest.mark.parametrize("on_excess", ["close", "drop", "pause"])
 async def test_a_message_that_could_never_pass_closes_with_1009(
     distant: bool, on_excess: str
 ) -> None:
     chat = Chat(rule("", bytes="10/second", on_excess=on_excess), distant=distant)
     async with chat.connection() as connection:
-        await connection.talk(["1234567890", b"", "12345678901"])
+        await connection.talk(["1234567890", "12345678901"])
         assert connection.closed == (1009, "chat:bytes: at most 10 at once")
-    assert chat.inner.heard == ["1234567890", b""]
+    assert chat.inner.heard == ["1234567890"]
     assert chat.limiter.counts["chat:bytes", "never"] == 1
 
 
