@@ -56,8 +56,9 @@ class RateLimitMiddleware:
             return
         limiter = self.limiter
         route = None
-        sheds = limiter.shedder is not None and limiter.shedder.watching and PRIORITIZED
-        if limiter.asks_routes or EXEMPT or limiter.events.has_listener or sheds:
+        shedder = limiter.shedder
+        sheds = shedder is not None and shedder.watching and PRIORITIZED
+        if sheds or limiter.asks_routes or EXEMPT or limiter.events.has_listener:
             route = Ahead(below(self._router, scope), scope, rules_on)
         before = charged(scope) if limiter.limits_messages else 0
         admission = await limiter.admit(scope, route)

@@ -1,6 +1,5 @@
 """The decisions of all limiters around one request so far."""
 
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -21,8 +20,6 @@ from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
 __all__ = ["Admission", "Held", "Route", "Turn", "count", "told_of"]
-
-_LOG: Final = logging.getLogger("ratelimit")
 
 T = TypeVar("T")
 Passed = tuple[Any, Plan, Sequence[str], Sequence[Decision]]
@@ -106,9 +103,19 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "dialects", "ends", "held", "kept", "limiter", "passed",
-        "refusal", "route", "status", "trails", "turns",
+        "__dict__", "_told", "decided", "degraded", "dialects", "held", "limiter", "passed",
+        "refusal", "route", "turns",
     )  # fmt: skip
+
+    # Few requests set these, and each of them would be felt by all if it were set for every one.
+    ends: bool = False
+    """Whether somebody tells that of a dependency, around which no middleware stands."""
+    status: int = 0
+    """The response's status; 0 until that is known, and where nothing is held."""
+    trails: bool = False
+    """Whether the response has announced trailers."""
+    kept: bool = False
+    """Whether it was asked already if the request is to be shed."""
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
         self.limiter = limiter
@@ -126,14 +133,6 @@ class Admission:
         """The turns that the request has to wait for before it goes on."""
         self.held: list[Held] = []
         """All that is to be told how the request ends."""
-        self.ends = False
-        """Whether somebody tells that of a dependency, around which no middleware stands."""
-        self.status = 0
-        """The response's status; 0 until that is known, and where nothing is held."""
-        self.trails = False
-        """Whether the response has announced trailers."""
-        self.kept = False
-        """Whether it was asked already if the request is to be shed."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
@@ -246,5 +245,5 @@ class Admission:
             try:
                 if returned:
                     await limiter.give_back(returned)
-            except Exception:  # noqa: BLE001  # a refusal stands, whatever the store says of it
-                _LOG.exception("give-back-failed: a refused request keeps its charge")
+            except Exception as problem:  # noqa: BLE001  # a refusal stands, whatever the store says of it
+                limiter.not_given_back(problem)

@@ -132,7 +132,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
-        first = len(admission.held)
+        first: int | None = None
         bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
@@ -165,18 +165,20 @@ class Decider:
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
-            ask = self._ask
-            if bans:
-                jitter_us = self.now.rules.retry_jitter_us
-                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
-            if plan.holds:
-                decisions = await self._leases.ask(admission, plan, keys, ask)
-            elif self._alike is not None and plan.alike is not None and not bans:
-                decisions = self._alike(plan.alike, keys[0])
+            if self._alike is not None and plan.alike is not None and not bans:
+                decisions = self._alike(plan.alike, keys[0])  # none of it holds a place
             else:
-                decisions = await ask(plan.checks(keys))
-            if bans and admission.refusal is not None:
-                return admission
+                first = len(admission.held)
+                ask = self._ask
+                if bans:
+                    jitter_us = self.now.rules.retry_jitter_us
+                    ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+                if plan.holds:
+                    decisions = await self._leases.ask(admission, plan, keys, ask)
+                else:
+                    decisions = await ask(plan.checks(keys))
+                if bans and admission.refusal is not None:
+                    return admission
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
@@ -193,7 +195,8 @@ class Decider:
                 self._leases.assume(admission, plan, keys, plan.holds)
             self._remember(admission, scope, plan, keys)
         except BaseException:  # it was cancelled, and nobody may hear of what it holds
-            withdraw(admission, first)
+            if first is not None:
+                withdraw(admission, first)
             raise
         return admission
 

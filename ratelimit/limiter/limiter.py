@@ -581,6 +581,10 @@ class RateLimiter:
             return await self._failover.decide_locally(returned)
         return await self._failover.decide(returned)
 
+    def not_given_back(self, problem: Exception) -> None:
+        """Logs that `give_back` has raised."""
+        self._reports.not_given_back(problem)
+
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn by a leaking bucket at the moment."""

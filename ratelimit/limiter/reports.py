@@ -147,6 +147,17 @@ class Reports:
                 exc_info=problem,
             )
 
+    def not_given_back(self, problem: Exception) -> None:
+        """Says once a minute that the store did not take back a charge; clients can bring it on."""
+        now = time.monotonic()
+        if now - self._told.get("give-back-failed", -math.inf) >= AGAIN_AFTER:
+            self._told["give-back-failed"] = now
+            _LOG.error(
+                "give-back-failed: %s: %s; a request that was refused or has left keeps its "
+                "charge, and a place in a queue passes unused (said once a minute)",
+                type(problem).__name__, problem,
+            )  # fmt: skip
+
     def once(self, code: str, about: object) -> None:
         """Says one of `ONCE`, the first time."""
         if code not in self._told:

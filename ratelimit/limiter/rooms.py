@@ -4,7 +4,6 @@ All queues of a rule are a room, which holds so many and no more.
 """
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
@@ -19,8 +18,6 @@ from ratelimit.limiter.line import Line, Place, ends_at
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["Loop", "Queue", "Room", "Wait", "Waits", "clock_us"]
-
-_LOG: Final = logging.getLogger("ratelimit")
 
 AT_ONCE: Final = 100
 """Places that are given back in one request."""
@@ -46,6 +43,9 @@ class Owner(Protocol):
         self, returned: Sequence[Check], *, local: bool = False
     ) -> Sequence[Decision]:
         """Asks the store, or the one that stands in for it, to take back charges."""
+
+    def not_given_back(self, problem: Exception) -> None:
+        """Logs that it did not."""
 
 
 class Queue:
@@ -118,8 +118,8 @@ class Queue:
         checks = [place.check.given_back(place.decision) for place in places]
         try:
             decisions = await self._owner.give_back(checks, local=self._local)
-        except Exception:  # noqa: BLE001  # they pass unused
-            _LOG.exception("give-back-failed: places in a queue pass unused")
+        except Exception as problem:  # noqa: BLE001  # they pass unused
+            self._owner.not_given_back(problem)
             return True
         kept = False
         for place, decision in zip(places, decisions, strict=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit import (
     Check,
+    Decision,
     MemoryStore,
     RateLimit,
     RateLimiter,
     RateLimitMiddleware,
     Rule,
+    StoreUnavailable,
     RuleSet,
     limit,
 )
@@ -463,6 +466,36 @@ async def test_max_waiting_is_of_a_rule_whoever_waits_for_it() -> None:
 
 
 # --- who ends it ---------------------------------------------------------------------------------
+
+
+async def test_places_that_the_store_does_not_take_back_are_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever leaves while the store is away would else write as many lines as he likes."""
+
+    class Away(MemoryStore):
+        away = False
+
+        async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+            if self.away:
+                raise StoreUnavailable("gone", kind="closed")
+            return await super().decide(checks)
+
+    store = Away()
+    limiting = RateLimiter([queueing("1/second")], store=store)
+    app = RateLimitMiddleware(Inner(), limiting)
+    await ask(app)
+    clients = [Client(app) for _ in range(5)]
+    for client in clients:
+        await client.tell(BODY)
+    assert limiting.waiting == 5
+    store.away = True
+    for client in reversed(clients):
+        await client.leave()
+    assert [client.statuses for client in clients] == [[499]] * 5
+    assert limiting.waiting == 0
+    assert caplog.text.count("give-back-failed") == 1
+    await limiting.aclose()
 
 
 async def test_closing_the_limiter_ends_the_waits_with_503_and_no_charge() -> None:
