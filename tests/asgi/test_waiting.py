@@ -23,8 +23,8 @@ from ratelimit import (
     RateLimiter,
     RateLimitMiddleware,
     Rule,
-    StoreUnavailable,
     RuleSet,
+    StoreUnavailable,
     limit,
 )
 from ratelimit.control.events import Event
