@@ -109,8 +109,8 @@ class RateLimiter:
     ``secret``, text of at least 16 characters, signs the tokens of reservations; of several, the
     first signs, and each is believed. Without one, the rules' own is taken.
 
-    Raises ValueError where a rule names a function that nobody registered, and TypeError where
-    ``on_event`` is async.
+    Raises ValueError where a rule names a function that nobody registered, or a secret is short,
+    and TypeError where ``on_event`` is async.
     """
 
     everywhere: ClassVar[bool] = True
@@ -178,7 +178,7 @@ class RateLimiter:
         """Requests that wait for their turn."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events, self)
-        self._secret = secret
+        self._secret = None if secret is None else Signer(secret)
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
@@ -500,10 +500,9 @@ class RateLimiter:
                 costs.append(check.cost)
         return Reservation.of(self._settler, self._signer, charged, costs or [0])
 
-    @property
     def _signer(self) -> Signer:
         """Signs by the secrets that hold now: a rule file may bring others."""
-        return Signer(self.rules.secret if self._secret is None else self._secret)
+        return self._secret or Signer(self.rules.secret)
 
     def _turned_away(self, asked: Identified) -> Refusal:
         """The answer to an identity that a rule blocks, counted and told of."""

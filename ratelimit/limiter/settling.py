@@ -18,6 +18,7 @@ from ratelimit.rules.charging import Charge
 from ratelimit.rules.matching import Plan
 from ratelimit.stores import MemoryStore, Store
 from ratelimit.stores.failures import Failures
+from ratelimit.stores.redis.store import RedisStore
 
 __all__ = ["Outcomes", "Settler"]
 
@@ -54,7 +55,10 @@ class Settler:
         self.reports = reports
         self.at_once = type(store) is MemoryStore
         """Whether the store answers without a wait, in whatever event loop."""
+        self.sends = isinstance(store, RedisStore)
+        """Whether the store takes checks that nobody has to wait for."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._sent: set[asyncio.Future[Any]] = set()
 
     def begin(self, *jobs: Job) -> Awaitable[object] | None:
         """Begins jobs, which raise nothing, in the background; what is returned is to be awaited.
@@ -84,6 +88,24 @@ class Settler:
         except RuntimeError:
             job.close()  # not asyncio's, and the store has to be waited for
 
+    async def send(self, checks: Sequence[Check]) -> Sequence[Decision]:
+        """Asks about checks of one identity, at once, also where whoever waits is cancelled.
+
+        Only where `sends` is true. What is denied or repeated is changed by it at once.
+        """
+        answer = await asyncio.shield(self.store.send(checks))  # type: ignore[attr-defined]  # `sends`
+        return self.store.decided(checks, answer)  # type: ignore[attr-defined,no-any-return]  # as above
+
+    def put(self, checks: Sequence[Check], told: Callable[["asyncio.Future[Any]"], object]) -> None:
+        """Puts checks of one identity into the store's queue, and tells of the answer.
+
+        Only where `sends` is true.
+        """
+        sent: asyncio.Future[Any] = self.store.send(checks)  # type: ignore[attr-defined]  # `sends`
+        self._sent.add(sent)
+        sent.add_done_callback(self._sent.discard)
+        sent.add_done_callback(told)
+
     async def finish(self, job: Coroutine[Any, Any, T]) -> T:
         """Does a job to its end, also where whoever waits for it is cancelled."""
         if self.at_once:
@@ -100,7 +122,7 @@ class Settler:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        tasks = [each for each in self._tasks if each.get_loop() is loop]
+        tasks = [each for each in (*self._tasks, *self._sent) if each.get_loop() is loop]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _keep(self, job: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
@@ -265,7 +287,12 @@ class Outcome:
         returned = [each for each, keeps in zip(made, kept, strict=True) if not keeps]
         stay = [each for each, keeps in zip(made, kept, strict=True) if keeps]
         outcomes.close(stay)
-        jobs: list[Job] = [self._give_back(returned)] if returned else []
+        jobs: list[Job] = []
+        if outcomes.settler.sends:
+            for key in {each.check.key for each in returned}:
+                self._send_back([each for each in returned if each.check.key == key])
+        elif returned:
+            jobs.append(self._give_back(returned))
         jobs += [self._remember(each) for each in stay if each.charge.reset_on]
         forgets = [
             each
@@ -279,6 +306,22 @@ class Outcome:
         waits = outcomes.settler.begin(*jobs)
         # To forget failures takes two trips, and whoever has succeeded may be back before them.
         return self._forget(waits, forgets) if forgets else waits
+
+    def _send_back(self, made: Sequence[_Made]) -> None:
+        """Puts charges of one identity into the store's queue, to be given back."""
+        settler = self._outcomes.settler
+
+        def told(answer: "asyncio.Future[Any]") -> None:
+            problem = None if answer.cancelled() else answer.exception()
+            if isinstance(problem, Exception):
+                settler.reports.fault(problem)
+            self._outcomes.close(made)
+
+        try:
+            settler.put([each.check.given_back(each.decision) for each in made], told)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            settler.reports.fault(problem)
+            self._outcomes.close(made)
 
     async def _give_back(self, made: Sequence[_Made]) -> None:
         settler = self._outcomes.settler
