@@ -22,8 +22,8 @@ from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, 
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases, withdraw
+from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse

@@ -34,11 +34,12 @@ from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases
+from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.reserving import Reservation, Reserving, from_token
 from ratelimit.limiter.rooms import Waits
-from ratelimit.limiter.settling import Outcomes, Settler
+from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
@@ -51,7 +52,7 @@ from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.rules.shed import PRIORITIES, Shed
-from ratelimit.rules.values import BUILT_IN_BY
+from ratelimit.rules.values import BUILT_IN_BY, secrets
 from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
@@ -178,7 +179,7 @@ class RateLimiter:
         """Requests that wait for their turn."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events, self)
-        self._secret = None if secret is None else Signer(secret)
+        self._secret = secret if secret is None else secrets(secret)
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
@@ -291,8 +292,8 @@ class RateLimiter:
             self.shedder.end()
         self.shedder = None
         if isinstance(shed, Shed) and shed.mode != "off":
-            secrets = self.rules.secret if self._secret is None else self._secret
-            salt = salt_of(secrets, self._uri)
+            own = self.rules.secret if self._secret is None else self._secret
+            salt = salt_of(own, self._uri)
             self.shedder = Shedder(shed, salt, self.events, self.counts, self.shed)
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
@@ -502,7 +503,7 @@ class RateLimiter:
 
     def _signer(self) -> Signer:
         """Signs by the secrets that hold now: a rule file may bring others."""
-        return self._secret or Signer(self.rules.secret)
+        return Signer(self.rules.secret if self._secret is None else self._secret)
 
     def _turned_away(self, asked: Identified) -> Refusal:
         """The answer to an identity that a rule blocks, counted and told of."""
