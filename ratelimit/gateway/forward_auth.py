@@ -20,7 +20,7 @@ from ratelimit.responses.problems import problem
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import near, shown
 
-__all__ = ["PROBLEM", "STATUS", "ForwardAuth"]
+__all__ = ["MOST_PEERS", "PROBLEM", "STATUS", "TOO_LONG", "ForwardAuth", "doubts"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -42,7 +42,7 @@ _UNTRUSTED: Final = problem(
     403, "about:blank", "Forbidden",
     "The rate limiter does not take the word of who asks it; its log says why.",
 )  # fmt: skip
-_TOO_LONG: Final = problem(
+TOO_LONG: Final = problem(
     414, "about:blank", "URI Too Long", "The URI is longer than any that is served."
 )
 
@@ -115,7 +115,7 @@ class ForwardAuth:
             self._once("proxy-unclear", f"a question of {scope.get('client')}: {unsaid}")
             refusal = _UNTRUSTED
         except TooLong:
-            refusal = _TOO_LONG
+            refusal = TOO_LONG
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
         if refusal is not None:

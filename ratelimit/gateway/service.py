@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.identity.addresses import read_address
@@ -23,7 +23,7 @@ from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.stores import MemoryStore
 
-__all__ = ["AUTH", "PAGE", "Plan", "Service", "built", "make", "write_log"]
+__all__ = ["AUTH", "PAGE", "Plan", "Service", "WithCalls", "built", "make", "write_log"]
 
 AUTH: Final = "/auth"
 """The path below which proxies ask."""
@@ -44,6 +44,8 @@ class Plan(NamedTuple):
     workers: int = 1
     watch: bool = False
     """Whether the rule file is followed."""
+    calls: tuple[str, int, str | None] | None = None
+    """The host and the port, or the unix socket, where Envoy's rate limit service listens."""
 
     def leave(self) -> None:
         """Leaves it to the workers that this process starts."""
@@ -52,8 +54,8 @@ class Plan(NamedTuple):
     @classmethod
     def found(cls) -> Self:
         """The plan that was left to this process."""
-        rules, dialect, page, workers, watch = json.loads(os.environ[_PLAN])
-        return cls(rules, dialect, tuple(page), workers, watch)
+        rules, dialect, page, workers, watch, calls = json.loads(os.environ[_PLAN])
+        return cls(rules, dialect, tuple(page), workers, watch, calls and tuple(calls))
 
 
 class Service:
@@ -134,7 +136,55 @@ def _metrics(limiter: RateLimiter, *, shared: bool) -> ASGIApp:
     return make_asgi_app(registry)
 
 
-def make() -> Service:
+class WithCalls:
+    """A service that also takes Envoy's calls, from its start to its end.
+
+    Raises ImportError, in one sentence, without the extra ``envoy``.
+    """
+
+    def __init__(
+        self, service: Service, limiter: RateLimiter, place: tuple[str, int, str | None], *,
+        share: bool,
+    ) -> None:  # fmt: skip
+        try:
+            from ratelimit.gateway.calls import Server  # noqa: PLC0415  # an extra
+            from ratelimit.gateway.rls import RateLimitService  # noqa: PLC0415  # which needs it
+        except ImportError:
+            raise ImportError(
+                "Envoy's rate limit service needs h2: pip install 'ratelimit-asgi[envoy]'"
+            ) from None
+        answers = RateLimitService(limiter)
+        self._server = Server(answers, answers.trusts)
+        self._service = service
+        self._place = place
+        self._share = share
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or the lifespan of the whole."""
+        if scope["type"] != "lifespan":
+            await self._service(scope, receive, send)
+            return
+
+        async def heard() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":  # while the store is still open
+                await self._server.aclose()
+            return message
+
+        async def said(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                host, port, unix = self._place
+                try:
+                    await self._server.open(host, port, unix, share=self._share)
+                except OSError as error:
+                    failed = f"{unix or f'{host}:{port}'} cannot be listened on: {error.strerror}"
+                    message = {"type": "lifespan.startup.failed", "message": failed}
+            await send(message)
+
+        await self._service(scope, heard, said)
+
+
+def make() -> ASGIApp:
     """The service that a worker runs, by the plan that was left to it.
 
     Raises what reading the rule file raises, and ValueError, in one sentence, for what cannot be.
@@ -154,7 +204,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "upgrade" not in record.msg and "WebSocket" not in record.msg
 
 
-def built(plan: Plan) -> Service:
+def built(plan: Plan) -> ASGIApp:
     """The service of a plan."""
     limiter = RateLimiter.from_file(plan.rules, watch=plan.watch, sighup=True)
     shared = plan.workers > 1
@@ -163,4 +213,7 @@ def built(plan: Plan) -> Service:
             f"{plan.workers} workers need a store that they share, and the file's is memory://, in "
             "which each counts for itself; name a Redis"
         )
-    return Service(limiter, plan.dialect, page=plan.page, shared=shared)
+    service = Service(limiter, plan.dialect, page=plan.page, shared=shared)
+    if plan.calls is None:
+        return service
+    return WithCalls(service, limiter, plan.calls, share=shared)

@@ -22,7 +22,8 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.telling import tell_blocked, tell_refused
-from ratelimit.responses.headers import forbid, refuse
+from ratelimit.limiter.together import Asked, Part
+from ratelimit.responses.headers import forbid, new_told, refuse
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -30,6 +31,8 @@ from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
 
+_CHARGE: Final = int(Action.CHARGE)
+_FORCE: Final = int(Action.FORCE)
 _SHADOW: Final = int(Action.SHADOW)
 _NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
 _NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
@@ -197,6 +200,57 @@ class Decider:
         known = [each for each in decisions if not each.degraded]
         return admission, (*known, *admission.degraded)
 
+    async def decide_together(self, parts: Sequence[Part], registered: Registered) -> Admission:
+        """Decides what is to pass together: every part is charged, or none is.
+
+        Leaves with each part what was told of it, and whether it is why nothing passes.
+        """
+        owner = self._owner
+        admission = Admission(owner, None)
+        if not (owner.enabled and owner.everywhere):
+            return admission
+        matching: list[tuple[Rule, Mapping[str, object]]] = []
+        asked: list[Asked] = []
+        plan, keys = _NOTHING, list[str]()
+        try:
+            listed = not (owner.denylist.empty and owner.allowlist.empty)
+            for part in parts:
+                client = self.now.proxies.client(part.scope)
+                if listed and self._is_listed(admission, client):
+                    if admission.refusal is not None:
+                        part.over = True
+                        return admission
+                    continue
+                found = self._still_on(part.find(part.scope)[0])
+                failed = self._reports.function_failed
+                request = Request(
+                    part.scope, client, self.now.proxies, registered, admission.template, failed
+                )
+                matching += found
+                asked += [Asked(request, part)] * len(found)
+            if not matching:
+                return admission
+            admission.decided = ((self._store, matching),)
+            plan, keys = await self._question(admission, matching, asked[0].request, asked)
+            if not keys:
+                return admission
+            decisions = await self._ask(plan.checks(keys))
+            lost = self._conclude(admission, plan, keys, decisions)
+            for (_, key, *_, action), policy, decision in zip(
+                plan.asked, plan.policies, decisions, strict=True
+            ):
+                if action != _SHADOW and not decision[8]:
+                    asked[key].part.told.append(new_told((policy, decision)))
+            if lost:
+                await self._without_store(admission, matching, plan, keys, lost)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(
+                self.now.rules, admission, matching, problem, plan.checks(keys), plan.policies
+            )
+        if admission.refusal is not None:
+            await admission.give_back()
+        return admission
+
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
@@ -254,10 +308,17 @@ class Decider:
                 [plan.policies[place] for place in places],
             )
 
-    async def _question(
-        self, admission: Admission, matching: Matching, request: Request
+    async def _question(  # noqa: PLR0912  # as `question`
+        self,
+        admission: Admission,
+        matching: Matching,
+        request: Request,
+        together: list[Asked] | None = None,
     ) -> tuple[Plan, list[str]]:
-        """The plan of what a request asks by these rules, and its keys; none if it is over."""
+        """The plan of what a request asks by these rules, and its keys; none if it is over.
+
+        ``together`` has who asks by each rule, and what is left of it in the end is by each key.
+        """
         asked: list[Question | None] = [None] * len(matching)
         order = self.now.rules.index.order
         places: Sequence[int] = range(len(matching))
@@ -271,13 +332,21 @@ class Decider:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
                     continue
+                times = 1
+                if together is not None:
+                    request, part = together[place]
+                    times = part.times
                 if "user" in rule.by and rule.on_missing != "client":
                     self._say_unreadable(request.scope.get("user"))
                 try:
                     word = rule.on_store_failure or self.now.rules.on_store_failure
                     strict = word == "deny"
-                    found = asked[place] = await question(rule, path_params, request, strict=strict)
+                    found = asked[place] = await question(
+                        rule, path_params, request, strict=strict, times=times
+                    )
                 except TurnedAway:
+                    if together is not None:
+                        part.over = True
                     raise
                 except Exception as problem:  # noqa: BLE001  # the law of this module
                     # A client may be able to make it fail, which must not open the other rules.
@@ -312,6 +381,14 @@ class Decider:
             for (rule, _), each in zip(matching, asked, strict=True)
             if each is not None
         ]
+        if together is not None:
+            together[:] = [
+                who for who, each in zip(together, asked, strict=True) if each is not None
+            ]
+            terms = [
+                each._replace(action=_FORCE) if part.forced and each.action == _CHARGE else each
+                for each, (_, part) in zip(terms, together, strict=True)
+            ]
         return self.now.rules.index.plan_of(terms), keys
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:

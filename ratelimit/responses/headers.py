@@ -34,6 +34,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "Told",
+    "binding_of",
     "drafted",
     "fields",
     "forbid",
@@ -96,7 +97,7 @@ def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Fiel
     """
     if not told:
         return []
-    binding = told[0] if len(told) == 1 else _binding(told)
+    binding = told[0] if len(told) == 1 else binding_of(told)
     found: list[Field] = []
     for dialect in dialects:
         if isinstance(dialect, str):
@@ -112,7 +113,7 @@ def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Fiel
     return found
 
 
-def _binding(told: Sequence[Told]) -> Told:
+def binding_of(told: Sequence[Told]) -> Told:
     """The refusing one with the longest wait, else the one with least left."""
     binding = told[0]
     least = binding.decision.remaining

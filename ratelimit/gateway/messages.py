@@ -1,0 +1,206 @@
+"""The few messages of Envoy's rate limit service, read and written as protocol buffers.
+
+``envoy.service.ratelimit.v3`` has one question and one answer, of some twenty fields. By hand they
+are these functions; made by a compiler they are 1,800 files and a library. Fields that are not
+known are skipped, as the format wants it (protobuf.dev, "Encoding"). Text stays bytes: what Envoy
+copies from a client's header need not be UTF-8. Pure.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+__all__ = ["Answer", "Descriptor", "Malformed", "Question", "Status", "TooMany", "read", "write"]
+
+MOST_DESCRIPTORS: Final = 100
+MOST_ENTRIES: Final = 100
+"""Most of them in one question, and in one descriptor; Envoy's configuration names each."""
+
+_MOST_32: Final = 2**32 - 1
+_VARINT, _EIGHT, _TEXT, _FOUR = 0, 1, 2, 5
+
+
+class Malformed(ValueError):
+    """These bytes are not a question."""
+
+
+class TooMany(ValueError):
+    """A question has more descriptors or entries than any that is read."""
+
+
+class Descriptor(NamedTuple):
+    """What Envoy says of a request: keys with values, in the order of its actions."""
+
+    entries: Sequence[tuple[bytes, bytes]]
+    hits: int | None = None
+    """How often it is to be counted; None for what the question says."""
+    has_limit: bool = False
+    """Whether it brings a limit of its own, which nobody here asked for."""
+
+
+class Question(NamedTuple):
+    """One call of ShouldRateLimit."""
+
+    domain: bytes
+    descriptors: Sequence[Descriptor]
+    hits: int = 1
+
+
+class Status(NamedTuple):
+    """What became of one descriptor; without ``quota`` where no rule is for it."""
+
+    over: bool
+    quota: int | None = None
+    unit: int = 0
+    """SECOND 1, MINUTE 2, HOUR 3, DAY 4, WEEK 7; 0 for any other window."""
+    name: str = ""
+    remaining: int = 0
+    reset_us: int = 0
+
+
+class Answer(NamedTuple):
+    """The answer to a question; ``headers`` go to the client, as ``body`` does with a refusal."""
+
+    over: bool
+    statuses: Sequence[Status] = ()
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    body: bytes = b""
+
+
+def read(data: bytes) -> Question:
+    """The question in these bytes. Raises Malformed or TooMany, in one sentence."""
+    domain, hits = b"", 0
+    descriptors: list[Descriptor] = []
+    for number, value in _fields(data):
+        if number == 1:
+            domain = _bytes(value)
+        elif number == 2:
+            if len(descriptors) == MOST_DESCRIPTORS:
+                raise TooMany(f"there are more than {MOST_DESCRIPTORS} descriptors")
+            descriptors.append(_descriptor(_bytes(value)))
+        elif number == 3:
+            hits = min(_number(value), _MOST_32)
+    return Question(domain, descriptors, hits or 1)  # 0 is what is not set
+
+
+def _descriptor(data: bytes) -> Descriptor:
+    entries: list[tuple[bytes, bytes]] = []
+    hits: int | None = None
+    has_limit = False
+    for number, value in _fields(data):
+        if number == 1:
+            if len(entries) == MOST_ENTRIES:
+                raise TooMany(f"a descriptor has more than {MOST_ENTRIES} entries")
+            named = dict(_fields(_bytes(value)))  # the last one counts
+            entries.append((_bytes(named.get(1, b"")), _bytes(named.get(2, b""))))
+        elif number == 2:
+            has_limit = True
+        elif number == 3:
+            hits = _number(dict(_fields(_bytes(value))).get(1, 0))
+    return Descriptor(entries, hits, has_limit)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: numbers, each with a whole number or bytes."""
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == _TEXT:
+            length, at = _varint(data, at)
+        elif kind in (_EIGHT, _FOUR):
+            length = 8 if kind == _EIGHT else 4
+        else:
+            raise Malformed(f"a field is of type {kind}, which no message here has")
+        if length > end - at:
+            raise Malformed("a field is longer than its message")
+        yield tag >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A whole number below 2^64, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & (2**64 - 1), at
+    raise Malformed("a number has no end")
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise Malformed("a field holds a number where text belongs")
+    return value
+
+
+def _number(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise Malformed("a field holds text where a number belongs")
+    return value
+
+
+def write(answer: Answer) -> bytes:
+    """An answer as bytes."""
+    parts = [_whole(1, 2 if answer.over else 1)]
+    parts += [_text(2, _status(each)) for each in answer.statuses]
+    # As value: this filter of Envoy's does not look at raw_value.
+    parts += [_text(3, _text(1, name) + _text(2, value)) for name, value in answer.headers]
+    parts.append(_text(5, answer.body))
+    return b"".join(parts)
+
+
+def _status(status: Status) -> bytes:
+    code = _whole(1, 2 if status.over else 1)
+    if status.quota is None:
+        return code
+    limit = _join(_whole(1, status.quota), _whole(2, status.unit), _text(3, status.name.encode()))
+    seconds, rest = divmod(status.reset_us, 1_000_000)
+    until = _join(_whole(1, seconds), _whole(2, rest * 1_000))
+    return _join(code, _text(2, limit), _whole(3, status.remaining), _text(4, until))
+
+
+def _join(*parts: bytes) -> bytes:
+    return b"".join(parts)
+
+
+def _text(number: int, value: bytes) -> bytes:
+    return _encoded(number << 3 | _TEXT) + _encoded(len(value)) + value if value else b""
+
+
+def _whole(number: int, value: int) -> bytes:
+    """A number of 32 bits, or a larger one as the largest; left out where it is 0."""
+    return _encoded(number << 3) + _encoded(min(value, _MOST_32)) if value else b""
+
+
+def _encoded(number: int) -> bytes:
+    if number < 0x80:
+        return _SHORT[number]
+    found = bytearray()
+    while number >= 0x80:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+_SHORT: Final = [bytes([number]) for number in range(0x80)]
+
+
+def question(domain: bytes, descriptors: Iterable[Descriptor], hits: int | None = None) -> bytes:
+    """A question as bytes, as a client writes it; ``hits`` None leaves them out."""
+    parts = [_text(1, domain)]
+    for entries, own, _ in descriptors:
+        body = b"".join(_text(1, _text(1, key) + _text(2, value)) for key, value in entries)
+        if own is not None:
+            addend = _encoded(1 << 3) + _encoded(own)  # written even where it is 0
+            body += _text(3, addend)
+        parts.append(_encoded(2 << 3 | _TEXT) + _encoded(len(body)) + body)
+    return b"".join(parts) + (b"" if hits is None else _encoded(3 << 3) + _encoded(hits))

@@ -1,0 +1,36 @@
+"""What is to pass together: the parts of one request that somebody else has taken apart."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ratelimit.limiter.checks import Request
+from ratelimit.responses.headers import Told
+from ratelimit.rules.matching import Found
+
+__all__ = ["Asked", "Part"]
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One of them: a request of its own to the rules."""
+
+    scope: Mapping[str, Any]
+    """An ASGI scope, as far as rules look at it."""
+    find: Callable[[Mapping[str, Any]], Found]
+    """The rules that apply to it."""
+    times: int = 1
+    """How often it counts."""
+    forced: bool = False
+    """Whether it is charged without being asked about, into debt if need be."""
+    told: list[Told] = field(default_factory=list)
+    """Afterwards: its enforced checks, as a store has decided them."""
+    over: bool = False
+    """Afterwards: whether it was turned away without being counted."""
+
+
+class Asked(NamedTuple):
+    """Who asks by a rule."""
+
+    request: Request
+    part: Part
