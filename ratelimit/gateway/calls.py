@@ -26,7 +26,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import H2Error
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 __all__ = ["Answered", "Calls", "Peer", "Server"]
@@ -45,6 +45,12 @@ WINDOW: Final = 1_048_576
 """Bytes that a caller may send ahead."""
 PATIENCE: Final = 5.0
 """Seconds that calls have to end in when the server closes."""
+
+_SETTINGS: Final = {
+    SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS,
+    SettingCodes.MAX_HEADER_LIST_SIZE: MOST_HEADERS,
+    SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+}
 
 OK, INVALID, DENIED, UNKNOWN_METHOD, INTERNAL = 0, 3, 7, 12, 13
 """gRPC's statuses."""
@@ -141,9 +147,9 @@ class _Line(asyncio.Protocol):
             self.transport.abort()
             return
         self._server.lines.add(self)
-        self._h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MOST_STREAMS
-        self._h2.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = MOST_HEADERS
-        self._h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = WINDOW
+        # As a whole: what is set one by one holds only once the caller has taken note of it.
+        self._h2.local_settings = Settings(client=False, initial_values=_SETTINGS)
+        self._h2.decoder.max_header_list_size = MOST_HEADERS
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(WINDOW)
         self._flush()

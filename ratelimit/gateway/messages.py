@@ -6,10 +6,20 @@ known are skipped, as the format wants it (protobuf.dev, "Encoding"). Text stays
 copies from a client's header need not be UTF-8. Pure.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Answer", "Descriptor", "Malformed", "Question", "Status", "TooMany", "read", "write"]
+__all__ = [
+    "Answer",
+    "Descriptor",
+    "Malformed",
+    "Question",
+    "Status",
+    "TooMany",
+    "fields",
+    "read",
+    "write",
+]
 
 MOST_DESCRIPTORS: Final = 100
 MOST_ENTRIES: Final = 100
@@ -70,7 +80,7 @@ def read(data: bytes) -> Question:
     """The question in these bytes. Raises Malformed or TooMany, in one sentence."""
     domain, hits = b"", 0
     descriptors: list[Descriptor] = []
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
             domain = _bytes(value)
         elif number == 2:
@@ -86,20 +96,20 @@ def _descriptor(data: bytes) -> Descriptor:
     entries: list[tuple[bytes, bytes]] = []
     hits: int | None = None
     has_limit = False
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
             if len(entries) == MOST_ENTRIES:
                 raise TooMany(f"a descriptor has more than {MOST_ENTRIES} entries")
-            named = dict(_fields(_bytes(value)))  # the last one counts
+            named = dict(fields(_bytes(value)))  # the last one counts
             entries.append((_bytes(named.get(1, b"")), _bytes(named.get(2, b""))))
         elif number == 2:
             has_limit = True
         elif number == 3:
-            hits = _number(dict(_fields(_bytes(value))).get(1, 0))
+            hits = _number(dict(fields(_bytes(value))).get(1, 0))
     return Descriptor(entries, hits, has_limit)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a message: numbers, each with a whole number or bytes."""
     at, end = 0, len(data)
     while at < end:
@@ -192,15 +202,3 @@ def _encoded(number: int) -> bytes:
 
 
 _SHORT: Final = [bytes([number]) for number in range(0x80)]
-
-
-def question(domain: bytes, descriptors: Iterable[Descriptor], hits: int | None = None) -> bytes:
-    """A question as bytes, as a client writes it; ``hits`` None leaves them out."""
-    parts = [_text(1, domain)]
-    for entries, own, _ in descriptors:
-        body = b"".join(_text(1, _text(1, key) + _text(2, value)) for key, value in entries)
-        if own is not None:
-            addend = _encoded(1 << 3) + _encoded(own)  # written even where it is 0
-            body += _text(3, addend)
-        parts.append(_encoded(2 << 3 | _TEXT) + _encoded(len(body)) + body)
-    return b"".join(parts) + (b"" if hits is None else _encoded(3 << 3) + _encoded(hits))
