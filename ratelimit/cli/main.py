@@ -14,6 +14,7 @@ except ImportError:
         "the ratelimit command needs click and rich: pip install 'ratelimit-asgi[cli]'"
     ) from None
 
+from ratelimit.cli.convert import convert
 from ratelimit.cli.counters import inspect, kill, reset, revive, top
 from ratelimit.cli.explain import explain
 from ratelimit.cli.plan import plan
@@ -25,7 +26,20 @@ __all__ = ["main"]
 
 
 @click.group(
-    commands=[check, explain, inspect, kill, plan, replay, reset, revive, schema, serve, top],
+    commands=[
+        check,
+        convert,
+        explain,
+        inspect,
+        kill,
+        plan,
+        replay,
+        reset,
+        revive,
+        schema,
+        serve,
+        top,
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="ratelimit-asgi")

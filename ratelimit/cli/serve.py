@@ -11,7 +11,7 @@ import click
 from ratelimit.cli.output import fail, say
 from ratelimit.cli.rulefiles import MISTAKES, load
 from ratelimit.gateway.dialects import DIALECTS
-from ratelimit.gateway.service import AUTH, PAGE, Plan, built, write_log
+from ratelimit.gateway.service import AUTH, PAGE, Plan, application, write_log
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import shown
 
@@ -95,7 +95,7 @@ def serve(
     write_log()
     plan = Plan(os.path.abspath(rules), dialect, page, workers, watch, calls)  # noqa: PTH100  # as it is
     try:
-        app: Any = built(plan)
+        app: Any = application(plan)
     except (ValueError, ImportError) as error:
         fail(str(error), 2)
     options: dict[str, Any] = {

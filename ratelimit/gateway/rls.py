@@ -9,12 +9,9 @@ and a fault of ours lets the request through.
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes
 
 from ratelimit.asgi.answer import respond
 from ratelimit.gateway.calls import DENIED, INVALID, UNKNOWN_METHOD, Answered, Peer
@@ -30,6 +27,7 @@ from ratelimit.gateway.messages import (
     read,
     write,
 )
+from ratelimit.gateway.spelling import spelled, unspelled
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limiter.together import Part
 from ratelimit.responses.headers import Refusal, binding_of
@@ -37,7 +35,7 @@ from ratelimit.responses.problems import problem
 from ratelimit.rules.matching import Found
 from ratelimit.rules.ruleset import RuleSet
 
-__all__ = ["DONE", "SHOULD_RATE_LIMIT", "RateLimitService", "spelled"]
+__all__ = ["DONE", "SHOULD_RATE_LIMIT", "RateLimitService"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -46,12 +44,7 @@ SHOULD_RATE_LIMIT: Final = "/envoy.service.ratelimit.v3.RateLimitService/ShouldR
 DONE: Final = b":done"
 """The key by which a descriptor says that its request is over: it is charged without asking."""
 
-LONGEST_VALUE: Final = 2_000
-"""Bytes of a value that are spelled out; a longer one is its digest, which no rule names."""
-
 _ADDRESS: Final = b"remote_address"
-_PLAIN: Final = re.compile(rb"(?:[A-Za-z0-9_~:@!$'(),;&+-][A-Za-z0-9_~:@!$'(),;&+.-]*+)")
-_OTHER: Final = re.compile(rb"^\.|[^A-Za-z0-9_~:@!$'(),;&+.-]")
 _UNITS: Final = {
     1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4, 604_800_000_000: 7,
 }  # fmt: skip
@@ -61,23 +54,6 @@ _TOO_LARGE: Final = problem(
     431, "about:blank", "Request Header Fields Too Large",
     "The request says more of itself than any that is served.",
 )  # fmt: skip
-
-
-def spelled(text: bytes) -> str:
-    """A domain, a key or a value as a segment of a path: what could be misread as ``=2F``."""
-    if _PLAIN.fullmatch(text) and len(text) <= LONGEST_VALUE:
-        return text.decode()
-    if len(text) > LONGEST_VALUE:
-        return "=~" + blake2b(text, digest_size=16).hexdigest()
-    return _OTHER.sub(lambda found: b"=%02X" % found[0][0], text).decode() or "="
-
-
-def _unspelled(segment: object) -> object:
-    """The value of a segment, as overrides and counters name it."""
-    if not isinstance(segment, str) or "=" not in segment or segment.startswith("=~"):
-        return segment
-    # What is no UTF-8 stays apart from all that is.
-    return unquote_to_bytes(segment.replace("=", "%").rstrip("%")).decode(errors="surrogateescape")
 
 
 class RateLimitService:
@@ -189,7 +165,7 @@ class RateLimitService:
     def _find(self, scope: Mapping[str, Any]) -> Found:
         """The rules for a descriptor, with its values as parameters."""
         found = [
-            (rule, {name: _unspelled(value) for name, value in parameters.items()})
+            (rule, {name: unspelled(value) for name, value in parameters.items()})
             for rule, parameters in self._rules.matching("GET", scope["path"])
             if rule.path is not None and rule.path.startswith(ROOT)
         ]

@@ -23,7 +23,17 @@ from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.stores import MemoryStore
 
-__all__ = ["AUTH", "PAGE", "Plan", "Service", "WithCalls", "built", "make", "write_log"]
+__all__ = [
+    "AUTH",
+    "PAGE",
+    "Plan",
+    "Service",
+    "WithCalls",
+    "application",
+    "built",
+    "make",
+    "write_log",
+]
 
 AUTH: Final = "/auth"
 """The path below which proxies ask."""
@@ -143,9 +153,8 @@ class WithCalls:
     """
 
     def __init__(
-        self, service: Service, limiter: RateLimiter, place: tuple[str, int, str | None], *,
-        share: bool,
-    ) -> None:  # fmt: skip
+        self, service: Service, place: tuple[str, int, str | None], *, share: bool
+    ) -> None:
         try:
             from ratelimit.gateway.calls import Server  # noqa: PLC0415  # an extra
             from ratelimit.gateway.rls import RateLimitService  # noqa: PLC0415  # which needs it
@@ -153,7 +162,7 @@ class WithCalls:
             raise ImportError(
                 "Envoy's rate limit service needs h2: pip install 'ratelimit-asgi[envoy]'"
             ) from None
-        answers = RateLimitService(limiter)
+        answers = RateLimitService(service.auth.limiter)
         self._server = Server(answers, answers.trusts)
         self._service = service
         self._place = place
@@ -190,7 +199,7 @@ def make() -> ASGIApp:
     Raises what reading the rule file raises, and ValueError, in one sentence, for what cannot be.
     """
     write_log()
-    return built(Plan.found())
+    return application(Plan.found())
 
 
 def write_log() -> None:
@@ -204,7 +213,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "upgrade" not in record.msg and "WebSocket" not in record.msg
 
 
-def built(plan: Plan) -> ASGIApp:
+def built(plan: Plan) -> Service:
     """The service of a plan."""
     limiter = RateLimiter.from_file(plan.rules, watch=plan.watch, sighup=True)
     shared = plan.workers > 1
@@ -213,7 +222,12 @@ def built(plan: Plan) -> ASGIApp:
             f"{plan.workers} workers need a store that they share, and the file's is memory://, in "
             "which each counts for itself; name a Redis"
         )
-    service = Service(limiter, plan.dialect, page=plan.page, shared=shared)
+    return Service(limiter, plan.dialect, page=plan.page, shared=shared)
+
+
+def application(plan: Plan) -> ASGIApp:
+    """The service of a plan, and Envoy's beside it where the plan has one."""
+    service = built(plan)
     if plan.calls is None:
         return service
-    return WithCalls(service, limiter, plan.calls, share=shared)
+    return WithCalls(service, plan.calls, share=plan.workers > 1)

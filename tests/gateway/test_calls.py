@@ -195,7 +195,7 @@ async def test_a_header_block_without_end_is_hung_up_on() -> None:
             try:
                 for number in range(2_000):
                     caller.send(b"", **{f"x_{number}": "y" * 15_000})
-                    caller.hear(caller.send(b"\0\0\0\0\0", **{"x_long": "y" * 40_000}))
+                    caller.hear(caller.send(b"\0\0\0\0\0", x_long="y" * 40_000))
             except (ConnectionError, OSError):
                 return True
             return False
@@ -248,6 +248,5 @@ async def test_a_caller_that_leaves_is_forgotten() -> None:
 
     async with serving(never) as (server, port):
         await apart(leave, port, server)
-        while server.lines:
-            await asyncio.sleep(0.01)
+        await apart(wait_until, lambda: not server.lines, "it is forgotten", 20)
         assert not [each for each in asyncio.all_tasks() if "_ask" in repr(each)]

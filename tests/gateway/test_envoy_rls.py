@@ -1,6 +1,4 @@
-"""Envoy's rate limit service, asked by the real Envoy with descriptors; requests are in
-test_proxies.
-"""
+"""Envoy's rate limit service, asked by the real Envoy with descriptors of one's own."""
 
 import json
 from collections.abc import Iterator
@@ -90,7 +88,12 @@ def test_what_is_known_at_the_end_of_a_stream_is_charged_then(port: int) -> None
 
         assert ask() == (200, '"tokens";r=99')
         found = []
-        wait_until(lambda: found.append(ask()) or found[-1][0] == 429, "the charge is seen", 20)
+
+        def is_seen() -> bool:
+            found.append(ask())
+            return found[-1][0] == 429
+
+        wait_until(is_seen, "the charge", 20)
         assert found[-1] == (429, '"tokens";r=0')
         other = client.ask("/else", headers={"X-User": "bob"})
         assert other.headers["ratelimit"] == '"tokens";r=99'

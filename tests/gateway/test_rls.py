@@ -10,16 +10,17 @@ from ratelimit import MemoryStore, RateLimiter, RedisStore, Rule, RuleSet, Store
 from ratelimit.gateway.calls import DENIED, INVALID, UNKNOWN_METHOD, Answered
 from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.gateway.messages import MOST_DESCRIPTORS, MOST_ENTRIES
-from ratelimit.gateway.rls import SHOULD_RATE_LIMIT, RateLimitService, spelled
+from ratelimit.gateway.rls import SHOULD_RATE_LIMIT, RateLimitService
+from ratelimit.gateway.spelling import spelled
 from ratelimit.identity.addresses import read_network
 from ratelimit.testing import ManualClock
 from tests.gateway.test_dialects import question as http_question
 from tests.support.asgi import call
-from tests.support.calls import Said, descriptor, question, said, text
+from tests.support.calls import Entries, Said, descriptor, question, said, text
 from tests.support.servers import Server
 
 PROXY = ("10.0.0.7", 50_000)
-LOG = {"algorithm": "sliding_log"}
+LOG: dict[str, Any] = {"algorithm": "sliding_log"}
 
 
 def limiter_of(*rules: Rule, store: Any = None, **options: Any) -> RateLimiter:
@@ -57,7 +58,11 @@ async def test_a_descriptor_is_counted_by_the_rule_whose_path_spells_it_out() ->
         "over": False, "quota": 3, "unit": 2, "name": "plan", "remaining": 2, "reset": 60.0,
     }  # fmt: skip
     assert [(await asked(service, FREE)).over for _ in range(3)] == [False, False, True]
-    others = ([("plan", "free"), ("remote_address", "192.0.2.2")], [("plan", "paid")], [])
+    others: tuple[Entries, ...] = (
+        [("plan", "free"), ("remote_address", "192.0.2.2")],
+        [("plan", "paid")],
+        [],
+    )
     for other in others:
         assert not (await asked(service, descriptor(other))).over
 
