@@ -1,16 +1,20 @@
 # make demo, make test: all they need is a Python 3.11 or later with venv; the rest goes to .venv.
 PYTHON ?=
-STORE ?= memory://
+STORE ?=
 RUNS ?= 10
 
-.PHONY: demo serve test test-all coverage load check bench docs clean
+.PHONY: demo serve picture test test-all coverage load check bench docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
 	@.venv/bin/python examples/demo.py
 
 serve: .venv/.demo
-	@.venv/bin/python examples/serve.py --store "$(STORE)"
+	@.venv/bin/python examples/serve.py $(if $(STORE),--store "$(STORE)")
+
+# The README's picture of the live page; needs a Chromium.
+picture: .venv/.test
+	.venv/bin/python docs/photograph.py
 
 test: check
 	.venv/bin/python -m pytest
@@ -70,7 +74,7 @@ clean:
 
 .venv/.demo: pyproject.toml | .venv/.made
 	@echo "installing what the demo needs (once) ..."
-	@.venv/bin/python -m pip install -qq --group demo --editable ".[redis,fastapi]"
+	@.venv/bin/python -m pip install -qq --group demo --editable ".[cli,fastapi,watch]"
 	@touch $@
 
 .venv/.test: pyproject.toml .venv/.demo

@@ -1,9 +1,12 @@
 """A FastAPI application whose limits come from a rule file, and from a decorator.
 
 uvicorn --app-dir examples app:app
+
+STORE in the environment is where the counters live, RULES another rule file.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -12,7 +15,9 @@ from starlette.requests import HTTPConnection
 from ratelimit import Dashboard, RateLimiter, RateLimitMiddleware, limit
 
 limiter = RateLimiter.from_file(
-    Path(__file__).with_name("rules.yaml"), store=os.environ.get("STORE") or None
+    os.environ.get("RULES") or Path(__file__).with_name("rules.yaml"),
+    store=os.environ.get("STORE") or None,
+    watch=find_spec("watchfiles") is not None,  # so that it may be edited while this runs
 )
 app = FastAPI(title="ratelimit demo")
 app.add_middleware(RateLimitMiddleware, limiter=limiter)
@@ -45,7 +50,7 @@ def report() -> dict[str, str]:
     return {"report": "ready"}
 
 
-@app.get("/{algorithm}")
-async def limited(algorithm: str) -> dict[str, str]:
-    """Limited by the rule whose path this is."""
-    return {"passed": algorithm}
+@app.get("/{path:path}")
+async def limited(path: str) -> dict[str, str]:
+    """Limited by the rules that match this path."""
+    return {"passed": path}

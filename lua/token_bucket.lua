@@ -16,6 +16,7 @@ charge(counter, units) takes units without asking; returns whether a debt was cu
 give_back(counter, units, at_us, level) returns to the key what of a charge has not refilled
 after(counter, units) returns the level once units more are taken, and whether a debt was cut; for
 the leaking bucket, which stands on this one
+left(counter, at_us, level) returns what has not refilled of that; for the leaking bucket as well
 
 Exact because time is counted in ticks and tokens in units of which a tick refills a whole number;
 capacity * token < 2^53 (ratelimit/limits.py refuses the rest), and floor(a / b) of whole numbers
@@ -93,13 +94,17 @@ local function charge(counter, units)
   return cut
 end
 
+-- What is left now of a level at an instant.
+local function left(counter, at_us, level)
+  local limit = counter.limit
+  local passed = max(0, counter.at - floor(at_us / limit[5]))
+  return passed < ceil(level / limit[3]) and level - passed * limit[3] or 0
+end
+
 -- A charge is refilled last of all that was missing when it was made (level, units of its own
 -- included), so what has not come back yet is what is left of that level, and at most the charge.
 local function give_back(counter, units, at_us, level)
-  local limit = counter.limit
-  local passed = max(0, counter.at - floor(at_us / limit[5]))
-  local left = passed < ceil(level / limit[3]) and level - passed * limit[3] or 0
-  local back = min(units * limit[4], left, counter.level)
+  local back = min(units * counter.limit[4], left(counter, at_us, level), counter.level)
   if back <= 0 then
     return
   end
@@ -113,4 +118,5 @@ end
 
 return {
   look = look, wait = wait, reset = reset, charge = charge, give_back = give_back, after = after,
+  left = left,
 }

@@ -3,20 +3,25 @@
 That their Python runs at all and passes a type checker is for tests/test_pages.py to say.
 """
 
+import contextlib
 import importlib.util
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -159,7 +164,7 @@ class Play(NamedTuple):
     method: str = "GET"
     headers: dict[str, str] = {}  # noqa: RUF012  # only read
     client: str = "198.51.100.9"
-    body: dict[str, str] | None = None
+    body: Mapping[str, object] | None = None
 
 
 ANN: Final = {"account": "ann", "password": "secret"}
@@ -189,6 +194,12 @@ PLAYS: Final[dict[str, list[Play]]] = {
         Play("What a request costs", "/print?pages=6", [200, 429]),
         Play("What a request costs", "/print?pages=4", [200, 429]),
         Play("Told in your own words", "/", [200] * 3 + [429]),
+    ],
+    "gateway": [Play("Within an application", "/auth", [403])],  # to a stranger
+    "costs": [
+        Play("Whose answer counts", "/reports", [401]),
+        Play("On a route", "/stream", [200], "POST", body={"max_tokens": 30_000}),
+        Play("On a route", "/stream", [429], "POST", body={"max_tokens": 90_001}),
     ],
     "dashboard": [Play("The live page", "/ratelimit/", [404])],  # to a stranger
     "migration": [
@@ -266,7 +277,8 @@ def converse(app: Any, *, messages: bool) -> None:
                 socket.send_text("hi")
             assert [socket.receive_text() for _ in range(2)] == ["hi", "hi"]
             assert socket.receive() == {
-                "type": "websocket.close", "code": 1008, "reason": "too many messages",
+                "type": "websocket.close", "code": 1008,
+                "reason": "chat:messages: try again in 1 s",
             }  # fmt: skip
         return
     for _ in range(2):
@@ -490,6 +502,81 @@ def test_the_demo_shows_within_its_columns_that_each_rule_does_what_it_says(colu
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(len(line) <= columns for line in done.stdout.splitlines())
     assert [name for name in Algorithm if name.replace("_", "-") not in done.stdout] == []
+    # Two processes, an outage, a reload and the kill switch, by the figures that were measured.
+    assert re.search(r"^ *both +100 +500 *$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Redis ●+✗{10}●+$", done.stdout, re.MULTILINE)
+    allow, local, deny = (
+        re.findall(rf"^{name} +([^ ]+) +(\d+) +(\d+) +(\d+) +\d+ ms$", done.stdout, re.MULTILINE)[0]
+        for name in ("allow", "local", "deny")
+    )
+    assert "█" in allow[0]
+    assert "✗" in deny[0]
+    assert (allow[3], local[3]) == ("0", "0")
+    assert {sum(map(int, each[1:])) for each in (allow, local, deny)} == {28 * 12}
+    assert "1008 requests, none without an answer" in done.stdout
+    steps = re.findall(r"^  (\S.*?)  +(\d+)(?: +[\d.]+ s)? *$", done.stdout, re.MULTILINE)
+    assert [passed for step, passed in steps if "edited" in step or "minute" in step][:3] == [
+        "10", "20", "30",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [None, "memory://"])
+def test_the_example_is_served_with_traffic_until_ctrl_c(store: str | None) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "serve.py"), "--port", "0"]
+    command += [] if store is None else ["--store", store]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline() + server.stdout.readline()
+            (url,) = re.findall(r"http://127\.0\.0\.1:\d+/ratelimit/", said)
+            whose = "all 2 workers" if store is None else "this process"
+            assert shown(f"{url}events", whose)["passed"] > 0
+            os.killpg(server.pid, signal.SIGINT)  # as a terminal does
+            assert server.wait(30) == 0
+            wait_until(lambda: is_gone(server.pid), "everything that it started ended")
+            for port in map(int, re.findall(r"127\.0\.0\.1:(\d+)", said)):
+                with pytest.raises(OSError, match="refused"):
+                    socket.create_connection(("127.0.0.1", port))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+
+
+def is_gone(group: int) -> bool:
+    """Whether a group has no process any more; multiprocessing's own helper is the last."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def shown(url: str, whose: str) -> dict[str, int]:
+    """What all rules decided, once the page shows traffic that is counted by those workers."""
+    for _ in range(200):
+        try:
+            with httpx.stream("GET", url, timeout=30) as stream:
+                for line in stream.iter_lines():
+                    told = json.loads(line[6:]) if line.startswith('data: {"worker"') else {}
+                    if told and told["all"] and whose in told["scope"]:
+                        return told["all"]  # type: ignore[no-any-return]
+        except httpx.TransportError:  # nothing listens yet
+            pass
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_the_picture_of_the_live_page_is_small_and_the_command_for_it_stands_beside_it() -> None:
+    picture = DOCS / "pictures" / "live.png"
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n")
+    assert len(data) < 200_000
+    opening = (ROOT / "README.md").read_text("utf-8").split("```")[0]
+    assert "docs/pictures/live.png" in opening
+    assert "make picture" in opening
 
 
 # --- elsewhere -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Final
 
@@ -11,13 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.endpoints import is_async
 from ratelimit.identity.connections import connection
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
+from ratelimit.responses.problems import CLIENT_GONE
 
 __all__ = [
     "ROUTE_KEY", "SCOPE_KEY", "answer", "answer_refused", "refused", "register_refused", "respond",
@@ -38,10 +40,17 @@ async def answer(
 ) -> None:
     """Answers a request, or a WebSocket's handshake, with a limiter's refusal."""
     if _cannot_be_answered(scope):
-        await send({"type": "websocket.close", "code": 1008, "reason": refusal.title})
+        await send({"type": "websocket.close", "code": 1008, "reason": _reason(refusal)})
         return
     response = await _response(limiter, refusal, scope)
-    await response(scope, receive, send)
+    with suppress(*([OSError] if refusal.status == CLIENT_GONE else [])):
+        await response(scope, receive, send)
+
+
+def _reason(refusal: Refusal) -> str:
+    """The reason that a WebSocket is closed with: when to come back, in less than 123 bytes."""
+    seconds = dict(refusal.headers).get(b"retry-after")
+    return refusal.title + (f"; try again in {seconds.decode()} s" if seconds else "")
 
 
 def _cannot_be_answered(scope: Scope) -> bool:
@@ -51,10 +60,49 @@ def _cannot_be_answered(scope: Scope) -> bool:
 
 
 async def _response(limiter: RateLimiter | None, refusal: Refusal, scope: Scope) -> Response:
-    response = await respond(limiter, scope, refusal) if limiter else refusal.response()
+    if limiter is None or refusal.status == CLIENT_GONE:  # which nobody reads
+        response = refusal.response()
+    else:
+        response = await respond(limiter, scope, refusal)
     if scope.get("method") == "HEAD":
         response.body = b""
-    return response
+    return _ends(response, scope) if scope["type"] == "websocket" else response
+
+
+def _ends(response: Response, scope: Scope) -> Response:
+    """A response to a handshake, after which the connection is of no use.
+
+    Some servers would leave it open as an upgraded one, and write a body without its length.
+    """
+    if scope.get("http_version", "1.1").startswith("1"):  # a later one has no such field
+        response.headers["connection"] = "close"
+    return response if "content-length" in response.headers else _Whole(response)
+
+
+class _Whole(Response):
+    """A streamed response as one whole, so that its length is known."""
+
+    def __init__(self, streamed: Response) -> None:
+        super().__init__(status_code=streamed.status_code)
+        self.raw_headers = streamed.raw_headers
+        self.background = streamed.background
+        self._streamed = streamed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        chunks: list[bytes] = []
+        start: Message = {}
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "websocket.http.response.start":
+                start.update(message)
+            else:
+                chunks.append(message.get("body", b""))
+
+        await self._streamed(scope, receive, keep)
+        body = b"".join(chunks)
+        start["headers"] = [*start["headers"], (b"content-length", b"%d" % len(body))]
+        await send(start)
+        await send({"type": "websocket.http.response.body", "body": body})
 
 
 async def respond(limiter: RateLimiter, scope: Scope, refusal: Refusal) -> Response:
@@ -89,7 +137,7 @@ async def refused(request: Request | WebSocket, error: Exception) -> Response | 
         raise error
     scope = request.scope
     if isinstance(request, WebSocket) and _cannot_be_answered(scope):
-        await request.close(1008, error.refusal.title)
+        await request.close(1008, _reason(error.refusal))
         return None
     admission = scope.get(SCOPE_KEY) or scope.get(ROUTE_KEY)
     return await _response(admission and admission.limiter, error.refusal, scope)
@@ -139,4 +187,6 @@ class _WithFields:
             response = await run_in_threadpool(self.handler, request, error)
         if isinstance(error, Refused) and isinstance(response, Response):
             _add_fields(response, error.refusal)
+            if request.scope["type"] == "websocket":
+                response = _ends(response, request.scope)
         return response

@@ -1,5 +1,6 @@
 """Limits on a route: `@limit` and `@exempt` on endpoints, `RateLimit` for FastAPI's `Depends`."""
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -28,7 +29,9 @@ from ratelimit.asgi.endpoints import (
     with_injected,
 )
 from ratelimit.asgi.places import OfEndpoint, place_of
-from ratelimit.asgi.routing import EXEMPT, Ahead, innermost
+from ratelimit.asgi.routing import EXEMPT, PRIORITIZED, Ahead, innermost
+from ratelimit.asgi.sockets import called_here, charged, limited_here
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.identity.connections import CONNECTION_KEY, Ask
 from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
@@ -121,6 +124,8 @@ class RateLimit:
         for name in ("anything", self.scope, self.name):
             if name is not None:
                 self.rule = self.rule_for(name, "~")
+        if self.rule.priority is not None:
+            PRIORITIZED.add(self)
         self.__signature__ = _signature(self.dependency)
         self._met = OfEndpoint(self._on_endpoint)
 
@@ -165,11 +170,13 @@ class RateLimit:
         if self._reserves:
             scope[CONNECTION_KEY] = connection  # whose body an estimate may read
         try:
-            admission = await _admit(scope, [self._met(scope)], identities)
+            admission = await _admit(connection, [self._met(scope)], identities)
         finally:
             scope.pop(CONNECTION_KEY, None)
         if admission.refusal is not None:
             raise _error(scope, admission, admission.refusal)
+        if self.rule.websocket is not None and isinstance(connection, WebSocket):
+            limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
         return self._reserved(admission, passed) if self._reserves else None
@@ -260,6 +267,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     scope_name = scope_of(function)
     _DEFINED[scope_name] += 1
     awaits = is_async(function)
+    limits_messages = awaits and any(each.rule.websocket is not None for each in limits)
     signature, connection_name, response_name = with_injected(function)
     added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
 
@@ -286,14 +294,17 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                 return each
         return None
 
-    async def limited(connection: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
+    async def limited(  # noqa: PLR0912  # one step after the other
+        connection: HTTPConnection, *args: Any, **kwargs: Any
+    ) -> Any:
         response = None
         if kwargs:
             response = kwargs.get(response_name)
             for name in added:
                 kwargs.pop(name, None)
         scope = connection.scope
-        admission = await _admit(scope, met(scope))
+        before = charged(scope) if limits_messages else 0
+        admission = await _admit(connection, met(scope))
         if admission.refusal is not None:
             if isinstance(connection, WebSocket):
                 receive, send = connection._receive, connection._send  # noqa: SLF001  # what its own methods are built on
@@ -303,7 +314,10 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
         result: Any
         try:
             if awaits:
-                result = await function(*args, **kwargs)  # type: ignore[misc]  # it is async
+                called: Any = function(*args, **kwargs)
+                if limits_messages and isinstance(connection, WebSocket):
+                    called = called_here(connection, admission, before, called)
+                result = await called
             else:
                 result = await run_in_threadpool(function, *args, **kwargs)
                 if inspect.isawaitable(result):  # of a plain function around an async one
@@ -374,7 +388,7 @@ def _tell(response: Response, admission: Admission) -> None:
 
 
 async def _admit(
-    scope: Scope,
+    connection: HTTPConnection,
     limits: Iterable[_Met],
     identities: Mapping[str, Identify] = {},  # only read
 ) -> Admission:
@@ -383,6 +397,7 @@ async def _admit(
     Without a middleware around it, the first limit of a route leaves its admission for the next,
     so that a later refusal gives back what an earlier one took.
     """
+    scope = connection.scope
     outer: Admission | None = scope.get(SCOPE_KEY)
     admission = outer or scope.get(ROUTE_KEY)
     route = None
@@ -393,7 +408,6 @@ async def _admit(
         if "route" in rule.by:
             route = functools.partial(_route_of, scope)
         groups.setdefault(id(limiter), (limiter, []))[1].append(rule)
-    delay_us = 0
     for limiter, rules in groups.values():
         own = _together(rules)
         if admission is None:
@@ -405,13 +419,18 @@ async def _admit(
             admission.limiter = limiter  # it has refused, so it answers
             await admission.give_back()
             return admission
-        delay_us = max(delay_us, admission.delay_us)
     if admission is None:
         raise RuntimeError("a route's limit was asked without a rule")
-    admission.delay_us = 0
-    if delay_us:
-        await admission.limiter.wait(delay_us)
+    if admission.turns:
+        receive = getattr(connection, "_receive", _nothing)  # a bare connection has none
+        received = await take_turn(admission, receive)
+        if received is not receive and receive is not _nothing:
+            connection._receive = received  # type: ignore[attr-defined]  # noqa: SLF001  # its own methods read by it
     return admission
+
+
+async def _nothing() -> Any:
+    await asyncio.Event().wait()
 
 
 def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:

@@ -14,8 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, answer, answer_refused
 from ratelimit.asgi.ending import ended, send_and_tell
 from ratelimit.asgi.places import NOTHING, Readers, readers
-from ratelimit.asgi.routing import EXEMPT, Ahead, below, router_below
-from ratelimit.asgi.start import mistakes
+from ratelimit.asgi.routing import EXEMPT, PRIORITIZED, Ahead, below, router_below
+from ratelimit.asgi.sockets import charged, limited
+from ratelimit.asgi.start import mistakes, rules_on
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.paths import normalised, route_path
 
@@ -54,21 +56,25 @@ class RateLimitMiddleware:
             return
         limiter = self.limiter
         route = None
-        if limiter.asks_routes or EXEMPT or limiter.events.has_listener:
-            route = Ahead(below(self._router, scope), scope)
+        sheds = limiter.shedder is not None and limiter.shedder.watching and PRIORITIZED
+        if limiter.asks_routes or EXEMPT or limiter.events.has_listener or sheds:
+            route = Ahead(below(self._router, scope), scope, rules_on)
+        before = charged(scope) if limiter.limits_messages else 0
         admission = await limiter.admit(scope, route)
         if self._reads_otherwise and admission.refusal is None:
             await self._admit_as_read(admission, scope, route)
+        if admission.turns and admission.refusal is None:
+            receive = await take_turn(admission, receive)
         if admission.refusal is not None:
             await admission.give_back()
             await answer(self.limiter, admission.refusal, scope, receive, send)
             return
-        if admission.delay_us:
-            delay_us, admission.delay_us = admission.delay_us, 0
-            await limiter.wait(delay_us)
+        app = self.app
+        if limiter.limits_messages and scope["type"] == "websocket":
+            app = limited(app, limiter, admission, before)
         if scope.get(SCOPE_KEY) is admission:  # a middleware further out writes the fields
             admission.limiter = self.limiter
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         scope[SCOPE_KEY] = admission
 
@@ -87,7 +93,7 @@ class RateLimitMiddleware:
             return send_and_tell(admission, message, send) if admission.held else send(message)
 
         try:
-            await self.app(scope, receive, send_with_fields)
+            await app(scope, receive, send_with_fields)
         except BaseException as error:
             if admission.held:
                 ended(admission, error)

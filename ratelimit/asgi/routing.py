@@ -6,13 +6,17 @@ without naming their endpoint; each node lists its routes through `effective_rou
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 from starlette.routing import Host, Match, Mount
 
+from ratelimit.rules.rule import Rule
+
 __all__ = [
     "EXEMPT",
+    "PRIORITIZED",
     "Ahead",
     "Below",
     "Resolved",
@@ -26,6 +30,10 @@ EXEMPT: Final[dict[int, Any]] = {}
 """Innermost functions of the endpoints that no middleware limits; `@exempt` adds to it."""
 
 
+PRIORITIZED: Final[WeakSet[Any]] = WeakSet()
+"""The limits on routes that have a priority; `RateLimit` adds to it."""
+
+
 class Resolved(NamedTuple):
     """A route as its application knows it."""
 
@@ -33,6 +41,8 @@ class Resolved(NamedTuple):
     """The path with its prefixes and parameters by name: ``/v1/items/{item_id}``."""
     endpoint: Any
     """The function or object that will answer; None where it cannot be told."""
+    route: Any = None
+    """The route itself; None where the application below has no routes to see."""
 
 
 class Below(NamedTuple):
@@ -95,7 +105,7 @@ def resolve(app: Any, scope: Mapping[str, Any]) -> Resolved | None:
             return None
         route, child = found
         if not isinstance(route, Mount | Host):
-            return Resolved(prefix + route.path_format, child.get("endpoint"))
+            return Resolved(prefix + route.path_format, child.get("endpoint"), route)
         if isinstance(route, Mount):
             prefix += route.path
         if not route.routes:
@@ -126,12 +136,25 @@ def innermost(endpoint: Any) -> Any:
             return getattr(endpoint, "__func__", endpoint)
 
 
-class Ahead:
-    """The route that a request will meet in ``app``, looked up when it is first asked for."""
+def _no_rules(_: Any) -> Sequence[Rule]:
+    return ()
 
-    def __init__(self, app: Any, scope: Mapping[str, Any]) -> None:
+
+class Ahead:
+    """The route that a request will meet in ``app``, looked up when it is first asked for.
+
+    ``rules_on`` gives the rules that stand on a route itself.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        scope: Mapping[str, Any],
+        rules_on: Callable[[Any], Sequence[Rule]] = _no_rules,
+    ) -> None:
         self._app = app
         self._scope = scope
+        self._rules_on = rules_on
 
     @functools.cached_property
     def _resolved(self) -> Resolved | None:
@@ -141,6 +164,18 @@ class Ahead:
     def template(self) -> str | None:
         """The route's path with its prefixes, parameters by name; None where there is none."""
         return self._resolved.template if self._resolved else None
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The limits on the route itself, and among its dependencies, as far as they are seen."""
+        if not PRIORITIZED or self._resolved is None:
+            return ()
+        method = self._scope.get("method", "GET")
+        return [
+            rule
+            for rule in self._rules_on(self._resolved.route)
+            if rule.mode != "off" and (rule.methods is None or method in rule.methods)
+        ]
 
     @property
     def is_exempt(self) -> bool:

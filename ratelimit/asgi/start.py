@@ -7,8 +7,9 @@ from ratelimit.asgi.decorators import RateLimit, limits_of
 from ratelimit.asgi.endpoints import scope_of
 from ratelimit.asgi.places import beneath, placed
 from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.rules.rule import Rule
 
-__all__ = ["limits_on", "mistakes"]
+__all__ = ["limits_on", "mistakes", "rules_on"]
 
 
 def limits_on(route: Any) -> Iterator[RateLimit]:
@@ -21,6 +22,11 @@ def limits_on(route: Any) -> Iterator[RateLimit]:
         if isinstance(call, RateLimit):
             yield call
         below += getattr(dependant, "dependencies", ())
+
+
+def rules_on(route: Any) -> list[Rule]:
+    """The rules of the limits of a route, whatever they are named there."""
+    return [each.rule for each in limits_on(route)]
 
 
 def mistakes(app: Any, limiter: RateLimiter) -> list[str]:
@@ -36,7 +42,7 @@ def mistakes(app: Any, limiter: RateLimiter) -> list[str]:
             if each.limiter is None and decides is not limiter:
                 continue
             try:
-                (each.limiter or limiter).check_registered([each.rule], each.known)
+                (each.limiter or limiter).hold_registered(each.rule, each.known)
             except ValueError as error:
                 found.append(f"{template} ({scope_of(route.endpoint)}): {error}")
     return found

@@ -131,7 +131,7 @@ async def _explained(rules: RuleSet, scope: dict[str, Any]) -> list[dict[str, ob
     counted = rules.without_preflight(matching, scope)
     found = {rule.name: params for rule, params in counted}
     free = {rule.name for rule, _ in matching} - found.keys()
-    request = Request(scope, client, proxies, Registered({}, {}, {}), lambda: None, _ignore)
+    request = Request(scope, client, proxies, Registered({}, {}, {}, {}), lambda: None, _ignore)
     rows: dict[str, dict[str, object]] = {}
     replaced: dict[str, str] = {}
     order = rules.index.order

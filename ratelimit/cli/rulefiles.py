@@ -1,7 +1,7 @@
 """Rule files before they are deployed: every mistake, and what each limit lets through at worst."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -14,6 +14,7 @@ from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.file.schema import schema as rule_file_schema
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.sockets import most_ahead
 
 __all__ = ["check", "load", "schema", "spelled"]
 
@@ -49,10 +50,11 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
                 _tell(error)
             continue
         in_force = rules.in_force().rules
-        rows = [_row(rule, limit, rules) for rule in in_force for limit in _limits(rule)]
+        rows = [row for rule in in_force for row in _rows(rule, rules)]
         advice = advise(rules)
         failed = failed or (strict and bool(advice))
         cluster = len({rule.by for rule in rules.rules if rule.mode != "off"})
+        undecided = [text for rule in in_force for text in _undecided(rule)]
         scripts = f"one per request; in a Cluster at most {cluster}"
         reports.append(
             {
@@ -60,6 +62,7 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
                 "mistakes": [],
                 "rules": rows,
                 "advice": [each._asdict() for each in advice],
+                "undecided": undecided,
                 "scripts": scripts,
             }
         )
@@ -68,6 +71,8 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             few = [{column: row[column] for column in SHOWN if column in row} for row in rows]
             show(few, json_=False)
             say(f"scripts in Redis: {scripts}; deny caches add nothing to what passes")
+            for text in undecided:
+                say(text)
             for each in advice:
                 say(f"advice: {each}", "yellow")
     if json_:
@@ -120,6 +125,22 @@ def _limits(rule: Rule) -> list[tuple[str, Limit | None]]:
     return found
 
 
+def _rows(rule: Rule, rules: RuleSet) -> Iterator[dict[str, object]]:
+    """Every limit of a rule, then those of the messages that it lets come over WebSockets."""
+    for found in _limits(rule):
+        yield _row(rule, found, rules)
+    for whose in ("messages", "bytes"):
+        limit: Limit | None = getattr(rule.websocket, whose, None)
+        if limit is not None:
+            row = _row(rule, (whose, limit), rules)
+            ahead = 0 if rules.store.startswith("memory:") else max(1, most_ahead(limit))
+            row["at worst"] = limit.worst_case + ahead
+            row["charged ahead"] = ahead
+            if row["store away"] == "everything":
+                row["store away"] = "by connection"
+            yield row
+
+
 def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[str, object]:
     whose, limit = found
     part = "" if rule.enforce_share == 1 else f" {float(rule.enforce_share * 100):g}%"
@@ -141,6 +162,19 @@ def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[st
         "deny cache adds": 0,
         "bytes": _bytes(limit),
     }
+
+
+def _undecided(rule: Rule) -> list[str]:
+    """A sentence on the requests whose outcome decides whether they count, where it does."""
+    groups = [limits for limits in (rule.limits, *rule.tiers.values()) if limits]
+    if rule.charge is None or rule.mode == "off" or not groups:
+        return []
+    most = max(min(limit.capacity for limit in limits) for limits in groups)
+    told = (
+        f"rule {rule.name!r}: a request counts until its outcome says that it does not, so that at "
+        f"most {most} of one identity are looked at at once"
+    )
+    return [told]
 
 
 def _while_away(limit: Limit, failure: str, workers: int, cost: object = 1) -> str:

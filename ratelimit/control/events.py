@@ -17,7 +17,7 @@ _LOG: Final = logging.getLogger("ratelimit")
 
 Kind = Literal[
     "denied", "never", "shadow-denied", "blocked", "overloaded", "store-failed", "store-answers",
-    "rules-reloaded", "rules-not-reloaded", "switched",
+    "rules-reloaded", "rules-not-reloaded", "switched", "shed",
 ]  # fmt: skip
 """The kinds of events; more may come."""
 
@@ -41,7 +41,8 @@ class Event(_Event):
 
     ``kind`` is ``denied``: a rule refused a request; ``never``: it did, at a cost that can never
     pass; ``shadow-denied``: a rule on trial would have; ``blocked``: 403, by a denylist, an
-    override, or for want of an identity. ``overloaded``, ``store-failed`` and ``store-answers``,
+    override, or for want of an identity; ``shed``: 503, since others come first under too much load
+    (``detail`` has its priority). ``overloaded``, ``store-failed`` and ``store-answers``,
     ``rules-reloaded`` and ``rules-not-reloaded``, ``switched``: as the log lines of these names,
     of which ``detail`` is the sentence.
 

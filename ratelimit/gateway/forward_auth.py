@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
+import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.asgi.answer import SCOPE_KEY, respond
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
@@ -106,6 +108,8 @@ class ForwardAuth:
                 admission = await limiter.admit(request)
                 if len(paths) > 1 and admission.refusal is None:
                     await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
+                if admission.turns and admission.refusal is None:
+                    await take_turn(admission, _unheard)
                 refusal = admission.refusal
                 if refusal is None:
                     headers = [*_ALLOWED, *admission.headers()]
@@ -124,8 +128,6 @@ class ForwardAuth:
             response = await self._refused(refusal, request)
             await response({**scope, "type": "http"}, receive, send)
             return
-        if admission is not None and admission.delay_us:
-            await self.limiter.wait(admission.delay_us)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -197,7 +199,7 @@ class ForwardAuth:
 def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
     """The rules that cannot hold, or not as they are meant, where only a proxy's question is seen.
 
-    What a rule asks of the response (its status, its end) is never seen: such rules belong here.
+    The response never is: whatever an option asks of it belongs here.
     """
     for rule in rules.rules:
         if rule.mode == "off":
@@ -206,10 +208,18 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
             text = "counts by route, which a proxy does not know, so its requests are counted by "
             text += "address instead; write a rule for each path"
             yield "routes-unknown", f"rule {rule.name!r} {text}"
+        if rule.charge is not None:
+            text = "keeps a charge by the response, which a proxy does not tell, so every request "
+            text += "is charged; let the application count these"
+            yield "outcomes-unknown", f"rule {rule.name!r} {text}"
+        if rule.websocket is not None:
+            text = "limits what comes over WebSockets, which a proxy does not ask about, so only "
+            text += "handshakes are counted; let the application limit messages"
+            yield "messages-unknown", f"rule {rule.name!r} {text}"
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
             text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "
-            text += "before lets them go on at once; give it a max_delay below the proxy's time-out"
+            text += "before lets them go on too early; give it a max_delay below what that waits"
             yield "waits-too-long", f"rule {rule.name!r} {text}"
 
 
@@ -219,6 +229,12 @@ def _longest_wait(limit: Limit) -> float:
         return 0.0
     drained = (limit.capacity - 1) * limit.window / limit.quota
     return drained if limit.max_delay is None else min(drained, limit.max_delay)
+
+
+async def _unheard() -> Message:
+    """Hears nothing: where a proxy gives up, its request goes on, and must stay counted."""
+    await anyio.sleep_forever()
+    raise RuntimeError("it slept for ever")
 
 
 def _instead_of_a_handshake(scope: Scope, send: Send) -> Send:

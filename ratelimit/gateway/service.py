@@ -7,6 +7,7 @@ rest tells no identity, and the live page is closed.
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Self
 
@@ -215,7 +216,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def built(plan: Plan) -> Service:
     """The service of a plan."""
-    limiter = RateLimiter.from_file(plan.rules, watch=plan.watch, sighup=True)
+    limiter = RateLimiter.from_file(plan.rules, watch=plan.watch, sighup=hasattr(signal, "SIGHUP"))
     shared = plan.workers > 1
     if shared and type(limiter.store) is MemoryStore:
         raise ValueError(

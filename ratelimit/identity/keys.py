@@ -26,6 +26,7 @@ __all__ = [
     "compiled",
     "identity",
     "identity_of",
+    "read_joined",
 ]
 
 Scope = Mapping[str, Any]
@@ -175,6 +176,17 @@ def _spelled(part: str, value: str) -> tuple[str, str]:
 
 def _joined(texts: list[str]) -> str:
     return texts[0] if len(texts) == 1 else "".join(f"{len(text)}:{text}" for text in texts)
+
+
+def read_joined(key: str) -> list[str]:
+    """The parts of an identity of several, each with its kind before it, from its text."""
+    texts, at = [], 0
+    while at < len(key):
+        length, _, _ = key[at : at + 8].partition(":")
+        at += len(length) + 1
+        texts.append(key[at : at + int(length)])
+        at += int(length)
+    return texts
 
 
 def _as_counted(part: str, value: str, ipv6_prefix: int) -> str:

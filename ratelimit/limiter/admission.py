@@ -1,8 +1,8 @@
 """The decisions of all limiters around one request so far."""
 
 import logging
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.responses.headers import (
@@ -19,7 +19,7 @@ from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Held", "Route", "told_of"]
+__all__ = ["Admission", "Held", "Route", "Turn", "count", "told_of"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -50,6 +50,27 @@ class Route(Protocol):
     def is_exempt(self) -> bool:
         """Whether no rule of a middleware applies to it."""
 
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The limits on the route itself, and among its dependencies."""
+
+
+class Turn(NamedTuple):
+    """A leaking bucket's promise: the request goes on when ``decision.delay_us`` have passed."""
+
+    owner: Any
+    """The limiter."""
+    rule: str
+    policy: str
+    check: Check
+    decision: Decision
+
+
+def count(turns: Iterable[Turn], outcome: str) -> None:
+    """Counts an outcome of requests, once for each of their rules."""
+    for owner, rule in dict.fromkeys((turn.owner, turn.rule) for turn in turns):
+        owner.counts[rule, outcome] += 1
+
 
 class Held(Protocol):
     """Something of a request that is settled by how the request ends.
@@ -72,6 +93,9 @@ class Held(Protocol):
     def withdrawn(self) -> None:
         """Learns that what the request was charged is given back."""
 
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Learns, before all else, at which places of a queue its charges are."""
+
 
 class Admission:
     """The decisions of all limiters around one request so far.
@@ -81,8 +105,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "delay_us", "dialects", "held", "limiter", "passed",
-        "refusal", "route", "status", "trails",
+        "_told", "decided", "degraded", "dialects", "held", "kept", "limiter", "passed",
+        "refusal", "route", "status", "trails", "turns",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -97,20 +121,60 @@ class Admission:
         """The answer to give instead of the application's; None while the request may go on."""
         self.degraded: tuple[Decision, ...] = ()
         """Decisions assumed for checks that the store could not decide."""
-        self.delay_us = 0
-        """Microseconds that the request has to wait for its turn before it goes on."""
+        self.turns: tuple[Turn, ...] = ()
+        """The turns that the request has to wait for before it goes on."""
         self.held: list[Held] = []
         """All that is to be told how the request ends."""
         self.status = 0
         """The response's status; 0 until that is known, and where nothing is held."""
         self.trails = False
         """Whether the response has announced trailers."""
+        self.kept = False
+        """Whether it was asked already if the request is to be shed."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:
         """Ends the request; what was told of it until now is told no more."""
+        if self.turns:
+            count(self.turns, "allowed")  # by those rules, which nobody waits for now
+            self.turns = ()
         self.refusal = refusal
         self._told = told
+
+    @property
+    def delay_us(self) -> int:
+        """Microseconds until the last of its turns, from the decisions on."""
+        return max((turn.decision.delay_us for turn in self.turns), default=0)
+
+    def leave_out(self, decisions: Iterable[Decision]) -> None:
+        """Has `give_back` leave out the charges of these decisions, which others give back."""
+        left_out = {id(each) for each in decisions}
+        self.passed = tuple(
+            (
+                owner, plan, keys,
+                [each._replace(allowed=False) if id(each) in left_out else each for each in found],
+            )
+            for owner, plan, keys, found in self.passed
+        )  # fmt: skip
+
+    def move(self, moved: Mapping[int, Decision]) -> None:
+        """Has charges be given back as those of others, at whose places the request has gone on.
+
+        ``moved`` are the others' decisions by the identity of its own.
+        """
+
+        def at_its_place(decision: Decision) -> Decision:
+            other = moved.get(id(decision))
+            if other is None:
+                return decision
+            return decision._replace(at_us=other.at_us, level=other.level)
+
+        for each in self.held:
+            each.moved(at_its_place)
+        self.passed = tuple(
+            (owner, plan, keys, [at_its_place(each) for each in found])
+            for owner, plan, keys, found in self.passed
+        )
 
     @property
     def told(self) -> Sequence[Told]:

@@ -41,6 +41,7 @@ class Registered(NamedTuple):
     identities: Mapping[str, Identify]
     tiers: Mapping[str, Ask[str | None]]
     costs: Mapping[str, Ask[int]]
+    priorities: Mapping[str, Ask[str | None]]
 
 
 class Request(NamedTuple):

@@ -9,18 +9,19 @@ from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
-from ratelimit.control.switches import Switches
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.control.switches import ALL, Switches
+from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import Admission, told_of
+from ratelimit.limiter.admission import Admission, Turn, count, told_of
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
+from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.limiter.together import Asked, Part
 from ratelimit.responses.headers import forbid, new_told, refuse
@@ -53,6 +54,10 @@ class Owner(Protocol):
     """Clients that nothing limits."""
     denylist: Networks
     """Clients whose requests are refused."""
+
+    @property
+    def shedder(self) -> Shedder | None:
+        """Sheds requests under too much load, where the rules say so."""
 
     @property
     def store(self) -> Store:
@@ -131,6 +136,11 @@ class Decider:
             if self._switches.off or admission.decided:
                 matching = admission.still_to_decide(self._store, self._still_on(matching))
                 plan = self.now.rules.index.plan(matching)
+            shedder = owner.shedder
+            if shedder is not None and shedder.watching and ALL not in self._switches.off:
+                request = self._request(scope, client, registered, route)
+                if await shedder.refuses(admission, request, matching, self.now.rules.index):
+                    return admission
             if not matching:
                 return admission
             admission.decided += ((self._store, matching),)
@@ -143,8 +153,7 @@ class Decider:
                 for place in plan.watched if keys is not None else ():
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                failed = self._reports.function_failed
-                request = Request(scope, client, self.now.proxies, registered, route, failed)
+                request = self._request(scope, client, registered, route)
                 plan, keys = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -164,7 +173,30 @@ class Decider:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            self._remember(admission, scope, plan, keys)
         return admission
+
+    def _request(
+        self,
+        scope: Mapping[str, Any],
+        client: Address | None,
+        registered: Registered,
+        route: Callable[[], str | None],
+    ) -> Request:
+        failed = self._reports.function_failed
+        return Request(scope, client, self.now.proxies, registered, route, failed)
+
+    def _remember(
+        self,
+        admission: Admission,
+        scope: Mapping[str, Any],
+        plan: Plan | None,
+        keys: Sequence[str] | None,
+    ) -> None:
+        """Keeps whose WebSocket it is that was let in, since that outlives the store's failure."""
+        if scope["type"] == "websocket" and plan and keys and admission.refusal is None:
+            unknown = assumed(plan.checks(keys), allowed=True)
+            admission.passed += ((self._owner, plan, keys, unknown),)
 
     async def charge(
         self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
@@ -191,6 +223,7 @@ class Decider:
             await self._fallback.answer(
                 self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
             )
+        count(admission.turns, "waited")
         if admission.refusal is not None:
             await admission.give_back()
             if admission.refusal.status == 503 and problem is not None:
@@ -416,6 +449,7 @@ class Decider:
         """The outcome of the decisions; returns the places of checks not decided, and why."""
         lost: list[tuple[int, Exception]] = []
         refused = short = False
+        denied: tuple[str, str] | None = None
         place = 0
         for decision in decisions:
             # By number, since names are slow to look up.
@@ -423,19 +457,20 @@ class Decider:
                 lost.append((place, getattr(decision, "problem", None) or _NOT_DECIDED))
             elif decision[1]:
                 if decision[5] and plan.asked[place][4] != _SHADOW:
-                    admission.delay_us = max(admission.delay_us, decision[5])
+                    admission.turns += (self._turn(plan, keys, place, decision),)
             else:
                 short = True
                 _, key, _, _, action = plan.asked[place]
                 if action != _SHADOW:
                     refused = True
-                    self._denials.add(plan.allowed[place][0], keys[key])
+                    if denied != (denied := (plan.allowed[place][0], keys[key])):
+                        self._denials.add(*denied)  # once, however many limits of a rule deny
             place += 1  # which is how many there were, in the end
         if place != len(plan.asked):
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if short and plan.undecided:
             decisions = self._outcomes.soon(plan, keys, decisions)
-        if short or lost or admission.delay_us:
+        if short or lost or admission.turns:
             self._count(plan, decisions, refused=refused)
         else:
             counts = self._counts
@@ -454,8 +489,16 @@ class Decider:
         admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
         return []
 
+    def _turn(self, plan: Plan, keys: Sequence[str], place: int, decision: Decision) -> Turn:
+        limit, key, cost, counter, action = plan.asked[place]
+        check = new_check((limit, keys[key], cost, counter, action, 0, 0))
+        return Turn(self._owner, plan.allowed[place][0], plan.policies[place], check, decision)
+
     def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:
-        """Counts the outcome of each rule once: of its limits, the one that is worst for it."""
+        """Counts the outcome of each rule once: of its limits, the one that is worst for it.
+
+        Those who are to wait for it are counted when they begin to.
+        """
         worst: dict[str, tuple[int, str]] = {}
         for (rule, allowed), (*_, action), decision in zip(
             plan.allowed, plan.asked, decisions, strict=True
@@ -471,4 +514,5 @@ class Decider:
                 found = 1, "waited"
             worst[rule] = max(found, worst.get(rule, found))
         for rule, (_, outcome) in worst.items():
-            self._counts[rule, outcome] += 1
+            if outcome != "waited":
+                self._counts[rule, outcome] += 1

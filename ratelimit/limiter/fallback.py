@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
-from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.admission import Admission, Turn
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
@@ -34,7 +34,10 @@ class Fallback:
         reports: Reports,
         counts: Counter[tuple[str, str]],
         events: Events,
+        owner: Any = None,
     ) -> None:
+        """``owner`` is the limiter, which requests wait for."""
+        self._owner = owner
         self._failover = failover
         self._reports = reports
         self._counts = counts
@@ -100,15 +103,17 @@ class Fallback:
         told = [
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
-        for (check, _), decision in zip(local, decisions, strict=True):
-            self._counts[names[check.rule], "allowed" if decision.allowed else "denied"] += 1
-            admission.delay_us = max(admission.delay_us, decision.delay_us)
+        for (check, policy), decision in zip(local, decisions, strict=True):
+            rule = names[check.rule]
+            if decision.delay_us:
+                admission.turns += (Turn(self._owner, rule, policy, check, decision),)
+            else:
+                self._counts[rule, "allowed" if decision.allowed else "denied"] += 1
         found = [
             (names[check.rule], check, policy, decision)
             for (check, policy), decision in zip(local, decisions, strict=True)
         ]
         tell_refused(self._events, admission, found)
         if not passes([check for check, _ in local], decisions):
-            admission.delay_us = 0
             refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
             admission.refuse(refusal, told)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol, Self
 
-import anyio
 from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
@@ -28,14 +27,18 @@ from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
+from ratelimit.limiter.charged import Charged
 from ratelimit.limiter.checks import Registered, TurnedAway
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.reserving import Charged, Reservation, Reserving, from_token
+from ratelimit.limiter.reserving import Reservation, Reserving, from_token
+from ratelimit.limiter.rooms import Waits
 from ratelimit.limiter.settling import Outcomes, Settler
+from ratelimit.limiter.shedder import Shedder, salt_of
+from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.together import Part
 from ratelimit.limiter.tokens import Signer
@@ -46,6 +49,7 @@ from ratelimit.rules.matching import Found, Plan
 from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.shed import PRIORITIES, Shed
 from ratelimit.rules.values import BUILT_IN_BY
 from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
@@ -92,7 +96,8 @@ class RateLimiter:
 
     Functions over the connection, sync or async, by the names that rules use them under:
     ``identities`` give text or None for ``by``, ``tiers`` a tier's name or None for ``tier``,
-    ``costs`` whole numbers for ``cost``. ``skip`` says of a request that no rule applies to it.
+    ``costs`` whole numbers for ``cost``, ``priorities`` one of five words, or None, for
+    ``priority``. ``skip`` says of a request that no rule applies to it.
     ``response``, a function over the connection and the `Refusal`, gives the response to a refused
     request; what it raises is logged, and the usual answer given. ``enabled`` False (or
     RATELIMIT_ENABLED=0 in the environment) lets everything through uncounted.
@@ -110,13 +115,15 @@ class RateLimiter:
     everywhere: ClassVar[bool] = True
     """False turns every limiter of the process off; `ratelimit.testing.suite.disabled` does it."""
 
-    waiting = 0
-    """Requests that wait for their turn by a leaking bucket at the moment."""
     around: Callable[[Deciding], Deciding] | None = None
     """Wraps each decision about a request, for metrics and traces."""
     durations: Histogram | None = None
     """Seconds that its decisions took, once somebody has them measured."""
-    companions: "tuple[Companion, ...]" = ()
+    _started: object = None
+    """The event loop in which the background runs."""
+    shedder: Shedder | None = None
+    """Sheds requests where the rules say so."""
+    companions: tuple[Companion, ...] = ()
     """Started and closed with this limiter, before its store is closed."""
 
     def __init__(
@@ -127,6 +134,7 @@ class RateLimiter:
         identities: Mapping[str, Identify] | None = None,
         tiers: Mapping[str, Ask[str | None]] | None = None,
         costs: Mapping[str, Ask[int]] | None = None,
+        priorities: Mapping[str, Ask[str | None]] | None = None,
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
@@ -136,14 +144,16 @@ class RateLimiter:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
-        self._registered = Registered(dict(identities or {}), dict(tiers or {}), dict(costs or {}))
+        self._registered = Registered(
+            dict(identities or {}), dict(tiers or {}), dict(costs or {}), _named(priorities or {})
+        )
         self._routes: dict[int, Rule] = {}
         """The rules of routes that were met and need no function that is not registered; by
         identity, as `InForce` has it."""
         self.response = response
         """The application's own response to a refusal, if it gives one."""
-        self._take(rule_set)
-        rule_set = self.rules
+        rule_set = self._take(rule_set)
+        self._uri = store if isinstance(store, str) else rule_set.store if store is None else ""
         self.store = store = _opened(rule_set.store if store is None else store, rule_set)
         """The store of the counters."""
         policies = {rule.on_store_failure for rule in rule_set.rules}
@@ -159,9 +169,13 @@ class RateLimiter:
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
         "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist,
-        or for want of an identity); and ("denylist", "denied")."""
+        or for want of an identity), "shed"; and ("denylist", "denied")."""
+        self.shed: Counter[tuple[str, str]] = Counter()
+        """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
+        self.waits = Waits()
+        """Requests that wait for their turn."""
         self._reports = Reports(rule_set, self.events)
-        self._fallback = Fallback(self._failover, self._reports, self.counts, self.events)
+        self._fallback = Fallback(self._failover, self._reports, self.counts, self.events, self)
         self._secret = secret
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
@@ -170,9 +184,10 @@ class RateLimiter:
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
             self.events, Outcomes(self._settler),
         )  # fmt: skip
+        self.sockets: Final = Sockets(self, ask, self._fallback, self._switches, self._reports)
+        """The open WebSockets whose messages are limited."""
         self.breaker.on_change.append(self._reports.breaker_changed)
-        self._started: object = None
-        """The event loop in which the background runs."""
+        self._take_shed(self.rules.shed)
 
     @classmethod
     def from_file(
@@ -185,6 +200,7 @@ class RateLimiter:
         identities: Mapping[str, Identify] | None = None,
         tiers: Mapping[str, Ask[str | None]] | None = None,
         costs: Mapping[str, Ask[int]] | None = None,
+        priorities: Mapping[str, Ask[str | None]] | None = None,
         skip: Ask[bool] | None = None,
         response: Answer | None = None,
         enabled: bool = True,
@@ -205,6 +221,7 @@ class RateLimiter:
             identities=identities,
             tiers=tiers,
             costs=costs,
+            priorities=priorities,
             skip=skip,
             response=response,
             enabled=enabled,
@@ -235,16 +252,18 @@ class RateLimiter:
         self._take(rules)
         self._reports.rules = self.rules
         self._decider.now = self._now
+        if before.shed != self.rules.shed:
+            self._take_shed(self.rules.shed)
         if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
             _LOG.warning(
                 "store-unchanged: the new rules name another store or deadline; the one that is "
                 "open stays until this process starts again"
             )
 
-    def _take(self, rules: RuleSet) -> None:
+    def _take(self, rules: RuleSet) -> RuleSet:
         share, rules = rules.share, rules.in_force()
         for rule in rules.rules:
-            self._hold_registered(rule)
+            self.hold_registered(rule)
         for advice in doubts(rules):
             if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
                 _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
@@ -254,26 +273,39 @@ class RateLimiter:
         """The names of the rules, in lower case; no limit on a route is told under one of them."""
         self.asks_routes = any("route" in rule.by for rule in rules.rules)
         """Whether a rule depends on which route a request will meet."""
+        self.limits_messages = any(rule.websocket is not None for rule in rules.rules)
+        """Whether a rule limits what comes over WebSockets."""
         self._now = InForce.of(rules, share)
         self.allowlist = Networks(rules.allowed_clients)
         """Clients that nothing limits; may be changed at any time, until other rules are taken."""
         self.denylist = Networks(rules.denied_clients)
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
+        return rules
+
+    def _take_shed(self, shed: Any) -> None:
+        if self.shedder is not None:
+            self.shedder.end()
+        self.shedder = None
+        if isinstance(shed, Shed) and shed.mode != "off":
+            secrets = self.rules.secret if self._secret is None else self._secret
+            salt = salt_of(secrets, self._uri)
+            self.shedder = Shedder(shed, salt, self.events, self.counts, self.shed)
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a route's rule uses a function that is not registered.
-
-        ``known`` are identities beside the registered ones.
-        """
+        """Remembers the rules of a route that was met; raises what `hold_registered` does."""
         for rule in rules:
             if self._routes.get(id(rule)) is not rule:
-                self._hold_registered(rule, known)
+                self.hold_registered(rule, known)
                 if len(self._routes) >= MOST_ROUTES:
                     self._routes.clear()
                 self._routes[id(rule)] = rule
 
-    def _hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
-        identities, tiers, costs = self._registered
+    def hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
+        """Raises ValueError where a rule uses a function that is not registered.
+
+        ``known`` are identities beside the registered ones.
+        """
+        identities, tiers, costs, priorities = self._registered
         there = {*identities, *known}
         for name in sorted(rule.registered_names - there):
             raise ValueError(
@@ -281,12 +313,16 @@ class RateLimiter:
                 + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
                 + "; pass RateLimiter(..., identities={name: callable})"
             )
-        for kind, value, names in (("tier", rule.tier, tiers), ("cost", rule.cost, costs)):
+        named: Any = ("tier", rule.tier, tiers), ("cost", rule.cost, costs)
+        if rule.priority not in PRIORITIES:
+            named = *named, ("priority", rule.priority, priorities)
+        for kind, value, names in named:
             if isinstance(value, str) and ":" not in value and value not in names:
                 raise ValueError(
                     f"rule {rule.name!r} has the {kind} {value}, which is not registered"
                     + near(value, names, 0.6, "{!r}".format)
-                    + f"; pass RateLimiter(..., {kind}s={{name: callable}})"
+                    + f"; pass RateLimiter(..., {kind.removesuffix('y')}"
+                    + f"{'ies' if kind[-1] == 'y' else 's'}={{name: callable}})"
                 )
 
     def _names(self) -> list[str]:
@@ -404,8 +440,6 @@ class RateLimiter:
         """
         reservation = from_token(self._settler, self._signer, token)
         numbers = reservation.numbers(actual)
-        if await reservation.age_us() > reservation.life_us:
-            return False
         return await self._settler.finish(reservation.settle(numbers))
 
     async def _reserve(
@@ -498,17 +532,21 @@ class RateLimiter:
         on = self.enabled and self.everywhere and rule.mode != "off"
         return on and not self._switches.off.intersection((ALL, rule.name))
 
-    async def give_back(self, returned: Sequence[Check]) -> None:
-        """Asks the store to take back charges (`Check.given_back`); raises where it does not."""
-        await self._failover.decide(returned)
+    async def give_back(
+        self, returned: Sequence[Check], *, local: bool = False
+    ) -> Sequence[Decision]:
+        """Asks the store to take back charges (`Check.given_back`); raises where it does not.
 
-    async def wait(self, delay_us: int) -> None:
-        """Waits a leaking bucket's turn, and counts who waits."""
-        self.waiting += 1
-        try:
-            await anyio.sleep(delay_us / 1_000_000)
-        finally:
-            self.waiting -= 1
+        ``local`` are those of the share that was counted in process, while the store was away.
+        """
+        if local:
+            return await self._failover.decide_locally(returned)
+        return await self._failover.decide(returned)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn by a leaking bucket at the moment."""
+        return self.waits.count
 
     @property
     def reloads(self) -> dict[str, int]:
@@ -541,12 +579,14 @@ class RateLimiter:
 
         ``status`` is "ok" or "degraded"; ``breaker`` "closed" or "open", ``since`` when (seconds
         since the epoch); ``workers`` how many are alive, where they make themselves known in the
-        store (``local``): so many share a quota while it is away;
+        store (`count_workers`): so many share a quota while it is away;
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
-        came from, since when they hold, and the ``mistakes`` of a newer one.
+        came from, since when they hold, and the ``mistakes`` of a newer one; ``shed``, where that
+        is on, how late requests begin (``lag_ms``), the admitted ``share`` of what is not critical,
+        the ``level`` of 500 above which requests are shed, and how many were, by priority.
         """
         breaker, workers = self.breaker, self._failover.seen
         return {
@@ -560,8 +600,16 @@ class RateLimiter:
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
             "off": sorted(self._switches.off),
+            **({} if self.shedder is None else {"shed": self.shedder.health()}),
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
+
+    def count_workers(self) -> None:
+        """Has workers make themselves known in the store, so that `health` tells how many live.
+
+        Each of them has to; rules with ``local`` do it by themselves.
+        """
+        self._failover.count_workers()
 
     def start(self) -> None:
         """Begins, in this event loop, to learn of switches and changes of the rule file.
@@ -570,8 +618,11 @@ class RateLimiter:
         event loop that is not asyncio's nothing runs in the background.
         """
         self._switches.run()
+        self._failover.run()
         if self._watcher is not None:
             self._watcher.run()
+        if self.shedder is not None:
+            self.shedder.run()
         for each in self.companions:
             each.run()
         try:
@@ -579,14 +630,22 @@ class RateLimiter:
         except RuntimeError:
             self._reports.once("not-asyncio", type(self.store).__name__)
 
+    def add_companion(self, companion: Companion) -> None:
+        """Begins and ends a job with this limiter; where that has begun, at the next request."""
+        self.companions += (companion,)
+        self._started = None
+
     async def aclose(self) -> None:
-        """Closes the store; it opens again when it is next asked."""
+        """Ends the waits for a turn, and closes the store; it opens again when it is next asked."""
+        await self.waits.aclose()
         self._started = None
         self._decider.seen = 0
         await self._switches.aclose()
         await self.denials.aclose()
         if self._watcher is not None:
             await self._watcher.aclose()
+        if self.shedder is not None:
+            self.shedder.stop()
         for each in self.companions:
             await each.aclose()
         await self._settler.aclose()
@@ -704,6 +763,14 @@ def _opened(store: Store | str, rules: RuleSet) -> Store:
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _named(priorities: Mapping[str, Ask[str | None]]) -> dict[str, Ask[str | None]]:
+    """Functions by names that are no words of ours."""
+    for name in PRIORITIES:
+        if name in priorities:
+            raise ValueError(f"priorities names a function {name}, which is a priority itself")
+    return dict(priorities)
 
 
 def off_by_environment() -> bool:

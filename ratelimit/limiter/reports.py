@@ -41,8 +41,8 @@ ONCE: Final = {
     "user counts as missing. Give it an identity, id, pk, sub, uuid or username that is text, a "
     "whole number or a UUID, or limit by an identity that you register",
     "not-asyncio": "the event loop is not asyncio's: nothing is learnt in the background, neither "
-    "switches nor changes of the rule file, and only a store in process decides there (this one is "
-    "a %s)",
+    "switches nor changes of the rule file, nothing is shed, and only a store in process decides "
+    "there (this one is a %s)",
     "reset-unsupported": "a rule forgets failures at a success (reset_on), but a %.60s does not "
     "remember which charges were failures, so they stay until they have left the window",
     "path-missing": "the route's limit %.60r names a parameter that the path of the route lacks, "

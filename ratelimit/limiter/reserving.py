@@ -10,19 +10,19 @@ import secrets
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from anyio import from_thread
 
 from ratelimit.decisions import MOST_COST, Action, Check, Decision
+from ratelimit.limiter.charged import Charged, Part
 from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.tokens import Signer
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.rules.matching import Plan
 from ratelimit.stores import StoreUnavailable
 from ratelimit.words import whole
 
-__all__ = ["Charged", "Reservation", "Reserving", "from_token"]
+__all__ = ["Reservation", "Reserving", "from_token"]
 
 _SHADOW: Final = int(Action.SHADOW)
 
@@ -30,57 +30,6 @@ SHORTEST_LIFE_US: Final = 3_600_000_000
 """The least time for which a token is good; a longer window makes it longer."""
 
 _VERSION: Final = 1
-
-
-class Charged(NamedTuple):
-    """Charges that were made for one budget after the other, by the checks and their decisions."""
-
-    checks: Sequence[Check]
-    decisions: Sequence[Decision]
-    budgets: Sequence[int]
-    """The place of each check's budget."""
-    names: Sequence[str]
-    """The rule of each budget."""
-
-    @classmethod
-    def by(cls, plan: Plan, keys: Sequence[str], decisions: Sequence[Decision]) -> Self:
-        """The charges of a plan, of which each rule is a budget."""
-        names = list(dict.fromkeys(rule for rule, _ in plan.allowed))
-        budgets = [names.index(rule) for rule, _ in plan.allowed]
-        return cls(plan.checks(keys), decisions, budgets, names)
-
-
-class _Part:
-    """One limit of one budget, and what it was charged so far."""
-
-    __slots__ = ("budget", "check", "taken")
-
-    def __init__(self, budget: int, check: Check, taken: list[tuple[int, int, int]]) -> None:
-        self.budget = budget
-        self.check = check
-        self.taken = taken
-        """Units, time and level of each charge, the last one last."""
-
-    @property
-    def total(self) -> int:
-        return sum(units for units, _, _ in self.taken)
-
-    def to(self, actual: int) -> list[Check]:
-        """The checks that make of what was charged what it turned out to be."""
-        limit, key, _, rule, *_ = self.check
-        missing = actual - self.total
-        if missing > 0:
-            return [Check(limit, key, missing, rule, action=Action.FORCE)]
-        found = []
-        for units, at_us, level in reversed(self.taken):
-            back = min(units, -missing)
-            if not back:
-                break
-            missing += back
-            found.append(
-                Check(limit, key, back, rule, action=Action.GIVE_BACK, at_us=at_us, level=level)
-            )
-        return found
 
 
 class Reservation:
@@ -95,7 +44,7 @@ class Reservation:
         self,
         settler: Settler,
         signer: Signer,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         names: Sequence[str],
         cost: Sequence[int],
         identifier: str = "",
@@ -122,7 +71,7 @@ class Reservation:
     def of(cls, settler: Settler, signer: Signer, charged: Charged, cost: Sequence[int]) -> Self:
         """The reservation that these charges are; what no store has counted is no part of it."""
         parts = [
-            _Part(budget, check, [(check.cost, decision.at_us, decision.level)])
+            Part(budget, check, [(check.cost, decision.at_us, decision.level)])
             for check, decision, budget in zip(
                 charged.checks, charged.decisions, charged.budgets, strict=True
             )
@@ -210,6 +159,9 @@ class Reservation:
         """Does as `sent` does, where the response has not come to its end."""
         self.sent()
 
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Changes nothing: it is made when the request has waited."""
+
     def withdrawn(self) -> None:
         """Leaves everything as it is: all charges of the request are given back."""
         self.committed = True
@@ -218,6 +170,10 @@ class Reservation:
 
     def numbers(self, actual: int | Sequence[int]) -> list[int]:
         """A cost for each budget; raises TypeError or ValueError for what is none."""
+        if type(actual) is int and len(self.cost) == 1:
+            if not 0 <= actual <= MOST_COST:
+                whole("the cost", actual, 0, MOST_COST)
+            return [actual]
         several = isinstance(actual, Sequence) and not isinstance(actual, str)
         numbers: list[Any] = list(actual) if several else [actual] * len(self.cost)  # type: ignore[arg-type]  # it is one then
         if len(numbers) != len(self.cost):
@@ -234,25 +190,29 @@ class Reservation:
             return True
 
     async def settle(self, numbers: Sequence[int]) -> bool:
-        """Sets the charges to these costs; False where its token was used before.
+        """Sets the charges to these costs; False where its token was used before, or is dead.
 
         Raises StoreUnavailable where the store does not answer.
         """
         async with self._lock:
-            fresh = True
+            # Later, nobody knows any more whether it was used.
+            if self._id and self._parts and await self._age_us() > self.life_us:
+                return False
+            parts, fresh = self._parts, True
+            keys = [parts[0].check[1]] if len(parts) == 1 else {part.check[1] for part in parts}
             # An identity's counters are in one place; of several, each is settled by itself.
-            for key in dict.fromkeys(part.check.key for part in self._parts):
-                own = [part for part in self._parts if part.check.key == key]
-                asked = [check for part in own for check in part.to(numbers[part.budget])]
-                marker = [self._marker(own[0])] if self._id else []
-                if not asked and not marker:
-                    continue
-                decisions = await self._settler.ask([*marker, *asked])
-                for each in decisions:
-                    if each.degraded:
-                        problem = getattr(each, "problem", None)
-                        raise problem or StoreUnavailable("no answer came", "shard", "shard")
-                fresh = fresh and not (marker and not decisions[0].allowed)
+            for key in keys:
+                own = [part for part in parts if part.check[1] == key]
+                asked = [self._marker(own[0])] if self._id else []
+                for part in own:
+                    asked += part.to(numbers[part.budget])
+                if asked:
+                    decisions = await self._settler.ask(asked)
+                    for each in decisions:
+                        if each[8]:
+                            problem = getattr(each, "problem", None)
+                            raise problem or StoreUnavailable("no answer came", "shard", "shard")
+                    fresh = fresh and (not self._id or decisions[0].allowed)
             return fresh
 
     async def _go_on(self) -> bool:
@@ -281,15 +241,13 @@ class Reservation:
         """Microseconds for which its token is good."""
         return max([SHORTEST_LIFE_US, *(part.check.limit.window_us for part in self._parts)])
 
-    def _marker(self, part: _Part) -> Check:
+    def _marker(self, part: Part) -> Check:
         """The check that passes once: a counter of its own, beside those of the identity."""
         once = Limit.of(1, self.life_us, algorithm=Algorithm.SLIDING_LOG)
         return Check(once, part.check.key, 1, f"{part.check.rule}~{self._id}")
 
-    async def age_us(self) -> int:
-        """Microseconds since it was made, by the store's clock; raises StoreUnavailable."""
-        if not self._parts:
-            return 0
+    async def _age_us(self) -> int:
+        """Microseconds since it was made, by the store's clock."""
         part = self._parts[0]
         (now,) = await self._settler.ask([part.check._replace(cost=0, action=Action.CHARGE)])
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
@@ -301,7 +259,7 @@ def from_token(settler: Settler, signer: Signer, token: str) -> Reservation:
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
     parts = [
-        _Part(
+        Part(
             budget,
             Check(_limit(value), key, sum(units for units, _, _ in taken), rule),
             [tuple(each) for each in taken],

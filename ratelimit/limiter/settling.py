@@ -164,7 +164,7 @@ class Outcomes:
             return None
         for each in made:
             self.open[_counter(each.check)] += 1
-        return Outcome(self, made, resets=method not in NEVER_RESETS)
+        return Outcome(self, made, resets=method.upper() not in NEVER_RESETS)
 
     def soon(
         self, plan: Plan, keys: Sequence[str], decisions: Sequence[Decision]
@@ -225,6 +225,10 @@ class Outcome:
         if waits is not None:
             waits.close()
 
+    def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
+        """Gives back, if it does, what the request has come to hold while it waited."""
+        self._made = [each._replace(decision=at_its_place(each.decision)) for each in self._made]
+
     def withdrawn(self) -> None:
         """Leaves charges alone that are given back with all others of the request."""
         made, self._made = self._made, []
@@ -263,7 +267,13 @@ class Outcome:
         outcomes.close(stay)
         jobs: list[Job] = [self._give_back(returned)] if returned else []
         jobs += [self._remember(each) for each in stay if each.charge.reset_on]
-        forgets = [each for each in made if self._resets and status in each.charge.reset_on]
+        forgets = [
+            each
+            for each in made
+            if self._resets
+            and status in each.charge.reset_on
+            and each.charge.may_reset(each.check.key)
+        ]
         if not (jobs or forgets):
             return None
         waits = outcomes.settler.begin(*jobs)

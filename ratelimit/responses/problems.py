@@ -23,7 +23,11 @@ IDENTITY_MISSING: Final = "urn:ratelimit-asgi:problem:identity-missing"
 REDUCED_CAPACITY: Final = (
     "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 )
+SHUTTING_DOWN: Final = "urn:ratelimit-asgi:problem:shutting-down"
 STORE_UNAVAILABLE: Final = "urn:ratelimit-asgi:problem:store-unavailable"
+
+CLIENT_GONE: Final = 499
+"""The status that nginx logs for a client that has gone; no response can carry it to anybody."""
 
 PROBLEM: Final = "application/problem+json"
 HTML: Final = "text/html"
@@ -202,6 +206,19 @@ def unavailable() -> Refusal:
     )
 
 
+def shed(retry_after: int) -> Refusal:
+    """503: this process has more requests than it can serve, and others come first."""
+    return problem(
+        503,
+        REDUCED_CAPACITY,
+        "Temporary Reduced Capacity",
+        f"There are more requests at the moment than can be served; try again in {retry_after} "
+        f"second{'s' * (retry_after != 1)}.",
+        [(b"retry-after", b"%d" % retry_after)],
+        {"violated-policies": []},
+    )
+
+
 def overloaded() -> Refusal:
     """503: this process has more to decide than it gets to, whatever rules say of the store."""
     return problem(
@@ -212,3 +229,20 @@ def overloaded() -> Refusal:
         [(b"retry-after", b"1")],
         {"violated-policies": []},
     )
+
+
+def closing() -> Refusal:
+    """503: the application shuts down before a request's turn has come."""
+    return problem(
+        503,
+        SHUTTING_DOWN,
+        "Shutting Down",
+        "The server shuts down before the turn of this request, which has not run; try again.",
+        [(b"retry-after", b"1")],
+    )
+
+
+def left() -> Refusal:
+    """499: the client has gone while its request waited; nobody gets this but logs."""
+    detail = "The client has gone before the turn of this request, which has not run."
+    return problem(CLIENT_GONE, "about:blank", "Client Closed Request", detail)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ratelimit.identity.keys import read_joined
 from ratelimit.rules.reading import Coded, Reading
 from ratelimit.words import near, shown
 
@@ -28,6 +29,21 @@ class Charge:
     """Statuses at which the failures of an identity are forgotten; not for GET, HEAD, OPTIONS."""
     keep_if: Callable[[Any], Any] | None = None
     """Says of a response, in place of its status, whether the charge is kept."""
+    by: tuple[str, ...] = ()
+    """The parts of the identity that is charged."""
+
+    def may_reset(self, key: str) -> bool:
+        """Whether a success proves something of the identity of this key.
+
+        It does not where the account was missing, and the client's address stands in for it.
+        """
+        parts = read_joined(key) if len(self.by) > 1 else (key,)
+        return any(
+            part not in NO_ACCOUNT
+            and not part.startswith("query:")
+            and not text.startswith(("client=", "client#"))
+            for part, text in zip(self.by, parts, strict=True)
+        )
 
 
 def charge(value: object, reading: Reading) -> Charge:
@@ -45,7 +61,7 @@ def charge(value: object, reading: Reading) -> Charge:
     on_status, reset_on = (
         _statuses(key, value[key], reading) if key in value else frozenset() for key in KEYS
     )
-    found = Charge(on_status, reset_on)
+    found = Charge(on_status, reset_on, by=reading["by"])
     both = found.on_status & found.reset_on
     if both:
         raise ValueError(
@@ -84,7 +100,7 @@ def charge_of(reading: Reading) -> Charge | None:
     found, keep_if = reading["charge"], reading["charge_if"]
     if keep_if is None:
         return found  # type: ignore[no-any-return]  # what `charge` has read
-    return Charge(reset_on=found.reset_on if found else frozenset(), keep_if=keep_if)
+    return Charge(frozenset(), found.reset_on if found else frozenset(), keep_if, reading["by"])
 
 
 def _statuses(key: str, values: object, reading: Reading) -> frozenset[int]:

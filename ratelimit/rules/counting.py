@@ -20,6 +20,9 @@ MOST_COST: Final = 2**42
 DEFAULT_MAX_DELAY: Final = 10.0
 """Seconds that a leaking bucket may hold a request, where a rule does not say."""
 
+DEFAULT_MAX_WAITING: Final = 1_000
+"""Requests that may wait for one rule in one worker, where it does not say."""
+
 _MOST_LIMITS: Final = 20
 
 COUNTED: Final = ("algorithm", "burst", "rounding", "max_delay", "free")
@@ -208,6 +211,20 @@ def free(value: int, reading: Reading) -> int:
     return _beside(
         value, reading, Counting(reading["algorithm"], reading["burst"], None, ..., value)
     )
+
+
+def max_waiting(value: int, reading: Reading) -> int:
+    """Requests that may wait, 1 to 100,000; of a rule of which a limit makes them wait."""
+    whole("max_waiting", value, 1, 100_000)
+    limit = reading["limit"]
+    given = list(limit.values()) if isinstance(limit, Mapping) else [limit]
+    known = [reading["algorithm"] or Algorithm.SLIDING_COUNTER]
+    for each in given:
+        if each is not None and not isinstance(each, str) and not callable(each):
+            known += [one.algorithm for one in ready_limits(each)]
+    if Algorithm.LEAKING_BUCKET not in known:
+        raise ValueError(f"max_waiting belongs to a leaking_bucket; nobody waits for a {known[-1]}")
+    return value
 
 
 def _beside(value: T, reading: Reading, counting: Counting) -> T:

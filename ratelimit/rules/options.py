@@ -15,8 +15,9 @@ from starlette.responses import Response
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import charging, counting, overriding, values
+from ratelimit.rules import charging, counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
+from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
     METHODS,
     MOST_WORKERS,
@@ -178,6 +179,17 @@ class RouteOptions(TypedDict, total=False):
             needs=("limit", "algorithm", "burst"),
         ),
     ]
+    max_waiting: Annotated[
+        int,
+        Option(
+            "How many requests may wait for their turn by a leaking bucket, for the whole rule in "
+            "one worker, up to 100,000; `1000` if left out.",
+            Form("whole", (), 1, 100_000),
+            counting.max_waiting,
+            counting.DEFAULT_MAX_WAITING,
+            needs=("limit", "algorithm"),
+        ),
+    ]
     cost: Annotated[
         int | str | Ask[int],
         Option(
@@ -218,6 +230,15 @@ class RouteOptions(TypedDict, total=False):
             needs=("charge",),
         ),
     ]
+    priority: Annotated[
+        Priority | str | Ask[str | None] | None,
+        Option(
+            "How late such requests are shed where the file says `shed`: `critical` (never), "
+            "`high`, `normal`, `low`, `bulk`, or a registered name; `normal` if no rule says.",
+            Form("priority", examples=PRIORITIES),
+            priority,
+        ),
+    ]
     mode: Annotated[
         Mode,
         _choice(
@@ -253,6 +274,15 @@ class RouteOptions(TypedDict, total=False):
             "(`refuse`).",
             OnMissing,
             "client",
+        ),
+    ]
+    websocket: Annotated[
+        sockets.MessagesOptions | None,
+        Option(
+            "What a WebSocket that the rule let in may send: `messages` and `bytes`, a limit each, "
+            "and `on_excess`: `close` (if left out), `drop` or `pause`.",
+            Form("websocket"),
+            sockets.messages,
         ),
     ]
     skip: Annotated[
@@ -404,6 +434,13 @@ FILE: Final = Options(
         Form("secrets", examples=("${RATELIMIT_SECRET}",)),
         values.secrets,
         (),
+    ),
+    shed=Option(
+        "When requests are answered with 503, those of the lowest `priority` first: `lag`, such as "
+        "`20ms`, is how late this process may be; `mode` may stand beside it.",
+        Form("shed"),
+        shed,
+        None,
     ),
     preflights=_choice(
         "Whether CORS preflights are `free` (if left out) or `count`, where a rule does not name "

@@ -23,6 +23,8 @@ from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
+from ratelimit.rules.shed import Priority
+from ratelimit.rules.sockets import Messages
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
@@ -55,8 +57,10 @@ class Rule:
     identities to limits in the same forms, counted by the rule's algorithm; an override has no
     burst but the one in its own text.
 
-    ``cost`` is a number, a registered name, or a function over the connection. ``skip``, a function
-    over the connection, says of a request that this rule does not apply to it.
+    ``cost`` is a number, a registered name, or a function over the connection; ``priority`` one of
+    ``critical``, ``high``, ``normal``, ``low`` and ``bulk``, or such a name or function, which may
+    give None. ``skip``, a function over the connection, says of a request that this rule does not
+    apply to it.
 
     Raises ValueError or TypeError, in one sentence, for anything that could not be meant.
     """
@@ -83,12 +87,16 @@ class Rule:
     """Names of rules that do not apply where this one has counted a request."""
     methods: frozenset[str] | None
     """In upper case, HEAD among them where GET is; None for every method."""
+    max_waiting: int
+    """Requests that may wait for their turn at a time, in one worker, 1 to 100,000."""
     cost: int | str | Ask[int]
     """Units per request; a number is 0 or more, and no more than any limit can let through."""
     unit: str
     """The name of what its limits count, before clients."""
     charge: Charge | None
     """The outcomes that keep a charge; None where every charge is kept."""
+    priority: Priority | str | Ask[str | None] | None
+    """One of five classes, a registered name or a function; None where it has no say."""
     mode: Mode
     enforce_share: Fraction
     """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
@@ -105,6 +113,8 @@ class Rule:
     """Clients to whom this rule does not apply."""
     denylist: tuple[Network, ...]
     """Clients whose requests, where this rule matches, are refused (403); beats the allowlist."""
+    websocket: Messages | None
+    """The limits on what comes over a WebSocket that it let in."""
     skip: Ask[bool] | None
     policies: tuple[str, ...] = field(repr=False, compare=False)
     """The names under which ``limits`` are shown to clients, in the same order."""
@@ -205,6 +215,9 @@ class Rule:
         cost(self.cost, _all_limits(limits, tiers, overrides))
         put(rule, "limits", limits)
         put(rule, "tiers", MappingProxyType(tiers))
+        if self.websocket is not None:
+            change = {limit: scaled((limit,))[0] for limit in self.websocket.limits}
+            put(rule, "websocket", self.websocket.map(change))
         put(rule, "overrides", MappingProxyType(overrides))
         put(rule, "named", {text: scaled(own) for text, own in self.named.items()})
         put(rule, "_part", part)

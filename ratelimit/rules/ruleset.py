@@ -17,6 +17,8 @@ from ratelimit.rules.matching import Found, Index, Matching
 from ratelimit.rules.options import FILE
 from ratelimit.rules.replacing import misplaced
 from ratelimit.rules.rule import Rule, TooManyLimits
+from ratelimit.rules.shed import Shed
+from ratelimit.rules.sockets import KEYS, policy_of
 from ratelimit.rules.values import LISTS_OF_HOPS, OnStoreFailure, Preflights
 from ratelimit.words import shown
 
@@ -63,6 +65,8 @@ class RuleSet:
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
     secret: str | Sequence[str] = field(default=(), repr=False)
     """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
+    shed: Shed | Mapping[str, str] | None = None
+    """The lateness above which requests are shed, ``{"lag": "20ms"}``; None for never."""
     preflights: Preflights = "free"
     """Whether a browser's CORS preflights count where a rule does not name OPTIONS."""
     files: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -186,7 +190,9 @@ def _unique_names(rules: Iterable[object]) -> None:
                 f"two rules are named {shown(rule.name)}; each has its own name, in any case"
             )
         names.add(rule.name.lower())
-        for policy in rule.policies:
+        flow = rule.websocket
+        messages = [policy_of(rule.name, what) for what in KEYS[:2] if getattr(flow, what, None)]
+        for policy in (*rule.policies, *messages):
             other = policies.setdefault(policy.lower(), rule.name)
             if other != rule.name:
                 raise ValueError(

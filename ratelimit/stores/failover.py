@@ -82,6 +82,15 @@ class Failover:
         """The number of workers alive, as last seen; None where none has made itself known."""
         return max(self._counted, default=None)
 
+    def count_workers(self) -> None:
+        """Has workers make themselves known, where the store gathers them."""
+        self._beats = self._guarded and isinstance(self.store, Heartbeats)
+
+    def run(self) -> None:
+        """Makes this worker known in this event loop, where workers are counted."""
+        if self._beats:
+            self._heartbeat.run()
+
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """The store's decisions; raises StoreUnavailable at once while it is known to be away."""
         if self._beats:
@@ -109,7 +118,7 @@ class Failover:
         """
         if self._local is None:
             self._local = MemoryStore()
-            self._beats = self._guarded and isinstance(self.store, Heartbeats)
+            self.count_workers()
         own = []
         for limit, key, cost, rule, action, at_us, level in checks:
             share = self._share(limit)

@@ -73,6 +73,9 @@ class MemoryStore:
     """Microseconds since the epoch, or None for the process's own; may be set at any time, also on
     the class, for every store that was given none."""
 
+    is_shared: bool = True
+    """Whether all workers would be meant to count here, were it not in each of them."""
+
     def __init__(
         self,
         max_keys: int = 1_000_000,
@@ -278,7 +281,7 @@ class MemoryStore:
             lua, api[b"each"], api[b"know"], api[b"forget_kinds"], api[b"forget"], api[b"note"],
             api[b"take"], api[b"statistics"],
         )  # fmt: skip
-        if several_workers():
+        if self.is_shared and several_workers():
             _LOG.warning(
                 "memory-in-workers: this process looks like one of several workers, and each "
                 "counts alone with memory://, so clients get each quota once per worker; use "

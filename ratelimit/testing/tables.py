@@ -153,6 +153,18 @@ TABLES: Final[dict[str, Table]] = {
             Row(15 * _S, 2, True, 3, 0, 0, action=_BACK, returns=1),
         ),
     ),
+    "a leaking bucket keeps a place that others have queued behind": Table(
+        Limit("6/minute burst 4", algorithm="leaking_bucket"),
+        (
+            Row(0, 1, True, 3, 0, 10 * _S, 0),
+            Row(0, 1, True, 2, 0, 20 * _S, 10 * _S),
+            Row(5 * _S, 1, True, 1, 0, 25 * _S, 15 * _S),
+            Row(5 * _S, 1, True, 1, 0, 25 * _S, action=_BACK, returns=1),
+            Row(5 * _S, 1, True, 2, 0, 15 * _S, action=_BACK, returns=2),
+            Row(5 * _S, 1, True, 3, 0, 5 * _S, action=_BACK, returns=1),
+            Row(5 * _S, 1, True, 2, 0, 15 * _S, 5 * _S),
+        ),
+    ),
     "max_delay cuts a leaking bucket to what leaves within it": Table(
         Limit("1/s burst 100", algorithm="leaking_bucket", max_delay=2.5),
         (

@@ -1,20 +1,20 @@
 """Own answers to a refusal, functions over a connection, and limits that are off."""
 
 import inspect
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi import HTTPException as FastAPIHTTPException
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
 import ratelimit.testing
-from ratelimit import RateLimiter, RateLimitExceeded, RateLimitMiddleware, limit
+from ratelimit import RateLimit, RateLimiter, RateLimitExceeded, RateLimitMiddleware, limit
 from tests.support.asgi import ask, call, limiter, statuses, websocket_scope
 
 
@@ -150,3 +150,42 @@ async def test_a_function_gets_the_kind_of_connection_that_it_is_asked_about() -
     assert sent[0]["type"] == "websocket.accept"
     assert seen == [("GET", Request)] * 2 + [("PUT", Request), ("/chat", WebSocket)]
     assert issubclass(Request, HTTPConnection)
+
+
+def streamed(_: object, __: object) -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"not "
+        yield b"now"
+
+    return StreamingResponse(pieces(), 429, media_type="text/plain")
+
+
+@pytest.mark.parametrize(("version", "ends"), [("1.1", "close"), ("2", None)])
+@pytest.mark.parametrize("whose", ["limiter", "handler", "nobody"])
+async def test_an_answer_to_a_handshake_has_its_length_and_ends_the_connection(
+    version: str, ends: str | None, whose: str
+) -> None:
+    """As one piece, whoever gives it; HTTP/2 has no field for the end."""
+
+    async def chat(websocket: WebSocket) -> None:
+        await websocket.accept()
+
+    app = FastAPI()
+    if whose == "handler":
+        once = RateLimit("1/minute", limiter=limiter())
+        app.add_api_websocket_route("/", chat, dependencies=[Depends(once)])
+        app.add_exception_handler(RateLimitExceeded, streamed)
+    else:
+        app.add_api_websocket_route("/", limit("1/minute")(chat))
+        own = streamed if whose == "limiter" else None
+        app.add_middleware(RateLimitMiddleware, limiter=RateLimiter(response=own))
+    connect = [{"type": "websocket.connect"}]
+    scope = websocket_scope(http_version=version, extensions={"websocket.http.response": {}})
+    await call(app, dict(scope), connect)
+    answer = await call(app, dict(scope), connect)
+    assert answer.status == 429
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert answer.headers.get("connection") == ends
+    assert "retry-after" in answer.headers
+    assert len(answer.messages) == 2
+    assert whose == "nobody" or answer.body == b"not now"

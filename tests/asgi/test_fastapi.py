@@ -209,7 +209,7 @@ async def test_a_dependency_of_a_websocket_refuses_at_the_handshake() -> None:
     assert (await call(app, dict(scope), connect)).status == 429
     closed = await call(app, websocket_scope("/ws"), connect)
     assert closed.messages == [
-        {"type": "websocket.close", "code": 1008, "reason": "Too Many Requests"}
+        {"type": "websocket.close", "code": 1008, "reason": "Too Many Requests; try again in 61 s"}
     ]
 
 

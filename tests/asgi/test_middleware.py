@@ -303,7 +303,7 @@ async def test_without_the_extension_a_refused_websocket_is_closed_with_1008(
     app = guarded(Rule("api", "1/minute"))
     await call(app, websocket_scope(**extensions))
     assert (await call(app, websocket_scope(**extensions))).messages == [
-        {"type": "websocket.close", "code": 1008, "reason": "Too Many Requests"}
+        {"type": "websocket.close", "code": 1008, "reason": "Too Many Requests; try again in 61 s"}
     ]
 
 

@@ -100,6 +100,15 @@ async def test_a_method_that_proves_nothing_forgets_nothing(store: Store, method
     assert await login.left() == 2
 
 
+@pytest.mark.parametrize("by", ["user", ["user", "client"], ["client", "user"]])
+async def test_a_success_without_an_account_forgets_nothing(store: Store, by: Any) -> None:
+    """Else whoever leaves the account out would clear what he has guessed from his address."""
+    login = Login(store, by=by)
+    for status in (401, 200):
+        assert await login.post(status) == status
+    assert [await login.post(401) for _ in range(3)] == [401, 401, 429]
+
+
 async def test_a_success_leaves_charges_alone_that_are_not_decided_yet(store: Store) -> None:
     """Nor does one give back what is still a guess."""
     login = Login(store, "5/minute")

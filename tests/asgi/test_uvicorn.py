@@ -18,12 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 class Server:
     """A uvicorn of its own process on a port that the kernel chose, and what it logged."""
 
-    def __init__(self, *options: str, workers: int = 1) -> None:
+    def __init__(
+        self, *options: str, workers: int = 1, serves: str = "tests.support.served:make"
+    ) -> None:
         self.log: list[str] = []
         self._workers = workers
         self._running = threading.Event()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "tests.support.served:make", "--factory", "--port=0",
+            [sys.executable, "-m", "uvicorn", serves, "--factory", "--port=0",
              "--no-access-log", f"--workers={workers}", *options],
             cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

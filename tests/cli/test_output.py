@@ -124,7 +124,7 @@ def test_a_sentence_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "one\\ntwo\\x1b\n")
 
 
-def test_every_command_takes_json_and_prints_that_alone(
+def test_every_command_that_tells_something_takes_json_and_prints_that_alone(
     empty: Server, rules: str, tmp_path: Path
 ) -> None:
     log = written(tmp_path / "log", map(combined, traffic(100, seed=1)))
@@ -134,6 +134,6 @@ def test_every_command_takes_json_and_prints_that_alone(
         "revive": [empty.url, "api"], "schema": [], "check": [rules],
         "explain": [rules, "GET", "/"], "replay": [rules, log], "plan": [log],
     }  # fmt: skip
-    assert words.keys() == main.commands.keys()
+    assert words.keys() == main.commands.keys() - {"serve"}
     for command, arguments in words.items():
         assert isinstance(rows(command, *arguments), list | dict)

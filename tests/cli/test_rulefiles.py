@@ -56,6 +56,35 @@ def test_check_counts_a_cost_above_a_workers_share_in_full(tmp_path: Path) -> No
     assert checked(tmp_path, text % "pages")[0]["store away"] == "20 more, at a cost up to 1"
 
 
+@pytest.mark.parametrize(("store", "ahead"), [("memory://", 0), ("redis://localhost", 9)])
+def test_check_tells_what_messages_pass_at_worst(tmp_path: Path, store: str, ahead: int) -> None:
+    """By so much a limit is passed at most, whatever the number of workers."""
+    text = (
+        f"store: {store}\nrules: [{{name: a, limit: 1/minute, "
+        "websocket: {messages: 100/second, bytes: 5/second}}]\n"
+    )
+    _, messages, size = checked(tmp_path, text)
+    assert (messages["whose"], messages["charged ahead"]) == ("messages", ahead)
+    assert messages["at worst"] == 199 + ahead
+    assert messages["store away"] == "by connection"
+    assert (size["whose"], size["limit"]) == ("bytes", "5/second")
+    assert size["at worst"] == 9 + min(1, ahead)
+
+
+def test_check_tells_how_many_requests_are_undecided_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    charge = "charge: {on_status: [401]}"
+    file.write_text(
+        f"version: 1\nrules:\n  - {{name: a, limit: 5/minute; 20/hour, {charge}}}\n"
+        f"  - {{name: b, limit: 5/minute}}\n  - {{name: c, limit: 5/minute, mode: off, {charge}}}\n"
+    )
+    (report,) = rows("check", str(file))
+    (told,) = report["undecided"]
+    assert told.startswith("rule 'a': ")
+    assert "at most 5 of one identity are looked at at once" in told
+    assert told in run("check", str(file)).output
+
+
 def test_check_shows_no_identity_that_may_be_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from ratelimit import RateLimiter, RateLimitMiddleware, RuleSet
 from tests.support.asgi import Inner, ask
 from tests.support.gateways import FILES, RECIPES, Client, Gateway, gateway, program
-from tests.support.servers import Server, binaries, serving
+from tests.support.servers import Server, binaries, free_port, serving
 
 RULES: Final = """\
 version: 1
@@ -286,7 +286,33 @@ def test_requests_flow_while_the_service_hangs_and_when_it_is_gone(name: str) ->
             answer = client.ask("/login", "POST", body=b"whole")
             assert answer.status == 200
             assert proxy.behind.seen[-1].body == b"whole"
+        assert client.ask("/login", "POST", {"X-Answer": "503"}).status == 503
         client.close()
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_refusal_by_many_rules_at_once_is_a_refusal(name: str) -> None:
+    """Its fields are longer than nginx's usual buffer, by which it would count as no answer."""
+    rules = "".join(
+        f"  - {{name: a-rule-with-quite-a-long-name-{number:03}, limit: 1/day}}\n"
+        for number in range(80)
+    )
+    head = RULES.partition("denylist")[0]
+    with gateway(name, f"{head}rules:\n{rules}") as proxy, Client(proxy.port) as client:
+        assert client.ask("/").status == 200
+        answer = client.ask("/")
+        assert answer.status == 429
+        assert len(answer.problem["violated-policies"]) == 80
+        assert answer.headers["ratelimit-policy"].count(";q=1;") == 80
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_an_application_that_is_gone_is_told_as_such(name: str) -> None:
+    nothing = free_port()
+    with gateway(name, RULES, application_port=nothing) as proxy, Client(proxy.port) as client:
+        statuses = [client.ask("/login", "POST").status for _ in range(7)]
+        assert set(statuses[:5]) <= {502, 503, 504}
+        assert statuses[5:] == [429, 429]
 
 
 POLICIES: Final = """\

@@ -21,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ratelimit import RateLimiter, RateLimitMiddleware
 from ratelimit.limiter.limiter import Admission
 
+WORKS: Final = 0.004  # seconds of an endpoint that computes, which is what the loop is late by
+WAITS: Final = 0.1  # seconds of a sync endpoint that waits, in one of 40 threads
 COMPUTES: Final = 0.12  # seconds; a password hash, in an endpoint that is `async def`
 
 
@@ -72,6 +74,18 @@ def _application(rules: str) -> Starlette:
         _compute(COMPUTES)
         return PlainTextResponse("ok")
 
+    async def work(request: Request) -> PlainTextResponse:
+        _compute(WORKS)
+        return PlainTextResponse("ok")
+
+    def wait(request: Request) -> PlainTextResponse:
+        time.sleep(WAITS)
+        return PlainTextResponse("ok")
+
+    async def block(request: Request) -> PlainTextResponse:
+        time.sleep(float(request.query_params["seconds"]))  # noqa: ASYNC251  # on purpose
+        return PlainTextResponse("ok")
+
     async def state(request: Request) -> JSONResponse:
         counts = {"/".join(key): count for key, count in limiter.counts.items()}
         return JSONResponse(
@@ -84,7 +98,8 @@ def _application(rules: str) -> Starlette:
             }
         )
 
-    paths = {"/x": answer, "/free": answer, "/login": log_in, "/state": state}
+    paths: dict[str, Any] = {"/x": answer, "/free": answer, "/login": log_in, "/state": state}
+    paths |= {"/work": work, "/work/pay": work, "/wait": wait, "/wait/pay": wait, "/block": block}
     app = Starlette(routes=[Route(path, endpoint) for path, endpoint in paths.items()])
     app.add_middleware(RateLimitMiddleware, limiter=limiter)
     return app

@@ -54,10 +54,10 @@ class Account(NamedTuple):
     not_asked: int
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection, which asks for one path and waits for the answer."""
 
-    def __init__(self, done: Callable[["_Connection", Answer], None]) -> None:
+    def __init__(self, done: Callable[["Connection", Answer], None]) -> None:
         self.done = done
         self._received = b""
         self.asked: float | None = None
@@ -98,18 +98,18 @@ async def flood(order: Order) -> Account:
     )
     answers: list[Answer] = []
     probed: list[Answer] = []
-    idle: list[_Connection] = []
-    left: dict[_Connection, int] = {}
+    idle: list[Connection] = []
+    left: dict[Connection, int] = {}
     until = 0.0
 
-    def flooded(connection: _Connection, answer: Answer) -> None:
+    def flooded(connection: Connection, answer: Answer) -> None:
         answers.append(answer)
         left[connection] -= 1
         again = left[connection] > 0 if order.times else answer[1] < until
         if answer[2] and again:
             connection.ask(path)
 
-    def found(connection: _Connection, answer: Answer) -> None:
+    def found(connection: Connection, answer: Answer) -> None:
         probed.append(answer)
         if answer[2]:
             idle.append(connection)
@@ -150,15 +150,15 @@ async def flood(order: Order) -> Account:
     return Account(began, answers, probed, unanswered, not_asked)
 
 
-async def _opened(port: int, count: int, path: bytes) -> list[_Connection]:
+async def _opened(port: int, count: int, path: bytes) -> list[Connection]:
     """So many connections, each of which was answered once."""
     loop = asyncio.get_running_loop()
-    opened: list[_Connection] = []
+    opened: list[Connection] = []
 
     async def open_one() -> None:
         answered: asyncio.Future[int] = loop.create_future()
         _, connection = await loop.create_connection(
-            lambda: _Connection(lambda _, answer: answered.set_result(answer[2])), "127.0.0.1", port
+            lambda: Connection(lambda _, answer: answered.set_result(answer[2])), "127.0.0.1", port
         )
         connection.ask(path)
         if await answered != 200:

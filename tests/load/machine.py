@@ -173,7 +173,13 @@ def application(folder: Path, rules: str, *, workers: int, loop: str) -> Iterato
     rule_file.write_text(rules)
     command = [sys.executable, "-m", "uvicorn", "tests.load.app:app", "--port", "0"]
     command += ["--workers", str(workers), "--loop", loop, "--http", "tests.load.app:Http"]
-    command += ["--no-access-log", "--timeout-graceful-shutdown", "3"]
+    command += [
+        "--no-access-log",
+        "--timeout-graceful-shutdown",
+        "3",
+        "--timeout-keep-alive",
+        "600",
+    ]
     with on_core(1), _many_files(), log_file.open("wb") as log:
         process = subprocess.Popen(
             command,

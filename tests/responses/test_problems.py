@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from ratelimit import Decision, Limit, RateLimitMiddleware
 from ratelimit.responses.headers import Told, fields, forbid, refuse, unavailable, unidentified
-from ratelimit.responses.problems import Refusal, Refused, problem
+from ratelimit.responses.problems import Refusal, Refused, closing, problem
 from ratelimit.rules.rule import policy_names
 
 JSON: Final = "application/problem+json"
@@ -34,6 +34,7 @@ REFUSALS: Final = [
     forbid(),
     unidentified(),
     unavailable(),
+    closing(),
 ]
 
 

@@ -159,36 +159,60 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(rules: str, *, workers: int = 1, clock: str | None = None) -> Iterator[Running]:
-    """The application limited by these rules, on a free port; ended gracefully afterwards."""
+def serving_app(
+    app: str, folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """An application of a folder's, on a free port; ended gracefully afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ratelimit-test-") as temporary:
+        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), app, "--port", "0"]
+        command += ["--workers", str(workers), "--no-access-log"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        with _serving(command, environment, Path(temporary, "log"), workers) as served:
+            yield served
+
+
+@contextlib.contextmanager
+def running(
+    rules: str,
+    *,
+    workers: int = 1,
+    clock: str | None = None,
+    app: tuple[str, ...] = ("tests.support.apps:app",),
+) -> Iterator[Running]:
+    """An application limited by these rules, on a free port; ended gracefully afterwards.
+
+    ``app`` is what uvicorn is told to serve.
+    """
     with tempfile.TemporaryDirectory(prefix="ratelimit-test-") as folder:
         file = Path(folder, "rules.yaml")
         file.write_text(rules)
-        command = [sys.executable, "-m", "uvicorn", "tests.support.apps:app", "--port", "0"]
+        command = [sys.executable, "-m", "uvicorn", *app, "--port", "0"]
         command += ["--workers", str(workers), "--no-access-log"]
-        log_file = Path(folder, "log")
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "RULES": str(file),
-                    "PYTHONPATH": str(ROOT),
-                    **({"CLOCK": clock} if clock else {}),
-                },
-                stdout=log,
-                stderr=log,
-            )
+        environment = {
+            **os.environ,
+            "RULES": str(file),
+            "PYTHONPATH": str(ROOT),
+            **({"CLOCK": clock} if clock else {}),
+        }
+        with _serving(command, environment, Path(folder, "log"), workers) as served:
+            yield served
+
+
+@contextlib.contextmanager
+def _serving(
+    command: list[str], env: Mapping[str, str], log_file: Path, workers: int
+) -> Iterator[Running]:
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    try:
+        yield Running(_url(process, log_file, workers), process, log_file)
+    finally:
+        process.terminate()
         try:
-            yield Running(_url(process, log_file, workers), process, log_file)
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _url(process: subprocess.Popen[bytes], log_file: Path, workers: int) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit import Check, Decision, MemoryStore, Rule, RuleSet
@@ -87,15 +88,26 @@ def websocket_scope(path: str = "/", **changes: Any) -> dict[str, Any]:
 
 
 async def call(app: ASGIApp, scope: Scope, received: Sequence[Message] = ()) -> Answer:
-    """Calls an application with a scope and these incoming messages, then a disconnect."""
+    """Calls an application with a scope and these incoming messages, then a disconnect.
+
+    The client of a request goes when it has its response; give a disconnect for one that is sooner.
+    """
     incoming = iter(received or [{"type": "http.request", "body": b"", "more_body": False}])
     answer = Answer([])
+    whole = anyio.Event()
 
     async def receive() -> Message:
-        return next(incoming, {"type": f"{scope['type']}.disconnect"})
+        message = next(incoming, None)
+        if message is None:
+            if scope["type"] == "http":
+                await whole.wait()
+            message = {"type": f"{scope['type']}.disconnect"}
+        return message
 
     async def send(message: Message) -> None:
         answer.messages.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            whole.set()
 
     await app(scope, receive, send)
     return answer

@@ -72,14 +72,16 @@ class Tab:
         return told["result"].get("value")
 
     async def open(self, url: str) -> None:
-        """Goes to an address, until its page is whole."""
-        await self.do("Page.navigate", url=url)
+        """Goes to an address, until its page is whole; asks again where nothing listens yet."""
         whole = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
+        async with asyncio.timeout(30):
+            while "errorText" in await self.do("Page.navigate", url=url):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         await self.until(whole)
 
-    async def until(self, expression: str) -> Any:
+    async def until(self, expression: str, within: float = 30) -> Any:
         """The value of an expression once it is truthy."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(within):
             while not (found := await self.value(expression)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return found

@@ -254,9 +254,7 @@ class Gateway(NamedTuple):
 
 
 @contextmanager
-def gateway(
-    name: str, rules: str, *options: str, patience: str | None = PATIENCE
-) -> Iterator[Gateway]:
+def gateway(name: str, rules: str, *options: str, application_port: int = 0) -> Iterator[Gateway]:
     """A proxy by its recipe, with a service that has these rules."""
     needed(name)
     with ExitStack() as stack:
@@ -268,8 +266,8 @@ def gateway(
         asked, listen = free_port(), open_port()
         service = serve_for(name, folder, file, asked, *options)
         stack.callback(service.end)
-        ports = {"listen": listen, "service": asked, "behind": behind.server_port}
-        text = recipe(name, **ports, patience=patience)
+        target = application_port or behind.server_port
+        text = recipe(name, listen=listen, service=asked, behind=target)
         proxy = run_proxy(name, folder, text, listen)
         stack.callback(proxy.end)
         yield Gateway(name, listen, proxy, service, asked, behind)

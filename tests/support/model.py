@@ -83,9 +83,15 @@ class Bucket:
         return view[0] - (now_us - now_us % self.tick_us) + ceil(ahead / self.rate)
 
     def returned(self, state: State, view: State, cost: int, charge: Answer) -> State | None:
-        """What a charge has not refilled since: it was last in the queue of what was missing."""
+        """What a charge has not refilled since: it was last in the queue of what was missing.
+
+        Where requests wait, nothing unless it is the last in the queue now.
+        """
         leaked = max(0, view[0] - charge.at_us) * self.rate
-        back = min(Fraction(cost), max(Fraction(0), charge.level - leaked), view[1])
+        left = max(Fraction(0), charge.level - leaked)
+        if self.waits and view[1] > left:
+            return None
+        back = min(Fraction(cost), left, view[1])
         return (view[0], view[1] - back) if back else None
 
     def level(self, view: State) -> Fraction:

@@ -30,6 +30,7 @@ from ratelimit.insight.dashboard.telling import (
     rules_of,
     state_of,
 )
+from ratelimit.insight.metrics.fleet import Fleet, Gathering
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.rules.paths import route_path
 from ratelimit.stores import StoreUnavailable
@@ -85,8 +86,10 @@ class Dashboard:
     gives, and whatever it raises, keeps the page closed, and so does None. Who is not let in gets
     404 for every path, a WebSocket is always refused.
 
-    The numbers are those of the worker that answers; most refused identities are those of all
-    workers, where the store gathers them. Nothing can be changed from the page.
+    The numbers are those of all workers where their store gathers them, as Redis does: each worker
+    that has the page adds its own to it once a second. Elsewhere, and while the store does not
+    answer, they are those of the worker that answers; the page says which. Nothing can be changed
+    from it.
 
     Raises TypeError where ``allow`` cannot be called.
     """
@@ -106,6 +109,13 @@ class Dashboard:
         self._told: set[str] = set()
         self._denied: list[tuple[str, int]] | None = None
         self._asked_at = float("-inf")
+        self._fleet: Fleet | None = None
+        if allow is not None and isinstance(limiter.store, Gathering):
+            # One for each limiter: two would add the same counts twice.
+            found = [each for each in limiter.companions if isinstance(each, Fleet)]
+            self._fleet = found[0] if found else Fleet(limiter)
+            limiter.companions += () if found else (self._fleet,)
+            limiter.count_workers()
         if allow is None:
             self._once("dashboard-closed: it is given no function `allow`, so nobody may see it")
 
@@ -193,6 +203,7 @@ class Dashboard:
             group.cancel_scope.cancel()
 
     async def _send_all(self, send: Send) -> None:
+        self.limiter.start()  # what gathers the numbers, where no request has come yet
         headers = [(name.encode(), value.encode()) for name, value in _EVENTS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         ends, text, rules = anyio.current_time() + LASTS, "retry: 1000\n\n", ""
@@ -222,7 +233,7 @@ class Dashboard:
             except Exception as error:  # noqa: BLE001  # a store of the application's
                 self._denied = None
                 self._once(f"dashboard: the store's denials are unread: {type(error).__name__}")
-        return numbers_of(self.limiter, self._denied)
+        return numbers_of(self.limiter, self._denied, self._fleet)
 
     async def _state(self, request: Request) -> Response:
         if not _is_from_here(request.headers):

@@ -12,10 +12,12 @@ from collections import Counter
 from typing import Any, Final, Protocol, runtime_checkable
 
 from ratelimit.identity.masking import DIGEST, masked
+from ratelimit.insight.metrics.fleet import FRESH_FOR, Fleet
+from ratelimit.insight.metrics.readings import readings
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Limit
 from ratelimit.rules.rule import Rule
-from ratelimit.stores import StoreUnavailable
+from ratelimit.stores import MemoryStore, StoreUnavailable
 
 __all__ = ["Gathered", "numbers_of", "rules_of", "state_of"]
 
@@ -35,15 +37,17 @@ Workers that are forked after the import share the second half, and differ in th
 """
 
 _COLUMNS: Final = {
-    "allowed": "passed",
-    "shadow-allowed": "passed",
-    "denied": "refused",
-    "never": "refused",
-    "turned-away": "refused",
-    "shadow-denied": "would",
-    "store-failed": "failed",
+    ("allowed", "enforce"): "passed",
+    ("allowed", "shadow"): "passed",
+    ("waited", "enforce"): "passed",
+    ("denied", "enforce"): "refused",
+    ("never", "enforce"): "refused",
+    ("blocked", "enforce"): "refused",
+    ("shed", "enforce"): "refused",
+    ("denied", "shadow"): "would",
+    ("store-failed", "enforce"): "failed",
 }
-"""The outcomes of `RateLimiter.counts`, by the column that they are added up in."""
+"""Results and modes of ``ratelimit.requests``, by the column that they are added up in."""
 
 _DIGEST: Final = re.compile(rf"#[A-Za-z0-9_-]{{{DIGEST}}}")
 
@@ -98,21 +102,36 @@ def _spelled(limit: Limit) -> str:
     return f"{limit}{burst}, {limit.algorithm.value.replace('_', ' ')}"
 
 
-def numbers_of(limiter: RateLimiter, denied: list[tuple[str, int]] | None) -> dict[str, Any]:
-    """The totals since this process began, by rule, and the state of the store.
+def numbers_of(
+    limiter: RateLimiter, denied: list[tuple[str, int]] | None, fleet: Fleet | None = None
+) -> dict[str, Any]:
+    """The totals by rule, and the state of the store.
 
     ``denied`` is whom all workers have refused most; None where this process's own are told.
+    The totals are those of all workers where ``fleet`` has read them of late, else this process's.
     """
+    at = time.monotonic()
+    shared = fleet is not None and at - fleet.read_at <= FRESH_FOR
+    if fleet is not None and shared:
+        # Of the moment of reading, so that a rate is never that of one reading too many.
+        at, found = fleet.read_at, list(fleet.readings())
+    else:
+        found = list(readings(limiter))
     totals: dict[str, Counter[str]] = {}
-    for (rule, outcome), number in limiter.counts.copy().items():
-        totals.setdefault(rule, Counter())[_COLUMNS.get(outcome, "other")] += number
+    for metric, labels, value in found:
+        if metric.name == "ratelimit.requests" and isinstance(value, int):
+            rule, result, mode = labels
+            totals.setdefault(rule, Counter())[_COLUMNS.get((result, mode), "other")] += value
     shown = [rule.name for rule in limiter.every_rule[:MOST_RULES]]
     everything: Counter[str] = Counter()
     for each in totals.values():
         everything.update(each)
     return {
         "worker": WORKER,
-        "at": time.time(),
+        "at": at,
+        "shared": shared,
+        "scope": _scope(limiter, fleet, shared=shared),
+        "gauges": [("waiting for their turn", limiter.waiting)],
         "all": everything,
         "rules": {name: totals[name] for name in [*shown, "denylist"] if name in totals},
         "whose": "this worker" if denied is None else "all workers",
@@ -120,6 +139,19 @@ def numbers_of(limiter: RateLimiter, denied: list[tuple[str, int]] | None) -> di
         "facts": _facts(limiter),
         "ok": limiter.breaker.state == "closed",
     }
+
+
+def _scope(limiter: RateLimiter, fleet: Fleet | None, *, shared: bool) -> str:
+    """A phrase for those whose decisions the totals are, and since when."""
+    if shared:
+        number = limiter.health().get("workers")
+        whose = "the only worker" if number == 1 else f"all {number or 'known'} workers"
+        return f"{whose}, since the store was empty"
+    if fleet is not None:
+        return "this worker alone, since it began: those of all are not read from the store now"
+    if isinstance(limiter.store, MemoryStore):
+        return "this process, since it began: counters in memory are its own"
+    return "this worker alone, since it began: its store gathers no totals"
 
 
 def _denied(found: list[tuple[str, int]]) -> list[dict[str, Any]]:

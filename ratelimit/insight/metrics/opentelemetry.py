@@ -11,15 +11,7 @@ except ImportError:
         "metrics for OpenTelemetry need its API: pip install 'ratelimit-asgi[otel]'"
     ) from None
 
-from ratelimit.insight.metrics.readings import (
-    BATCH,
-    DURATION,
-    METRICS,
-    ROUND_TRIP,
-    Metric,
-    readings,
-    timed,
-)
+from ratelimit.insight.metrics.readings import METRICS, Metric, read, timed
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import Deciding, RateLimiter
 from ratelimit.runtime.histogram import Histogram
@@ -28,7 +20,7 @@ __all__ = ["OpenTelemetryMetrics"]
 
 
 class OpenTelemetryMetrics:
-    """Exports one limiter's counts in this process, from now until the process ends.
+    """Exports one limiter's counts in this process, from now until the process ends: made once.
 
     Observable instruments read plain integers when the SDK collects; only the times of one decision
     in 127, and of every round trip to the store, are told as they are measured. A decision is a
@@ -52,31 +44,26 @@ class OpenTelemetryMetrics:
         if not isinstance(tracer_provider, ProxyTracerProvider | NoOpTracerProvider):
             tracer = tracer_provider.get_tracer("ratelimit")
             limiter.around = _traced(tracer, limiter.around)
-        histograms: dict[Metric, Histogram] = {DURATION: timed(limiter)}
-        for metric, name in ((ROUND_TRIP, "trips"), (BATCH, "sizes")):
-            found = getattr(limiter.store, name, None)
-            if isinstance(found, Histogram):
-                histograms[metric] = found
+        timed(limiter)
         for metric in METRICS:
             words = metric.unit, metric.text
             if metric.kind == "counter":
                 meter.create_observable_counter(metric.name, [self._reads(metric)], *words)
             elif metric.kind == "gauge":
                 meter.create_observable_gauge(metric.name, [self._reads(metric)], *words)
-            elif metric in histograms:
-                histogram = histograms[metric]
+            elif isinstance(histogram := metric.read(limiter), Histogram):
                 told = meter.create_histogram(
                     metric.name, *words, explicit_bucket_boundaries_advisory=histogram.bounds
                 )
                 histogram.also.append(told.record)
 
     def _reads(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def read(_: CallbackOptions) -> Iterable[Observation]:
-            for each, labels, value in readings(self._limiter):
-                if each is metric and not isinstance(value, Histogram):
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            for _metric, labels, value in read(metric, self._limiter):
+                if not isinstance(value, Histogram):
                     yield Observation(value, dict(zip(metric.labels, labels, strict=True)))
 
-        return read
+        return observe
 
 
 def _traced(

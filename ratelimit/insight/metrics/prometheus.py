@@ -30,9 +30,9 @@ class PrometheusMetrics(Collector):
     """The metrics of one limiter: ``REGISTRY.register(PrometheusMetrics(limiter))``.
 
     Those of this process; with ``shared`` the counts of all workers of its store under one target,
-    whichever of them is scraped: each adds its own once a second, and when it is closed. What is
-    not a count (`ratelimit_waiting`, for one) is left out then, and so is all of it while the store
-    does not answer, rather than to fall back.
+    whichever of them is scraped: each adds its own once a second, and when it is closed. They do
+    not fall where the store loses them. What is not a count (`ratelimit_waiting`, for one) is left
+    out then, and so is all of it while the store does not answer, rather than to fall back.
 
     Names follow OpenTelemetry's rules for Prometheus: ``ratelimit.requests`` is
     ``ratelimit_requests_total``. A label is the name of a rule or a word of ours, never an
@@ -45,9 +45,11 @@ class PrometheusMetrics(Collector):
         self._limiter = limiter
         timed(limiter)
         self._fleet: Fleet | None = None
-        if shared:
-            self._fleet = Fleet(limiter)
-            limiter.companions += (self._fleet,)
+        if shared:  # what a limiter counts is added once, however many collectors show it
+            found = [each for each in limiter.companions if isinstance(each, Fleet)]
+            self._fleet = found[0] if found else Fleet(limiter)
+            if not found:
+                limiter.add_companion(self._fleet)
 
     def describe(self) -> list[Family]:
         """The metrics without their values."""

@@ -3,8 +3,9 @@
 The law of this module: a label is the name of a rule or a word of ours, never an identity.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from operator import attrgetter
 from time import perf_counter
 from typing import Final, Literal, NamedTuple
 
@@ -14,13 +15,13 @@ from ratelimit.runtime.histogram import SECONDS, Histogram
 from ratelimit.stores import MemoryStore
 
 __all__ = [
-    "DURATION",
     "METRICS",
     "MOST_RULES",
     "ONE_IN",
     "OTHERS",
     "Metric",
     "Reading",
+    "read",
     "readings",
     "timed",
 ]
@@ -37,55 +38,22 @@ ONE_IN: Final = 127
 requests keeps step with it."""
 
 
+Value = float | Histogram | Mapping[tuple[str, ...], float] | None
+
+
 class Metric(NamedTuple):
-    """A name in OpenTelemetry's spelling, what it is, and its unit."""
+    """A name in OpenTelemetry's spelling, what it is, how it is read, and its unit.
+
+    ``read`` gives a number, a histogram, numbers by the values of ``labels`` in their order, or
+    None where a limiter has nothing of the kind.
+    """
 
     name: str
     kind: Kind
     text: str
+    read: Callable[[RateLimiter], Value]
     unit: str = "1"
     labels: tuple[str, ...] = ()
-
-
-REQUESTS: Final = Metric(
-    "ratelimit.requests", "counter", "Requests by rule and result.", "{request}",
-    ("rule", "result", "mode"),
-)  # fmt: skip
-DURATION: Final = Metric(
-    "ratelimit.decision.duration",
-    "histogram",
-    "Time of one decision in 127, store included.",
-    "s",
-)
-ROUND_TRIP: Final = Metric(
-    "ratelimit.store.round_trip.duration", "histogram", "Time of a round trip to the store.", "s"
-)
-BATCH: Final = Metric(
-    "ratelimit.store.batch.size", "histogram", "Checks in one round trip.", "{check}"
-)
-DENY_CACHE: Final = Metric(
-    "ratelimit.deny_cache.hits", "counter", "Requests denied again without a round trip.",
-    "{request}",
-)  # fmt: skip
-BREAKER: Final = Metric(
-    "ratelimit.breaker.state", "gauge", "1 while the store is known to be away, else 0."
-)
-DEGRADED: Final = Metric(
-    "ratelimit.store.degraded.duration", "counter", "Time that the store was known to be away.", "s"
-)
-WAITING: Final = Metric(
-    "ratelimit.waiting", "gauge", "Requests that wait for their turn.", "{request}"
-)
-RELOADS: Final = Metric(
-    "ratelimit.reloads", "counter", "Times that the rule file was read again.", "{reload}",
-    ("result",),
-)  # fmt: skip
-KEYS: Final = Metric("ratelimit.keys", "gauge", "Counters held in this process.", "{key}")
-
-METRICS: Final = (
-    REQUESTS, DURATION, ROUND_TRIP, BATCH, DENY_CACHE, BREAKER, DEGRADED, WAITING, RELOADS, KEYS,
-)  # fmt: skip
-"""All there are; a store that has no network has no round trips, and so on."""
 
 
 class Reading(NamedTuple):
@@ -104,30 +72,7 @@ RESULTS: Final[Mapping[str, tuple[str, str]]] = {
 """Outcomes of `RateLimiter.counts` whose result and mode are not their name and "enforce"."""
 
 
-def readings(limiter: RateLimiter) -> Iterator[Reading]:
-    """All values at this moment; from any thread."""
-    for labels, times in _requests(limiter).items():
-        yield Reading(REQUESTS, labels, times)
-    if limiter.durations is not None:
-        yield Reading(DURATION, (), limiter.durations)
-    store = limiter.store
-    for metric, name in ((ROUND_TRIP, "trips"), (BATCH, "sizes")):
-        histogram = getattr(store, name, None)
-        if isinstance(histogram, Histogram):
-            yield Reading(metric, (), histogram)
-    hits = getattr(store, "denials_repeated", None)
-    if isinstance(hits, int):
-        yield Reading(DENY_CACHE, (), hits)
-    yield Reading(BREAKER, (), int(limiter.breaker.is_open()))
-    yield Reading(DEGRADED, (), limiter.breaker.open_for)
-    yield Reading(WAITING, (), limiter.waiting)
-    for result, times in limiter.reloads.items():
-        yield Reading(RELOADS, (result,), times)
-    if isinstance(store, MemoryStore):
-        yield Reading(KEYS, (), store.statistics().keys)
-
-
-def _requests(limiter: RateLimiter) -> dict[tuple[str, ...], int]:
+def _requests(limiter: RateLimiter) -> Value:
     found: dict[tuple[str, ...], int] = {}
     rules: set[str] = set()
     for (rule, outcome), times in limiter.counts.copy().items():
@@ -139,6 +84,92 @@ def _requests(limiter: RateLimiter) -> dict[tuple[str, ...], int]:
         labels = (rule if rule in rules else OTHERS, result, mode)
         found[labels] = found.get(labels, 0) + times
     return found
+
+
+def _shed(limiter: RateLimiter) -> Value:
+    return {
+        (priority, "shadow" if outcome == "shadow-shed" else "enforce"): times
+        for (priority, outcome), times in limiter.shed.copy().items()
+    }
+
+
+def _of_store(name: str, kind: type[Histogram | int]) -> Callable[[RateLimiter], Value]:
+    """A reader of what a store counts under a name, where it does."""
+
+    def read(limiter: RateLimiter) -> Value:
+        found = getattr(limiter.store, name, None)
+        return found if isinstance(found, kind) else None
+
+    return read
+
+
+def _keys(limiter: RateLimiter) -> Value:
+    store = limiter.store
+    return store.statistics().keys if isinstance(store, MemoryStore) else None
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric(
+        "ratelimit.requests", "counter", "Requests by rule and result.",
+        _requests, "{request}", ("rule", "result", "mode"),
+    ),
+    Metric(
+        "ratelimit.decision.duration", "histogram", "Time of one decision in 127, store included.",
+        attrgetter("durations"), "s",
+    ),
+    Metric(
+        "ratelimit.store.round_trip.duration", "histogram", "Time of a round trip to the store.",
+        _of_store("trips", Histogram), "s",
+    ),
+    Metric(
+        "ratelimit.store.batch.size", "histogram", "Checks in one round trip.",
+        _of_store("sizes", Histogram), "{check}",
+    ),
+    Metric(
+        "ratelimit.deny_cache.hits", "counter", "Requests denied again without a round trip.",
+        _of_store("denials_repeated", int), "{request}",
+    ),
+    Metric(
+        "ratelimit.breaker.state", "gauge", "1 while the store is known to be away, else 0.",
+        lambda limiter: int(limiter.breaker.is_open()),
+    ),
+    Metric(
+        "ratelimit.store.degraded.duration", "counter",
+        "Time that the store was known to be away.",
+        attrgetter("breaker.open_for"), "s",
+    ),
+    Metric(
+        "ratelimit.waiting", "gauge", "Requests that wait for their turn.",
+        attrgetter("waiting"), "{request}",
+    ),
+    Metric(
+        "ratelimit.shed", "counter", "Requests shed under too much load.",
+        _shed, "{request}", ("priority", "mode"),
+    ),
+    Metric(
+        "ratelimit.reloads", "counter", "Times that the rule file was read again.",
+        lambda limiter: {(result,): times for result, times in limiter.reloads.items()},
+        "{reload}", ("result",),
+    ),
+    Metric("ratelimit.keys", "gauge", "Counters held in this process.", _keys, "{key}"),
+)  # fmt: skip
+"""All there are, each for every exporter; counters and histograms are shared by workers, too."""
+
+
+def readings(limiter: RateLimiter) -> Iterator[Reading]:
+    """All values at this moment; from any thread."""
+    for metric in METRICS:
+        yield from read(metric, limiter)
+
+
+def read(metric: Metric, limiter: RateLimiter) -> Iterator[Reading]:
+    """The values of one metric at this moment; from any thread."""
+    value = metric.read(limiter)
+    if isinstance(value, Mapping):
+        for labels, number in value.items():
+            yield Reading(metric, labels, number)
+    elif value is not None:
+        yield Reading(metric, (), value)
 
 
 def timed(limiter: RateLimiter) -> Histogram:

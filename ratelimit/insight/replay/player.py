@@ -7,6 +7,7 @@ fast path; whatever else there is goes through the limiter itself.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Final
@@ -17,6 +18,7 @@ from ratelimit.insight.replay.recording import Recording, at_once
 from ratelimit.insight.replay.tally import RuleTally
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.rules.shed import PRIORITIES
 from ratelimit.stores.memory import MOST_IN_RUN, MemoryStore
 
 __all__ = ["MOST_TRIES", "Player", "Verdict"]
@@ -59,9 +61,11 @@ class Player:
         self._store = MemoryStore(MOST_KEYS, clock=lambda: now[0])
         self._recording = Recording(self._store)
         names = rules.registered_names
+        priorities = {str(rule.priority) for rule in rules.rules if rule.priority is not None}
         self.limiter = RateLimiter(
-            rules,
+            replace(rules, shed=None),  # what is late here is the replay
             store=self._recording,
+            priorities=dict.fromkeys(priorities.difference(PRIORITIES), _nobody),
             identities=dict.fromkeys(names, _nobody),
             tiers={str(rule.tier): _nobody for rule in rules.rules if rule.tier is not None},
             costs={rule.cost: _one for rule in rules.rules if isinstance(rule.cost, str)},

@@ -7,7 +7,7 @@ written, and the same as JSON Schema says it.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -16,7 +16,8 @@ from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
 from ratelimit.rules.charging import KEYS as CHARGE_KEYS
 from ratelimit.rules.reading import Form
-from ratelimit.rules.values import REGISTERED, refuse_everyone
+from ratelimit.rules.sockets import OnExcess
+from ratelimit.rules.values import REGISTERED, Mode, refuse_everyone
 from ratelimit.words import shown
 
 __all__ = ["VARIABLE", "choice", "shape_of", "text", "type_of"]
@@ -125,7 +126,9 @@ _TYPES: Final[Mapping[str, Any]] = {
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "secrets": Annotated[list[str], BeforeValidator(_listed)],
     "share": Annotated[Fraction, BeforeValidator(_share)],
+    "shed": dict[str, str],
     "tiers": dict[str, str],
+    "websocket": dict[str, str],
     "whole": Annotated[int, BeforeValidator(_whole)],
     "whole-or-name": Annotated[int | str, BeforeValidator(_whole_or_name)],
 }
@@ -173,6 +176,7 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "field": (_TOKEN,),
     "name": ("[A-Za-z][A-Za-z0-9_.:-]{0,63}",),
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
+    "priority": (_NAME,),
     "store": (
         "memory://",
         r"((redis|valkey)s?(\+cluster)?)://\S+",
@@ -248,10 +252,29 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
             text(r"[0-9]{1,3}(\.[0-9]{1,12})?\s?%?", examples=["25%"]),
         ]
     },
+    "shed": lambda _: {
+        "type": "object",
+        "properties": {
+            "lag": text(_DURATION, examples=["20ms"]),
+            "mode": choice(get_args(Mode)),
+        },
+        "required": ["lag"],
+        "additionalProperties": False,
+    },
     "some-word": lambda form: choice(form.words),
     "tiers": lambda _: _mapping(
         "limits_or_none", propertyNames={"minLength": 1, "maxLength": 64}, minProperties=1
     ),
+    "websocket": lambda _: {
+        "type": "object",
+        "properties": {
+            "messages": {"$ref": "#/$defs/limits"},
+            "bytes": {"$ref": "#/$defs/limits"},
+            "on_excess": choice(get_args(OnExcess)),
+        },
+        "anyOf": [{"required": ["messages"]}, {"required": ["bytes"]}],
+        "additionalProperties": False,
+    },
     "whole": _number,
     "whole-or-name": lambda form: _number(form, _NAME),
     "word": lambda form: choice(form.words),

@@ -43,6 +43,7 @@ def schema() -> dict[str, Any]:
                     "burst": _only_with("algorithm", sorted(BUCKETS), given=True),
                     "max_delay": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),
                     "free": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),
+                    "max_waiting": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),
                     "rounding": _only_with("algorithm", [Algorithm.SLIDING_COUNTER]),
                 },
             },

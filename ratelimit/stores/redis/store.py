@@ -34,15 +34,24 @@ MOST_RULES: Final = 10_000
 SERIALS_FOR: Final = 86_400
 """Seconds that the last addition of a worker is remembered, so that it is not added twice."""
 
+# A field that holds no number spoils no other one. One that Redis has lost is raised to what was
+# known of it.
 _ADD_COUNTS: Final = """\
-local serial = tonumber(redis.call('GET', KEYS[2]) or '0')
+local serial, floors = tonumber(redis.call('GET', KEYS[2]) or '0'), 4 + 2 * tonumber(ARGV[3])
 if serial < tonumber(ARGV[1]) then
-  for place = 3, #ARGV, 2 do
-    redis.call('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1])
-  end
   redis.call('SET', KEYS[2], ARGV[1])
+  for place = 4, floors - 1, 2 do
+    redis.pcall('HINCRBY', KEYS[1], ARGV[place], ARGV[place + 1])
+  end
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
+for place = floors, #ARGV, 2 do
+  local has = tonumber(redis.call('HGET', KEYS[1], ARGV[place])) or 0
+  local lacking = tonumber(ARGV[place + 1]) - has
+  if lacking > 0 then
+    redis.pcall('HINCRBY', KEYS[1], ARGV[place], string.format('%.0f', lacking))
+  end
+end
 return redis.call('HGETALL', KEYS[1])
 """
 
@@ -338,23 +347,30 @@ class RedisStore:
         return sorted(total.items(), key=lambda each: (-each[1], each[0]))[:count]
 
     async def add_counts(
-        self, worker: str, serial: int, counts: Mapping[str, int]
+        self,
+        worker: str,
+        serial: int,
+        counts: Mapping[str, int],
+        at_least: Mapping[str, int] | None = None,
     ) -> dict[str, int]:
         """Adds to what all workers have counted, and gives the totals, by name.
 
         ``serial`` numbers a worker's additions from 1: one that was added before is not added
-        again, so that it may be sent again where its reply was lost.
+        again, so that it may be sent again where its reply was lost. Totals below ``at_least`` are
+        raised to it, afterwards and each time.
         """
         key = f"{self._prefix}{{metrics}}:totals"
-        added = (word for name, count in counts.items() for word in (name, str(count)))
+        pairs = (*counts.items(), *(at_least or {}).items())
         reply = await self._way().command(
             key, "EVAL", _ADD_COUNTS, "2", key, f"{self._prefix}{{metrics}}:worker:{worker}",
-            str(serial), str(SERIALS_FOR * 1000), *added,
+            str(serial), str(SERIALS_FOR * 1000), str(len(counts)),
+            *(word for name, count in pairs for word in (name, str(count))),
         )  # fmt: skip
         flat = _list(reply)
         return {
             name.decode("utf-8", "replace"): int(count)
             for name, count in zip(flat[::2], flat[1::2], strict=True)
+            if count.isdigit()
         }
 
     @property

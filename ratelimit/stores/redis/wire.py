@@ -181,9 +181,11 @@ class Packer:
             around[-1] += f"\r\n${length}\r\n{self._prefix}"
             around.append(behind)
             numbers += (*limit.numbers, cost, action, at_us, level)
-        if len(self._kinds) >= MOST_KINDS:
-            self._kinds.clear()
-        kind = self._kinds[name] = (around, "".join(map(_argument, numbers)))
+        kind = around, "".join(map(_argument, numbers))
+        if all(check[4] != _GIVE_BACK for check in checks):  # each of which is a kind of its own
+            if len(self._kinds) >= MOST_KINDS:
+                self._kinds.clear()
+            self._kinds[name] = kind
         return kind
 
 

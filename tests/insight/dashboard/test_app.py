@@ -282,9 +282,11 @@ async def test_the_identities_refused_by_all_workers_of_a_redis_are_told(
         async with RedisStore(redis_server.url, deadline=10) as elsewhere:
             await elsewhere.note_denials({"login 192.0.2.7": 4})
         await here.note_denials({"login 192.0.2.7": 3})
-        reader = Reader(opened(store=here))
+        page = opened(store=here)
+        reader = Reader(page)
         numbers = events(await reader.next())["numbers"]
         await reader.leave()
+        await page.limiter.aclose()  # else it would go on to tell the store of itself
     assert numbers["whose"] == "all workers"
     assert numbers["denied"] == [{"rule": "login", "identity": "192.0.2.7", "number": 7}]
 

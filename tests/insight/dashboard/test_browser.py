@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from ratelimit import Dashboard, MemoryStore, RateLimiter, RateLimitMiddleware, Rule
-from tests.support.browser import browsing, chromium
+from ratelimit.insight.dashboard import app as dashboard
+from tests.support.browser import Tab, browsing, chromium
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 HOSTILE: Final = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -177,3 +179,79 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_open_pages() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def axe() -> str:
+    """The source of axe-core, which a wheel carries."""
+    found = find_spec("axe_core_python")
+    if found is None or found.origin is None:
+        pytest.skip("NO AXE-CORE HERE: pip install --group test")
+    return Path(found.origin).with_name("axe.min.js").read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_in_a_browser_axe_core_finds_nothing_to_object_to(
+    browser: str, axe: str, scheme: str
+) -> None:
+    app, _ = application(MemoryStore())
+    with served(app) as url:
+        traffic = asyncio.ensure_future(keep_asking(url))
+        async with browsing(browser) as tab:
+            await tab.do("Emulation.setEmulatedMedia",
+                         features=[{"name": "prefers-color-scheme", "value": scheme}])  # fmt: skip
+            # For its own script; the page's is held to the policy by the tests above.
+            await tab.do("Page.setBypassCSP", enabled=True)
+            await tab.open(f"{url}/limits/")
+            await tab.until("document.getElementById('denied').textContent.includes('127.0.0.1')")
+            await tab.value("document.getElementById('value-0').value = '127.0.0.1'")
+            await tab.value("document.getElementById('ask').requestSubmit()")
+            await tab.until("!document.getElementById('counters-box').hidden")
+            await tab.value(f"{axe}; 0")
+            found = await tab.value(
+                "axe.run().then((found) => ({passes: found.passes.length, violations: "
+                "found.violations.map((each) => [each.id, each.nodes.map((node) => node.html)])}))"
+            )
+            assert found["violations"] == []
+            assert found["passes"] > 30
+        traffic.cancel()
+        await asyncio.gather(traffic, return_exceptions=True)
+
+
+async def held(tab: Tab) -> dict[str, int]:
+    """What the page holds once its garbage was collected: nodes, listeners, and bytes."""
+    for _ in range(3):
+        await tab.do("HeapProfiler.collectGarbage")
+    counted = await tab.do("Memory.getDOMCounters")
+    heap = await tab.do("Runtime.getHeapUsage")
+    return {"nodes": counted["nodes"], "listeners": counted["jsEventListeners"],
+            "bytes": int(heap["usedSize"])}  # fmt: skip
+
+
+@pytest.mark.slow
+async def test_in_a_browser_a_minute_of_snapshots_leaves_nothing_behind(
+    browser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty snapshots a second, and a new stream every five."""
+    monkeypatch.setattr(dashboard, "EVERY", 0.05)
+    monkeypatch.setattr(dashboard, "LASTS", 5.0)
+    app, _ = application(MemoryStore())
+    with served(app) as url:
+        traffic = asyncio.ensure_future(keep_asking(url))
+        async with browsing(browser) as tab:
+            await tab.open(f"{url}/limits/")
+            points = "document.querySelector('#plot polyline').getAttribute('points') || ''"
+            await tab.until(f"({points}).split(' ').length === 120", within=60)
+            before = await held(tab)
+            seen = "performance.getEntriesByName(new URL('events', location).href).length"
+            await tab.value(f"window.streams = {seen}")
+            await asyncio.sleep(60)
+            after = await held(tab)
+            assert await tab.value(f"{seen} - window.streams") > 3
+            assert tab.complaints == []
+        traffic.cancel()
+        await asyncio.gather(traffic, return_exceptions=True)
+    assert after["nodes"] <= before["nodes"] + 20, (before, after)
+    assert after["listeners"] <= before["listeners"] + 5, (before, after)
+    assert after["bytes"] <= before["bytes"] + 300_000, (before, after)

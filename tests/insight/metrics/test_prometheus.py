@@ -1,16 +1,18 @@
 import asyncio
 import re
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from ratelimit import MemoryStore, RateLimiter, Rule, RuleSet
-from ratelimit.insight.metrics.prometheus import PrometheusMetrics
-from ratelimit.insight.metrics.readings import MOST_RULES, ONE_IN, OTHERS
+from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet
+from ratelimit.insight.metrics.prometheus import PrometheusMetrics, _family
+from ratelimit.insight.metrics.readings import METRICS, MOST_RULES, ONE_IN, OTHERS
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.testing import ManualClock
+from tests.support.asgi import Inner, ask
 
 
 def scope(client: str = "192.0.2.1") -> dict[str, Any]:
@@ -44,7 +46,7 @@ async def test_results_are_told_apart_and_shadow_is_a_mode() -> None:
     rules = RuleSet(
         (
             Rule("shade", "1/minute", mode="shadow"),
-            Rule("slow", "1/second", algorithm="leaking_bucket", burst=3),
+            Rule("slow", "100/second", algorithm="leaking_bucket", burst=3),
             Rule("dear", "2/minute", cost=lambda _: 3),
         ),
         denylist=(ip_network("198.51.100.0/24"),),
@@ -59,7 +61,7 @@ async def test_results_are_told_apart_and_shadow_is_a_mode() -> None:
     limiter = RateLimiter(rules.rules[:2], store=MemoryStore(clock=ManualClock()))
     registry = scraped(limiter)
     for _ in range(2):
-        await limiter.admit(scope())
+        await ask(RateLimitMiddleware(Inner(), limiter))
     assert requests(registry, "shade", "denied", "shadow") == 1
     assert requests(registry, "slow", "allowed") == 1
     assert requests(registry, "slow", "waited") == 1
@@ -114,9 +116,11 @@ async def test_an_outage_is_a_state_and_a_time() -> None:
 
 
 async def test_those_who_wait_are_counted_while_they_wait() -> None:
-    limiter = RateLimiter([Rule("a", "1/minute")])
+    limiter = RateLimiter([Rule("a", "1/minute burst 2", algorithm="leaking_bucket", max_delay=60)])
     registry = scraped(limiter)
-    waits = asyncio.create_task(limiter.wait(60_000_000))
+    app = RateLimitMiddleware(Inner(), limiter)
+    await ask(app)
+    waits = asyncio.create_task(ask(app))
     await asyncio.sleep(0)
     assert registry.get_sample_value("ratelimit_waiting") == 1
     waits.cancel()
@@ -161,3 +165,16 @@ def test_shared_needs_a_store_that_is_shared() -> None:
         "shared metrics need a store that workers share, such as redis://…; a MemoryStore is not "
         "one"
     )
+
+
+def test_the_documentation_has_every_metric_with_its_labels() -> None:
+    text = Path(__file__).resolve().parents[3].joinpath("docs", "metrics.md").read_text()
+    rows = dict(
+        re.findall(r"^\| `(ratelimit\.[a-z_.]+)` \| (`ratelimit_.*) \|$", text, re.MULTILINE)
+    )
+    assert rows.keys() == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        name, labels = rows[metric.name].split(" |")
+        assert re.findall("`([a-z]+)`", labels) == [*metric.labels]
+        suffix = "_total" if metric.kind == "counter" else ""
+        assert name.strip("` ") == _family(metric).name + suffix

@@ -29,8 +29,8 @@ BEYOND = {
     "unreadable", "more-mistakes", "missing-variable", "bad-variable",
     # what two values are to each other, or to what is between them
     "allows-everyone", "hops-of-one-address", "replaces-by-choice", "replaces-circle",
-    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy", "too-many-limits",
-    "trusts-everyone", "unknown-rule", "untrusted-tier",
+    "replaces-itself", "reset-by-client", "same-name", "same-override", "same-policy",
+    "too-many-limits", "trusts-everyone", "unknown-rule", "untrusted-tier",
 }  # fmt: skip
 """Codes of mistakes that a schema cannot see."""
 
@@ -38,7 +38,8 @@ BEYOND_FILES = {
     "what a text means": {
         "deadline_long", "deadline_zero", "limit_inexact", "limit_many", "limit_twice",
         "network_host_bits", "path_brace", "path_convertor", "path_parameter_twice",
-        "forwarded_header_bad", "retry_jitter_long", "store_cert_none", "store_cluster_database",
+        "forwarded_header_bad", "retry_jitter_long", "shed_too_long", "store_cert_none",
+        "store_cluster_database",
         "store_cluster_option", "store_no_ca_file", "store_password_at", "store_password_slash",
         "store_ssl", "store_timeout",
     },

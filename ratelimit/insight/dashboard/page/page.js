@@ -2,6 +2,8 @@
 'use strict';
 
 const KEPT = 120; // seconds in a plot
+// Workers tell their totals once a second, each at a moment of its own: a mean over a few of those.
+const MEAN = 3; // seconds
 const COLUMNS = ['passed', 'refused', 'would', 'failed'];
 const LINES = ['passed', 'refused', 'would'];
 const SVG = 'http://www.w3.org/2000/svg';
@@ -67,7 +69,7 @@ class Plot {
 const all = new Plot('Decisions per second in the last two minutes, passed and refused');
 let rows = new Map(); // by the name of the rule
 let rules = [];
-let before = null; // the last numbers
+let earlier = []; // the last numbers, as many as a mean needs
 
 function showRules(told) {
   rules = told.rules;
@@ -120,27 +122,34 @@ function rate(now, then, seconds) {
 const short = (number) => (number >= 10 || number === 0 ? String(Math.round(number)) : number.toFixed(1));
 
 function showNumbers(now) {
-  // Another worker counts from another beginning.
-  const then = before && before.worker === now.worker && now.at > before.at ? before : null;
+  // Another worker has another clock, and what it counts alone another beginning.
+  const last = earlier.at(-1);
+  if (last && (last.worker !== now.worker || last.shared !== now.shared || last.at > now.at)) earlier = [];
+  const isNew = !earlier.length || now.at > earlier.at(-1).at;
+  if (isNew) earlier.push(now);
+  const kept = now.shared ? MEAN : 1;
+  while (earlier.length > 2 && now.at - earlier[1].at >= kept - 0.5) earlier.shift();
+  const then = earlier.length > 1 ? earlier[0] : null;
   const seconds = then ? now.at - then.at : 1;
-  before = now;
   if (now.rules.denylist && !rows.has('denylist')) addRow(DENYLIST);
   for (const [name, row] of rows) {
     const totals = now.rules[name] || {};
-    const earlier = then ? then.rules[name] || {} : {};
-    const rates = COLUMNS.map((column) => rate(totals[column], earlier[column], seconds));
+    const former = then ? then.rules[name] || {} : {};
+    const rates = COLUMNS.map((column) => rate(totals[column], former[column], seconds));
     COLUMNS.forEach((column, at) => {
       const total = (totals[column] || 0).toLocaleString('en');
       setText(row.cells[at], then && rates[at] ? `${total} (${short(rates[at])}/s)` : total);
     });
-    if (then) row.plot.add(rates.slice(0, LINES.length));
+    if (then && isNew) row.plot.add(rates.slice(0, LINES.length));
   }
   if (then) {
     const rates = LINES.map((column) => rate(now.all[column], then.all[column], seconds));
     LINES.forEach((column, at) => setText(byId(`rate-${column}`), short(rates[at])));
-    all.add(rates);
+    if (isNew) all.add(rates);
     setText(byId('top'), short(all.top()));
   }
+  setText(byId('scope'), now.scope);
+  replace(byId('gauges'), now.gauges.map(([label, number]) => make('span', `${label} in this worker: ${number.toLocaleString('en')}`)));
   setText(byId('whose'), now.whose);
   const denied = now.denied.map((each) => {
     const row = make('tr');

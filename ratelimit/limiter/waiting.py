@@ -1,0 +1,109 @@
+"""Waiting for a turn: who may, and what is given back of a request that runs nothing."""
+
+import asyncio
+from collections.abc import Iterable
+
+from ratelimit.limiter.admission import Admission, Turn, count
+from ratelimit.limiter.line import Place
+from ratelimit.limiter.rooms import Loop, Room, Wait, clock_us
+from ratelimit.limiter.telling import tell_refused
+from ratelimit.responses.headers import Told, refuse
+from ratelimit.responses.problems import closing
+from ratelimit.rules.counting import DEFAULT_MAX_WAITING
+from ratelimit.rules.route_rule import counter_of
+
+__all__ = ["begin", "give_up"]
+
+
+def begin(admission: Admission, loop: Loop | None) -> Wait | None:
+    """Has a request wait for the turns that it was promised.
+
+    None where there is no room for it, or its limiter closes: it is refused then, and `give_up`
+    is for the caller to await.
+    """
+    for turn in admission.turns:
+        name = loop, turn.check.rule
+        if loop in turn.owner.waits.closing:
+            admission.refuse(closing())
+            return None
+        room = turn.owner.waits.rooms.get(name)
+        if room is not None and room.taken >= _most(admission, turn):
+            _refuse(admission, turn, room)
+            return None
+    now_us = clock_us()
+    wait = Wait(loop)
+    for turn in admission.turns:
+        room = wait.enter(turn.owner.waits, (loop, turn.check.rule))
+        if loop is None:
+            continue
+        queue = room.queue(turn)
+        wait.queues.append(queue)
+        wait.promised[queue] = turn.decision
+        queue.line.join(Place.of(turn.check, turn.decision, now_us), wait, now_us)
+        queue.arm()
+        queue.tidy()
+    count(admission.turns, "waited")
+    admission.turns = ()
+    return wait
+
+
+async def give_up(admission: Admission, wait: Wait | None, turns: Iterable[Turn]) -> None:
+    """Gives back all that a request was charged which runs nothing, its places among that.
+
+    ``turns`` are those that it was promised, and ``wait`` is how it waited, if it did.
+    """
+    admission.leave_out([turn.decision for turn in turns])
+    if wait is not None:
+        await wait.leave()
+    else:
+        for turn in turns:
+            await _vacate(turn)
+    await admission.give_back()
+
+
+async def _vacate(turn: Turn) -> None:
+    """Gives back a place that its request has not taken."""
+    now_us = clock_us()
+    place = Place.of(turn.check, turn.decision, now_us)
+    room = turn.owner.waits.rooms.get((_loop(), turn.check.rule)) or Room()
+    queue = room.queue(turn)
+    if queue.line.offer(place, now_us):
+        await queue.trim()
+    else:
+        queue.arm()
+        await queue.give_back([place])
+
+
+def _loop() -> Loop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _most(admission: Admission, turn: Turn) -> int:
+    """The number of requests that may wait for the rule of a turn."""
+    asked = (rule for _, matching in admission.decided for rule, _ in matching)
+    most = (rule.max_waiting for rule in asked if counter_of(rule) == turn.check.rule)
+    return next(most, DEFAULT_MAX_WAITING)
+
+
+def _refuse(admission: Admission, turn: Turn, room: Room) -> None:
+    """Refuses a request because as many wait for a rule as may; until the first of them goes on."""
+    owner, earliest_us = turn.owner, room.earliest_us()
+    retry_us = turn.decision.delay_us
+    if earliest_us is not None:
+        retry_us = max(1, earliest_us - clock_us())
+    denied = turn.decision._replace(
+        allowed=False, remaining=0, retry_after_us=retry_us, delay_us=0, level=retry_us
+    )
+    told = [Told(name, denied if it is turn.decision else it) for name, it in admission.told]
+    if turn.decision.degraded:
+        told = [Told(turn.policy, denied)]
+    count([each for each in admission.turns if each.rule != turn.rule], "allowed")
+    count([turn], "denied")
+    admission.turns = ()
+    owner.denials.add(turn.rule, turn.check.key)
+    tell_refused(owner.events, admission, [(turn.rule, turn.check, turn.policy, denied)])
+    admission.limiter = owner
+    admission.refuse(refuse(told, admission.dialects, owner.rules.retry_jitter_us), told)

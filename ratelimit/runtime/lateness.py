@@ -1,0 +1,147 @@
+"""The lateness of an event loop and of its threads, measured every 50 ms.
+
+The law of this module: it measures what a request waits for, and takes nothing from requests.
+
+A request begins behind whatever was ready before it: first its bytes are read, which is due, and in
+the next round of the loop its task runs. So a sample is taken in the same two steps: a timer, and
+what that puts behind everything that is ready then.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from time import monotonic
+from typing import Any, Final
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+
+__all__ = ["EVERY", "Lateness"]
+
+EVERY: Final = 0.05
+"""Seconds between a sample and the next."""
+
+FAR: Final = 2.0
+"""Seconds of lateness that are told at once, before all that has come meanwhile is begun."""
+
+
+class Lateness:
+    """Samples of the event loops that ask for it, told to ``tell`` as a time and a lateness.
+
+    The time is monotonic; the lateness, in seconds, is that of the loop, or of AnyIO's default
+    threads, in which sync endpoints run: the greater one.
+    """
+
+    def __init__(self, tell: Callable[[float, float], object]) -> None:
+        self._tell = tell
+        self._samplers: dict[asyncio.AbstractEventLoop, _Sampler] = {}
+        self.due = float("inf")
+        """The time at which the next sample would be taken if nothing were late, monotonic."""
+
+    def run(self) -> bool:
+        """Begins in this event loop, if it has not; False where that is not asyncio's."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if loop not in self._samplers:
+            for other in [each for each in self._samplers if each.is_closed()]:
+                del self._samplers[other]
+            self._samplers[loop] = sampler = _Sampler(loop, self._told)
+            sampler.begin()
+            self.due = sampler.due
+        return True
+
+    def stop(self) -> None:
+        """Ends in this event loop, until it is next asked for."""
+        try:
+            sampler = self._samplers.pop(asyncio.get_running_loop(), None)
+        except RuntimeError:  # not asyncio's, where none was begun
+            return
+        if sampler is not None:
+            sampler.end()
+            self.due = float("inf")
+
+    def end(self) -> None:
+        """Ends in every event loop."""
+        while self._samplers:
+            loop, sampler = self._samplers.popitem()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(sampler.end)
+
+    def _told(self, sampler: "_Sampler", now: float, late: float) -> None:
+        self.due = sampler.due
+        self._tell(now, late)
+
+
+class _Sampler:
+    """The samples of one event loop."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, tell: "Callable[[_Sampler, float, float], None]"
+    ) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._next: asyncio.Handle | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._probed_at = 0.0
+        self._waited = 0.0
+        """Seconds that the last probe waited for a thread; 0 once that was told."""
+        self._threads: CapacityLimiter | None = None
+        self.due = 0.0
+
+    def begin(self) -> None:
+        # AnyIO tells its threads only where a task asks.
+        self._task(self._find_threads(), "threads")
+        self._wait()
+
+    def end(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
+
+    async def _find_threads(self) -> None:
+        self._threads = anyio.to_thread.current_default_thread_limiter()
+
+    def _wait(self) -> None:
+        self.due = monotonic() + EVERY
+        self._next = self._loop.call_later(EVERY, self._first, context=Context())
+
+    def _first(self) -> None:
+        now = monotonic()
+        if now - self.due > FAR:
+            self._tell(self, now, now - self.due)
+        self._next = self._loop.call_soon(self._second)
+
+    def _second(self) -> None:
+        now = monotonic()
+        late = max(0.0, now - self.due, self._threads_late(now))
+        self._wait()
+        self._tell(self, now, late)
+
+    def _threads_late(self, now: float) -> float:
+        """Seconds that a probe in the queue for threads has waited, as any request does there."""
+        waited, self._waited = self._waited, 0.0
+        if self._probe is not None:
+            return now - self._probed_at
+        if self._threads is not None and self._threads.statistics().tasks_waiting:
+            self._probed_at = now
+            self._probe = self._task(self._queue(self._threads), "probe")
+        return waited
+
+    async def _queue(self, threads: CapacityLimiter) -> None:
+        """Waits for a thread as a request does, and leaves it at once."""
+        me = object()
+        try:
+            await threads.acquire_on_behalf_of(me)
+            threads.release_on_behalf_of(me)
+            self._waited = monotonic() - self._probed_at
+        finally:
+            self._probe = None
+
+    def _task(self, job: Any, name: str) -> asyncio.Task[None]:
+        # The job is nobody's: it must not be traced as a part of the request that came first.
+        task = self._loop.create_task(job, name=f"ratelimit {name}", context=Context())
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  # nothing to lose
+        return task

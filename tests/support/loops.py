@@ -1,0 +1,90 @@
+"""An event loop that serves requests, simulated: its time is a number, and nothing waits.
+
+In each round it runs the tasks of the requests that it read in the round before, and reads those
+that have come meanwhile; a timer is due every 50 ms. That is what asyncio does with a server's
+sockets.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ratelimit.control.shedding import COHORTS, Control
+from ratelimit.runtime.lateness import FAR
+
+EVERY = 0.05
+USERS = 5_000
+MOST_AT_ONCE = 2_000
+"""Requests that one round reads: there are no more connections."""
+
+
+class Request(NamedTuple):
+    """What became of one."""
+
+    at: float
+    took: float
+    priority: int
+    served: bool
+
+
+def served(
+    control: Control,
+    load: float,
+    seconds: float,
+    *,
+    work: float = 0.002,
+    refusing: float = 0.0002,
+    stalls: Iterable[tuple[float, float]] = (),
+    even: bool = False,
+    seed: int = 1,
+) -> list[Request]:
+    """Requests at ``load`` times what the loop can serve, a fifth of them critical.
+
+    ``work`` and ``refusing`` are the seconds that a request takes; ``stalls`` are calls that block
+    it, by when and how long.
+    """
+    random.seed(seed)
+    chance = random.Random(seed)
+    cohorts = [chance.randrange(COHORTS) for _ in range(USERS)]
+    coming = _arrivals(chance, load / work, seconds, even=even)
+    blocks = sorted(stalls, reverse=True)
+    now, pressed, due = 0.0, 0.0, EVERY
+    ready: list[float] = []
+    found: list[Request] = []
+    sampling = False
+    place = 0
+    while now < seconds:
+        if blocks and blocks[-1][0] <= now:
+            now += blocks.pop()[1]
+        for at in ready:
+            if now > due + control.lag and now > pressed + control.lag:
+                pressed = now
+                control.press(now - due)
+            priority = 0 if chance.random() < 0.2 else 2
+            level = priority * COHORTS + cohorts[chance.randrange(USERS)]
+            passes = not control.watching or control.admits(level)
+            now += work if passes else refusing
+            found.append(Request(at, now - at, priority, passes))
+        ready = []
+        if sampling:
+            control.sample(now, now - due)
+            sampling, pressed, due = False, now, now + EVERY
+        elif due <= now:
+            sampling = True
+            if now - due > FAR:
+                control.sample(now, now - due)
+        while place < len(coming) and coming[place] <= now and len(ready) < MOST_AT_ONCE:
+            ready.append(coming[place])
+            place += 1
+        now += 0.000_02
+        if not (ready or sampling):
+            now = max(now, min(coming[place] if place < len(coming) else seconds, due))
+    return found
+
+
+def _arrivals(chance: random.Random, rate: float, seconds: float, *, even: bool) -> list[float]:
+    at, found = 0.0, []
+    while at < seconds:
+        at += 1 / rate if even else chance.expovariate(rate)
+        found.append(at)
+    return found
