@@ -39,6 +39,8 @@ MOST_AT_ONCE: Final = 16_777_216
 """Bytes of all unfinished messages of a connection; a message beyond counts as too long."""
 MOST_STREAMS: Final = 1_024
 """Calls of one connection at a time."""
+MOST_TASKS: Final = 4_096
+"""Calls of one connection that are being answered, those among them that were given up."""
 MOST_HEADERS: Final = 16_384
 """Bytes of a call's header fields."""
 WINDOW: Final = 1_048_576
@@ -198,7 +200,7 @@ class _Line(asyncio.Protocol):
 
     def _begin(self, event: RequestReceived) -> None:
         stream = event.stream_id
-        if self._over:
+        if self._over or len(self.tasks) >= MOST_TASKS:
             self._h2.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
             return
         fields: dict[Any, Any] = dict(event.headers)
@@ -210,14 +212,11 @@ class _Line(asyncio.Protocol):
         self._calls[stream] = _Call(fields[b":path"].decode("latin-1"))
 
     def _forget(self, stream: int) -> None:
-        """A stream that its caller has given up; what was charged stays charged."""
+        """A stream that its caller has given up: its request goes on, and must stay counted."""
         call = self._calls.pop(stream, None)
         if call is not None:
             self._kept -= len(call.data)
         self._held.pop(stream, None)
-        task = self.tasks.pop(stream, None)
-        if task is not None:
-            task.cancel()
 
     # --- what goes out ---
 

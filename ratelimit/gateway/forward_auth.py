@@ -22,7 +22,7 @@ from ratelimit.responses.problems import problem
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import near, shown
 
-__all__ = ["MOST_PEERS", "PROBLEM", "STATUS", "TOO_LONG", "ForwardAuth", "doubts"]
+__all__ = ["MOST_PEERS", "PROBLEM", "STATUS", "TOO_LONG", "ForwardAuth", "doubts", "unheard"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -109,7 +109,7 @@ class ForwardAuth:
                 if len(paths) > 1 and admission.refusal is None:
                     await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
                 if admission.turns and admission.refusal is None:
-                    await take_turn(admission, _unheard)
+                    await take_turn(admission, unheard)
                 refusal = admission.refusal
                 if refusal is None:
                     headers = [*_ALLOWED, *admission.headers()]
@@ -231,7 +231,7 @@ def _longest_wait(limit: Limit) -> float:
     return drained if limit.max_delay is None else min(drained, limit.max_delay)
 
 
-async def _unheard() -> Message:
+async def unheard() -> Message:
     """Hears nothing: where a proxy gives up, its request goes on, and must stay counted."""
     await anyio.sleep_forever()
     raise RuntimeError("it slept for ever")

@@ -329,6 +329,8 @@ def _by(variable: str) -> str | None:
     """The part of an identity that a variable is."""
     if variable in ("binary_remote_addr", "remote_addr", "realip_remote_addr"):
         return "client"
+    if variable == "server_name":  # whose server's rule it is
+        return ""
     for start, kind in (("http_", "header"), ("cookie_", "cookie"), ("arg_", "query")):
         if variable.startswith(start) and len(variable) > len(start):
             name = variable.removeprefix(start)

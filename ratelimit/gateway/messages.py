@@ -7,6 +7,7 @@ copies from a client's header need not be UTF-8. Pure.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -113,18 +114,24 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a message: numbers, each with a whole number or bytes."""
     at, end = 0, len(data)
     while at < end:
-        tag, at = _varint(data, at)
+        tag = data[at]  # most numbers are of one byte, and the call for others takes longer
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(data, at - 1)
         kind = tag & 7
-        if kind == _VARINT:
+        if kind == _TEXT and at < end:
+            length = data[at]
+            at += 1
+            if length >= 0x80:
+                length, at = _varint(data, at - 1)
+        elif kind == _VARINT:
             value, at = _varint(data, at)
             yield tag >> 3, value
             continue
-        if kind == _TEXT:
-            length, at = _varint(data, at)
         elif kind in (_EIGHT, _FOUR):
             length = 8 if kind == _EIGHT else 4
         else:
-            raise Malformed(f"a field is of type {kind}, which no message here has")
+            raise Malformed(f"a field is of type {kind}, which no message here has, or ends early")
         if length > end - at:
             raise Malformed("a field is longer than its message")
         yield tag >> 3, data[at : at + length]
@@ -171,10 +178,16 @@ def _status(status: Status) -> bytes:
     code = _whole(1, 2 if status.over else 1)
     if status.quota is None:
         return code
-    limit = _join(_whole(1, status.quota), _whole(2, status.unit), _text(3, status.name.encode()))
+    limit = _limit(status.quota, status.unit, status.name)
     seconds, rest = divmod(status.reset_us, 1_000_000)
     until = _join(_whole(1, seconds), _whole(2, rest * 1_000))
-    return _join(code, _text(2, limit), _whole(3, status.remaining), _text(4, until))
+    return _join(code, limit, _whole(3, status.remaining), _text(4, until))
+
+
+@lru_cache(maxsize=1_000)
+def _limit(quota: int, unit: int, name: str) -> bytes:
+    """The limit of a status, of which a file has few."""
+    return _text(2, _join(_whole(1, quota), _whole(2, unit), _text(3, name.encode())))
 
 
 def _join(*parts: bytes) -> bytes:

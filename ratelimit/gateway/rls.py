@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, Final
 
 from ratelimit.asgi.answer import respond
+from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.calls import DENIED, INVALID, UNKNOWN_METHOD, Answered, Peer
 from ratelimit.gateway.dialects import ROOT, TooLong, target
-from ratelimit.gateway.forward_auth import MOST_PEERS, STATUS, TOO_LONG, doubts
+from ratelimit.gateway.forward_auth import MOST_PEERS, STATUS, TOO_LONG, doubts, unheard
 from ratelimit.gateway.messages import (
     Answer,
     Descriptor,
@@ -122,13 +123,13 @@ class RateLimitService:
         statuses = [_status(part) for part in parts]
         if admission is None:
             return Answer(over=False, statuses=statuses)
+        if admission.turns and admission.refusal is None:
+            await take_turn(admission, unheard)
         if admission.refusal is not None:
             if not any(each.over for each in statuses):
                 statuses = [each._replace(over=True) for each in statuses]
             scope = next((part.scope for part in parts if "headers" in part.scope), {})
             return await self._over(admission.refusal, scope, statuses)
-        if admission.delay_us:
-            await limiter.wait(admission.delay_us)
         return Answer(over=False, statuses=statuses, headers=admission.headers())
 
     async def _over(
@@ -164,9 +165,10 @@ class RateLimitService:
 
     def _find(self, scope: Mapping[str, Any]) -> Found:
         """The rules for a descriptor, with its values as parameters."""
+        rules = self._rules
         found = [
             (rule, {name: unspelled(value) for name, value in parameters.items()})
-            for rule, parameters in self._rules.matching("GET", scope["path"])
+            for rule, parameters in rules.matching("GET", scope["path"])
             if rule.path is not None and rule.path.startswith(ROOT)
         ]
         if scope["client"] is None and any("client" in rule.by for rule, _ in found):
@@ -174,16 +176,18 @@ class RateLimitService:
                 "address-missing", "a rule counts by client, and its descriptor has no "
                 "remote_address, so that all share one bucket",
             )  # fmt: skip
-        return found, None
+        return found, rules.index.plan(found)
 
     def _find_of_request(self, paths: Sequence[str], scope: Mapping[str, Any]) -> Found:
         """The rules for a request, by each path that it may be taken for."""
+        if len(paths) == 1:
+            return self._limiter.find(scope)
         found: list[Any] = []
         for path in paths:
             known = [rule for rule, _ in found]
             others, _ = self._limiter.find({**scope, "path": path})
             found += [each for each in others if each[0] not in known]
-        return found, None
+        return found, self._rules.index.plan(found)
 
     def _take(self, rules: RuleSet) -> None:
         """Believes as new rules say."""

@@ -233,7 +233,19 @@ class Decider:
         known = [each for each in decisions if not each.degraded]
         return admission, (*known, *admission.degraded)
 
-    async def decide_together(self, parts: Sequence[Part], registered: Registered) -> Admission:
+    async def decide_alone(self, part: Part, registered: Registered) -> Admission:
+        """Decides a part that has no other beside it, as any request is decided."""
+        admission = Admission(self._owner, None)
+        await self.decide(admission, part.scope, (), part.find, registered, admission.template)
+        part.told = list(admission.told)
+        if admission.refusal is not None:
+            part.over = not part.told
+            await admission.give_back()
+        return admission
+
+    async def decide_together(  # noqa: PLR0912  # as `decide`
+        self, parts: Sequence[Part], registered: Registered
+    ) -> Admission:
         """Decides what is to pass together: every part is charged, or none is.
 
         Leaves with each part what was told of it, and whether it is why nothing passes.
@@ -255,12 +267,14 @@ class Decider:
                         return admission
                     continue
                 found = self._still_on(part.find(part.scope)[0])
-                failed = self._reports.function_failed
-                request = Request(
-                    part.scope, client, self.now.proxies, registered, admission.template, failed
-                )
+                request = self._request(part.scope, client, registered, admission.template)
                 matching += found
                 asked += [Asked(request, part)] * len(found)
+            shedder = owner.shedder
+            if asked and not asked[0].part.forced and shedder is not None and shedder.watching:
+                index = self.now.rules.index
+                if await shedder.refuses(admission, asked[0].request, matching, index):
+                    return admission
             if not matching:
                 return admission
             admission.decided = ((self._store, matching),)
@@ -372,23 +386,15 @@ class Decider:
                 if "user" in rule.by and rule.on_missing != "client":
                     self._say_unreadable(request.scope.get("user"))
                 try:
-                    word = rule.on_store_failure or self.now.rules.on_store_failure
-                    strict = word == "deny"
-                    found = asked[place] = await question(
-                        rule, path_params, request, strict=strict, times=times
+                    found = asked[place] = await self._asked(
+                        admission, rule, path_params, request, times
                     )
                 except TurnedAway:
                     if together is not None:
                         part.over = True
                     raise
-                except Exception as problem:  # noqa: BLE001  # the law of this module
-                    # A client may be able to make it fail, which must not open the other rules.
-                    await self._fallback.answer(
-                        self.now.rules, admission, [(rule, path_params)], problem
-                    )
-                    if admission.refusal is not None:
-                        return _NOTHING, []
-                    continue
+                if admission.refusal is not None:
+                    return _NOTHING, []
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
                     if rule.replaces and found.action != _SHADOW:
@@ -401,28 +407,28 @@ class Decider:
             tell_blocked(self._events, admission, turned)
             return _NOTHING, []
         keys = [each.key for each in asked if each is not None]
-        terms = [
-            Terms(
-                rule.name,
-                counter_of(rule),
-                each.limits,
-                each.policies,
-                each.cost,
-                each.action,
-                rule.charge,
-            )
-            for (rule, _), each in zip(matching, asked, strict=True)
-            if each is not None
-        ]
         if together is not None:
-            together[:] = [
-                who for who, each in zip(together, asked, strict=True) if each is not None
-            ]
-            terms = [
-                each._replace(action=_FORCE) if part.forced and each.action == _CHARGE else each
-                for each, (_, part) in zip(terms, together, strict=True)
-            ]
-        return self.now.rules.index.plan_of(terms), keys
+            together[:] = [who for who, each in zip(together, asked, strict=True) if each]
+        return self.now.rules.index.plan_of(_terms(matching, asked, together)), keys
+
+    async def _asked(
+        self,
+        admission: Admission,
+        rule: Rule,
+        path_params: Mapping[str, object],
+        request: Request,
+        times: int,
+    ) -> Question | None:
+        """The question of one rule; None where it has none, or cannot be known."""
+        word = rule.on_store_failure or self.now.rules.on_store_failure
+        try:
+            return await question(rule, path_params, request, strict=word == "deny", times=times)
+        except TurnedAway:
+            raise
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            # A client may be able to make it fail, which must not open the other rules.
+            await self._fallback.answer(self.now.rules, admission, [(rule, path_params)], problem)
+            return None
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -516,3 +522,28 @@ class Decider:
         for rule, (_, outcome) in worst.items():
             if outcome != "waited":
                 self._counts[rule, outcome] += 1
+
+
+def _terms(
+    matching: Matching, asked: Sequence[Question | None], together: Sequence[Asked] | None
+) -> list[Terms]:
+    """What rules have come to for a request, or for parts of one, which may be forced."""
+    terms = [
+        Terms(
+            rule.name,
+            counter_of(rule),
+            each.limits,
+            each.policies,
+            each.cost,
+            each.action,
+            rule.charge,
+        )
+        for (rule, _), each in zip(matching, asked, strict=True)
+        if each is not None
+    ]
+    if together is None:
+        return terms
+    return [
+        each._replace(action=_FORCE) if who.part.forced and each.action == _CHARGE else each
+        for each, who in zip(terms, together, strict=True)
+    ]

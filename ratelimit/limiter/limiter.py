@@ -680,7 +680,10 @@ class RateLimiter:
         Each part says itself which rules apply to it, and has afterwards what was told of it.
         """
         self._begin()
-        deciding = self._decider.decide_together(parts, self._registered)
+        if len(parts) == 1 and parts[0].is_plain:  # as most are
+            deciding = self._decider.decide_alone(parts[0], self._registered)
+        else:
+            deciding = self._decider.decide_together(parts, self._registered)
         return await (deciding if self.around is None else self.around(deciding))
 
     def find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:

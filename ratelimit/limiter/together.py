@@ -28,6 +28,11 @@ class Part:
     over: bool = False
     """Afterwards: whether it was turned away without being counted."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is decided as any request, where it is alone."""
+        return self.times == 1 and not self.forced and self.scope["client"] is not None
+
 
 class Asked(NamedTuple):
     """Who asks by a rule."""
