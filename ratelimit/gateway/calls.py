@@ -134,7 +134,7 @@ class _Line(asyncio.Protocol):
         self.tasks: dict[int, asyncio.Task[None]] = {}
         """The calls that are being answered, by their streams."""
         self._held: dict[int, bytes] = {}
-        """What the windows of streams have no room for."""
+        """Bytes that the windows of streams have no room for."""
         self._kept = 0
         """Bytes of the calls that have not come in whole."""
         self._over = False

@@ -1,4 +1,4 @@
-"""What becomes of another limiter's configuration: rules, and all that they do not say.
+"""Another limiter's configuration as rules, with all that they do not say.
 
 The law of this module: nothing is dropped in silence, and what is written is a rule file that can
 be loaded. Pure.

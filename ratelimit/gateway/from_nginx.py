@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from ratelimit.gateway.converted import MOST_EXCEPT, Converted
+from ratelimit.gateway.nginx_conf import directives
 from ratelimit.words import shown
 
 __all__ = ["from_nginx"]
@@ -23,15 +24,6 @@ MOST_BLOCKS: Final = 2_000
 _RATE: Final = re.compile("rate=([1-9][0-9]{0,8})r/([sm])")
 _NUMBER: Final = re.compile("(burst|delay)=([0-9]{1,9})")
 _VARIABLE: Final = re.compile(r"\$\{?([A-Za-z0-9_]+)\}?")
-_TOKEN: Final = re.compile(
-    r"""(?P<space>[ \t\r\n]++|\#[^\n]*+)
-    |(?P<sign>[{};])
-    |"(?P<double>[^"\\]*+(?:\\.[^"\\]*+)*+)"
-    |'(?P<single>[^'\\]*+(?:\\.[^'\\]*+)*+)'
-    |(?P<word>(?:\$\{[^}\s]*+\}|\\.|[^\s;{}\\])++)
-    |(?P<odd>.)""",
-    re.VERBOSE | re.DOTALL,
-)
 _OTHERS: Final = ("limit_conn", "limit_conn_zone", "limit_conn_status", "limit_rate", "limit_zone")
 _HOST: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _BLOCKS: Final = ("http", "server", "location")
@@ -101,7 +93,7 @@ class _Reader:
         """Reads all of a configuration."""
         top = _Block("http", (), 0)
         here, depth, blocks = top, 0, 0
-        for line, words, opens in _directives(text, self._found):
+        for line, words, opens in directives(text, self._found):
             if opens == "}":
                 if here.above is not None:
                     here, depth = here.above, depth - 1
@@ -336,26 +328,3 @@ def _by(variable: str) -> str | None:
             name = variable.removeprefix(start)
             return f"{kind}:{name.replace('_', '-') if kind == 'header' else name}"
     return None
-
-
-def _directives(text: str, found: Converted) -> Iterator[tuple[int, Sequence[str], str]]:
-    """Each directive: its line, its words, and the sign that ends it."""
-    words: list[str] = []
-    line = begun = 1
-    for token in _TOKEN.finditer(text):
-        kind = token.lastgroup
-        if kind == "sign":
-            if words or token[0] == "}":
-                yield begun if words else line, words, token[0]
-            elif token[0] == "{":
-                yield line, [""], "{"
-            words = []
-        elif kind == "odd":
-            found.leave(line, f"{shown(token[0])} cannot be read; the rest of the file is left out")
-            return
-        elif kind != "space":
-            begun = begun if words else line
-            words.append(re.sub(r"\\(.)", r"\1", token[kind or 0], flags=re.DOTALL))
-        line += token[0].count("\n")
-    if words:
-        found.leave(begun, "the file ends within a directive")

@@ -39,11 +39,11 @@ class TooMany(ValueError):
 
 
 class Descriptor(NamedTuple):
-    """What Envoy says of a request: keys with values, in the order of its actions."""
+    """A request in the words of Envoy: keys with values, in the order of its actions."""
 
     entries: Sequence[tuple[bytes, bytes]]
     hits: int | None = None
-    """How often it is to be counted; None for what the question says."""
+    """The number of times that it counts; None for what the question says."""
     has_limit: bool = False
     """Whether it brings a limit of its own, which nobody here asked for."""
 
@@ -57,7 +57,7 @@ class Question(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What became of one descriptor; without ``quota`` where no rule is for it."""
+    """The outcome of one descriptor; without ``quota`` where no rule is for it."""
 
     over: bool
     quota: int | None = None

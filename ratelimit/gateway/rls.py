@@ -143,7 +143,7 @@ class RateLimitService:
         return Answer(over=True, statuses=statuses, headers=headers, body=bytes(response.body))
 
     def _part(self, question: Question, descriptor: Descriptor) -> Part:
-        """What a descriptor asks."""
+        """The question of a descriptor."""
         if descriptor.has_limit:
             self._once("limit-ignored", "a descriptor brings a limit of its own, which the rules "
                        "do not ask for; it is not used")  # fmt: skip
@@ -242,7 +242,7 @@ def _headers(entries: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, by
 
 
 def _status(part: Part) -> Status:
-    """What became of a descriptor: of its rules, the binding one."""
+    """The outcome of a descriptor: of its rules, that of the binding one."""
     if not part.told:
         return Status(over=part.over)
     name, decision = binding_of(part.told)

@@ -94,7 +94,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
 ) -> Question | None:
     """The checks of a rule for a request that it matches; None where it does not apply after all.
 
-    ``times`` is how often the request counts.
+    ``times`` is the number of times that the request counts.
 
     A client may be able to make a function of the application's fail, and must not gain by it:
     the request then counts by its address, at the first tier, at a cost of 1, and is not skipped.

@@ -527,7 +527,7 @@ class Decider:
 def _terms(
     matching: Matching, asked: Sequence[Question | None], together: Sequence[Asked] | None
 ) -> list[Terms]:
-    """What rules have come to for a request, or for parts of one, which may be forced."""
+    """The terms of rules for a request, or for parts of one, which may be forced."""
     terms = [
         Terms(
             rule.name,

@@ -1,4 +1,4 @@
-"""What is to pass together: the parts of one request that somebody else has taken apart."""
+"""The parts of one request that somebody else has taken apart, which pass together."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Part:
     find: Callable[[Mapping[str, Any]], Found]
     """The rules that apply to it."""
     times: int = 1
-    """How often it counts."""
+    """The number of times that it counts."""
     forced: bool = False
     """Whether it is charged without being asked about, into debt if need be."""
     told: list[Told] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Part:
 
 
 class Asked(NamedTuple):
-    """Who asks by a rule."""
+    """A part, and its request as rules ask about it."""
 
     request: Request
     part: Part
