@@ -364,6 +364,19 @@ async def test_a_field_that_is_not_known_is_skipped() -> None:
     assert said(answered.message).statuses[0]["remaining"] == 2
 
 
+async def test_an_entry_is_read_alike_however_it_is_written() -> None:
+    service = service_of(rule("any", "9/hour", "k/{v}", "path:v", overrides={"b": "1/hour"}))
+    key, value = text(1, b"k"), text(2, b"b")
+    long = b"\x0a\x81\x00k"  # a length of two bytes where one would do
+    for body in (key + value, value + key, key + text(2, b"x") + value, long + value,
+                 key + value + text(9, b"later"), b"\x50\x01" + key + value):  # fmt: skip
+        answered = await service(SHOULD_RATE_LIMIT, question(text(2, text(1, body))), PROXY)
+        assert said(answered.message).statuses[0]["quota"] == 1, body
+    for body in (key, key + text(2, b""), b"\x0a\x01k\x12\x00"):
+        answered = await service(SHOULD_RATE_LIMIT, question(text(2, text(1, body))), PROXY)
+        assert said(answered.message).statuses[0]["quota"] == 9, body
+
+
 async def test_there_is_one_method() -> None:
     assert (await service_of()("/grpc.health.v1.Health/Check", b"", PROXY)).status == UNKNOWN_METHOD
 
