@@ -5,9 +5,9 @@ KEYS      the keys of all checks, request after request
 ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
 ARGV[2]   how many different kinds of request follow, each as how many checks it has and ten
           numbers for each: its limit's six, namely the algorithm's place (1 token_bucket,
-          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter), to which 8 times a
-          number of its own may be added, and its five numbers (limit[2] .. limit[6] in that file's
-          header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
+          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter, 6 ban), to which 8
+          times a number of its own may be added, and its five numbers (limit[2] .. limit[6] in that
+          file's header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
           give-back the charge's time (microseconds) and level, for the others 0 and 0
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
@@ -21,13 +21,19 @@ Returns   for each check six whole numbers: remaining, retry (microseconds; 0 wh
 One request's checks pass or fail together; requests are decided in the order they came. Within one,
 checks that name the same counter see each other's charges through `taken`, the units that earlier
 checks of this request would take. Shadow checks come after the enforced ones and have no
-say. A refusal writes nothing, with one exception: a key whose clock is broken (its time lies more
-than a window ahead) is set to the present, since otherwise its refusals would never end.
+say. A refusal writes nothing, with two exceptions: a key whose clock is broken (its time lies more
+than a window ahead) is set to the present, since otherwise its refusals would never end; and a ban
+is struck where one of the checks that it covers, which are those behind it, is denied.
+
+A ban's check costs 0: it takes nothing, and fits unless the ban is on. Forced, it strikes as often
+as it costs. What a strike comes to is told at once, so that the request that begins a ban has its
+end, and a level of 0. A request names a ban once.
 
 A counter is its numbers, which an algorithm reads and writes together; in Redis they are one
 string. An algorithm's counter is a table with `key` and `limit`, to which its look adds `room` (the
 largest cost that would pass), `at_us` (the time it is decided at), `level` (false, or what a bucket
-holds, and `unit`, what a cost of 1 adds to it), `broken` (whether its clock was), and its own.
+holds, and `unit`, what a cost of 1 adds to it), `broken` (whether its clock was), of a ban `banned`
+(whether it is on), and its own.
 
 In process, KEYS is false; see ratelimit/stores/memory.lua for what is returned then.
 ]]
@@ -35,6 +41,7 @@ local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
 local CUT = -1
 local FIELDS = 6
 local TOKEN, LEAKING = 1, 2 -- the places of the two buckets
+local BAN = 6
 
 local algorithms = {}
 local read, write
@@ -73,7 +80,8 @@ local function ask(now_us, checks, upto, check)
   else
     before = root.taken
   end
-  local fits = before + cost <= root.room or cost == 0 or check.action == FORCE
+  local fits = before + cost <= root.room or check.action == FORCE
+    or cost == 0 and not root.banned
   check.root, check.before, check.fits = root, before, fits
   if fits then
     root.taken = before + cost
@@ -140,6 +148,27 @@ local function judge(now_us, checks, count, reply, start)
   return passes, returns
 end
 
+-- Strikes a ban, the check number `i`, for each unit that was forced, and once where a check that
+-- it covers was denied; tells what comes of it.
+local function strike(checks, i, forced, reply, start)
+  local ban, units = checks[i], forced
+  for j = i + 1, i + ban.limit[6] do
+    local covered = checks[j]
+    if covered and covered.root and not covered.fits then
+      units = forced + 1
+    end
+  end
+  if units > 0 or ban.broken then
+    local algorithm, before, at = ban.algorithm, ban.banned, start + (i - 1) * FIELDS
+    algorithm.charge(ban, units)
+    local left = ban.room > 0 and ban.room or 0
+    reply[at + 1] = left
+    reply[at + 2] = ban.banned and algorithm.wait(ban, 0) or 0
+    reply[at + 3] = algorithm.reset(ban, 0)
+    reply[at + 6] = ban.banned == before and algorithm.wait(ban, left + 1) or 0
+  end
+end
+
 -- Charges what passed, from the check `first` on. Only after all were judged, since a wait may look
 -- at a key once more.
 local function settle(checks, count, reply, start, first)
@@ -148,7 +177,10 @@ local function settle(checks, count, reply, start, first)
     if root.root == root then
       busy = i
       local charged = passed and root.taken or 0
-      if (charged > 0 or root.broken and root.denied) and root.algorithm.charge(root, charged) then
+      if root.limit[1] == BAN then
+        strike(checks, i, charged, reply, start)
+      elseif (charged > 0 or root.broken and root.denied)
+        and root.algorithm.charge(root, charged) then
         for j = 1, count do
           if checks[j].root == root then
             reply[start + j * FIELDS] = CUT
@@ -257,7 +289,7 @@ for i = 1, next_number() do
       -- Filled in for each request; named here so that the table need not grow.
       key = false, root = false, before = 0, fits = false, taken = 0, denied = false, now_us = 0,
       room = 0, at_us = 0, level = false, unit = 0, broken = false,
-      lost = false,
+      banned = false, lost = false,
     }
   end
   kinds[i] = checks

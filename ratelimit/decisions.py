@@ -19,6 +19,7 @@ __all__ = [
     "Assumed",
     "Check",
     "Decision",
+    "Repeated",
     "assumed",
     "decision_of",
     "decisions_of",
@@ -216,6 +217,12 @@ def passes(checks: Iterable[Check], decisions: Iterable[Decision]) -> bool:
         for check, decision in zip(checks, decisions, strict=True)
         if check[4] != _SHADOW
     )
+
+
+class Repeated(Decision):
+    """A decision that was made before and told again, without a round trip."""
+
+    __slots__ = ()
 
 
 class Assumed(Decision):

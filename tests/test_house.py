@@ -14,9 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import ratelimit
+from ratelimit.bans import Ban
 from ratelimit.decisions import FIELDS, Action
 from ratelimit.limits import Algorithm, Limit
-from ratelimit.stores.script import SCRIPT
+from ratelimit.stores.script import FILES, SCRIPT
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = ROOT / "ratelimit"
@@ -28,6 +29,7 @@ README: Final = ROOT / "README.md"
 ROOMS: Final = [
     "words",
     "limits",
+    "bans",
     "decisions",
     "runtime",
     "stores",
@@ -366,8 +368,8 @@ def redis_commands(source: str) -> set[str]:
     return {call[4].strip("'\"") for call in calls}
 
 
-def test_lua_holds_one_file_per_algorithm_and_the_driver() -> None:
-    assert {path.stem for path in LUA} == {*Algorithm, "decide"}
+def test_lua_holds_one_file_per_algorithm_that_of_bans_and_the_driver() -> None:
+    assert {path.stem for path in LUA} == {*FILES, "decide"}
 
 
 @pytest.mark.parametrize("path", LUA, ids=name_of)
@@ -428,7 +430,10 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
-    numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
+    if path.stem == "ban":
+        numbers = Ban(3, 60_000_000, 600_000_000, 600_000_000).numbers
+    else:
+        numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
     given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
     described = header_of(floors_of(path)[0] if "limit" in header_of(path).taken else path).numbers
     # A sliding counter's `up` is 0 where it rounds down.
@@ -455,12 +460,13 @@ def test_only_the_leaking_bucket_stands_on_another_and_that_on_none() -> None:
     leaking = list(Algorithm).index(Algorithm.LEAKING_BUCKET) + 1
     source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
     assert f"local TOKEN, LEAKING = {token}, {leaking} " in source
+    assert f"local BAN = {FILES.index('ban') + 1}\n" in source
 
 
 def test_the_driver_describes_its_algorithms_actions_and_fields_as_python_has_them() -> None:
     source = (ROOT / "lua" / "decide.lua").read_text(encoding="ascii")
     text = " ".join(header_of(ROOT / "lua" / "decide.lua").text.split())
-    places = ", ".join(f"{place} {name}" for place, name in enumerate(Algorithm, 1))
+    places = ", ".join(f"{place} {name}" for place, name in enumerate(FILES, 1))
     assert f"({places})" in text
     actions = ", ".join(f"{a.value} {a.name.lower().replace('_', ' ')}" for a in Action)
     assert f"({actions})" in text

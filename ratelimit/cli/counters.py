@@ -7,17 +7,18 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from ratelimit.bans import Ban
 from ratelimit.cli.output import Row, as_json, fail, say, show
 from ratelimit.cli.rulefiles import load, spelled
 from ratelimit.control.switches import ALL
-from ratelimit.decisions import Check, identity_digest
+from ratelimit.decisions import Action, Check, Decision, identity_digest
 from ratelimit.limiter.by_name import Identified, no_such_rule, rule_named
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import StoreUnavailable
 from ratelimit.stores.redis.store import MOST_DENIED, RedisStore
 
-__all__ = ["inspect", "kill", "reset", "revive", "top"]
+__all__ = ["inspect", "kill", "reset", "revive", "top", "unban"]
 
 T = TypeVar("T")
 
@@ -59,18 +60,26 @@ class Place:
         except StoreUnavailable as error:
             fail(f"the store gives no answer: {error}", UNAVAILABLE)
 
-    def checks(self, name: str, parts: Sequence[str], cost: int) -> list[Check]:
-        """A rule's checks for an identity, in force as a limiter would have them."""
+    def asked(self, name: str, parts: Sequence[str]) -> Identified:
+        """A rule and an identity, in force as a limiter would have them."""
         rules = self.rules.in_force()
         try:
-            asked = Identified.of(rule_named(name, rules.rules), parts, rules.ipv6_prefix)
+            return Identified.of(rule_named(name, rules.rules), parts, rules.ipv6_prefix)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+    def checks(self, name: str, parts: Sequence[str], cost: int) -> list[Check]:
+        """A rule's checks for an identity, that of its ban last."""
+        asked = self.asked(name, parts)
+        try:
             limits = asked.every_limit()
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if not limits:
             what = "blocks" if asked.own is BLOCKED else "does not limit"
             raise click.UsageError(f"rule {name!r} {what} this identity, which has no counter")
-        return asked.checks(limits, cost)
+        ban = asked.ban(Action.SHADOW)
+        return [*asked.checks(limits, cost), *([] if ban is None else [ban])]
 
 
 def of_store(command: Callable[..., None]) -> Callable[..., None]:
@@ -116,18 +125,27 @@ def inspect(place: Place, rule: str, identity: Sequence[str], json_: bool) -> No
     checks = place.checks(rule, identity, cost=0)
     decisions = place.ask(lambda store: store.decide(checks))
     rows = [
-        {
-            "rule": rule,
-            "limit": spelled(decision.limit),
-            "algorithm": decision.limit.algorithm.value,
-            "remaining": decision.remaining,
-            "of": decision.limit.capacity,
-            "as if never used in s": round(decision.reset_after, 3),
-            "key": identity_digest(check.key),
-        }
-        for check, decision in zip(checks, decisions, strict=True)
+        _state(rule, check, decision) for check, decision in zip(checks, decisions, strict=True)
     ]
     show(rows, json_=json_)
+
+
+def _state(rule: str, check: Check, decision: Decision) -> Row:
+    """A row on a counter; of a ban, what remains are strikes."""
+    limit = decision.limit
+    is_ban = isinstance(limit, Ban)
+    row: dict[str, object] = {
+        "rule": rule,
+        "limit": f"ban {limit}" if is_ban else spelled(limit),
+        "algorithm": "ban" if is_ban else limit.algorithm.value,
+        "remaining": decision.remaining,
+        "of": limit.capacity,
+        "as if never used in s": round(decision.reset_after, 3),
+        "key": identity_digest(check.key),
+    }
+    if is_ban:
+        row["banned for s"] = round(decision.retry_after or 0, 3)
+    return row
 
 
 @click.command()
@@ -143,8 +161,39 @@ def reset(place: Place, rule: str, identity: Sequence[str], json_: bool) -> None
     checks = place.checks(rule, identity, cost=1)
     place.ask(lambda store: store.reset(checks))
     if json_:
-        show({"rule": rule, "limits": [spelled(check.limit) for check in checks]}, json_=True)
+        limits = [spelled(check.limit) for check in checks if not isinstance(check.limit, Ban)]
+        show({"rule": rule, "limits": limits}, json_=True)
     say(f"{' '.join((rule + ':', *identity))} starts afresh (deny caches hold for a second more)")
+
+
+@click.command()
+@of_store
+@click.argument("rule")
+@click.argument("identity", nargs=-1)
+def unban(place: Place, rule: str, identity: Sequence[str], json_: bool) -> None:
+    """Ends the ban of an IDENTITY under a RULE in all workers within 5 s, and forgets its strikes.
+
+    STORE is a URI, or - for the rule file's own. IDENTITY is one text for each part of the rule's
+    `by`, in its order. What is counted stays counted.
+    """
+    ban = place.asked(rule, identity).ban(Action.SHADOW)
+    if ban is None:
+        raise click.UsageError(f"rule {rule!r} does not ban this identity")
+
+    async def lift(store: RedisStore) -> Decision:
+        (decision,) = await store.decide([ban])
+        await store.reset([ban])
+        return decision
+
+    decision = place.ask(lift)
+    if json_:
+        left = round(decision.retry_after or 0, 3)
+        show({"rule": rule, "was_banned": not decision.allowed, "for_s": left}, json_=True)
+    name = " ".join((rule + ":", *identity))
+    if decision.allowed:
+        say(f"{name} was not banned; its strikes are forgotten")
+    else:
+        say(f"{name} was banned for {decision.retry_after:.0f} s more, and is free within 5 s")
 
 
 @click.command()

@@ -15,7 +15,7 @@ except ImportError:
     ) from None
 
 from ratelimit.cli.convert import convert
-from ratelimit.cli.counters import inspect, kill, reset, revive, top
+from ratelimit.cli.counters import inspect, kill, reset, revive, top, unban
 from ratelimit.cli.explain import explain
 from ratelimit.cli.plan import plan
 from ratelimit.cli.replay import replay
@@ -39,6 +39,7 @@ __all__ = ["main"]
         schema,
         serve,
         top,
+        unban,
     ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from ratelimit.bans import Ban, length_in_words
 from ratelimit.cli.output import Row, as_json, say, show
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.advice import advise
@@ -71,6 +72,9 @@ def check(files: Sequence[str], strict: bool, json_: bool) -> None:
             few = [{column: row[column] for column in SHOWN if column in row} for row in rows]
             show(few, json_=False)
             say(f"scripts in Redis: {scripts}; deny caches add nothing to what passes")
+            for rule in in_force:
+                if rule.ban is not None and rule.mode != "off":
+                    say(_worst_of_ban(rule, rule.ban, rules))
             for text in undecided:
                 say(text)
             for each in advice:
@@ -153,6 +157,8 @@ def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[st
     }
     if limit is None:
         return row
+    if rule.ban is not None:
+        row["ban"] = str(rule.ban)
     failure = rule.on_store_failure or rules.on_store_failure
     return row | {
         "limit": spelled(limit),
@@ -162,6 +168,20 @@ def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[st
         "deny cache adds": 0,
         "bytes": _bytes(limit),
     }
+
+
+def _worst_of_ban(rule: Rule, ban: Ban, rules: RuleSet) -> str:
+    """A sentence on whom a ban hits at worst, and for how long."""
+    lasts = length_in_words(ban.up_to_us)
+    many = (
+        f"everybody behind one address (a NAT), or in one IPv6 /{rules.ipv6_prefix}, is refused "
+        f"together, for up to {lasts}, once any of them was refused {ban.quota} times"
+    )
+    if "client" not in rule.by:
+        many = f"whoever has a user's session has him refused for up to {lasts}"
+        if rule.on_missing == "client":
+            many += "; without a user, everybody behind one address is refused together"
+    return f"rule {rule.name!r} bans {ban}: at worst {many}"
 
 
 def _undecided(rule: Rule) -> list[str]:

@@ -16,8 +16,8 @@ __all__ = ["Event", "Events", "Kind"]
 _LOG: Final = logging.getLogger("ratelimit")
 
 Kind = Literal[
-    "denied", "never", "shadow-denied", "blocked", "overloaded", "store-failed", "store-answers",
-    "rules-reloaded", "rules-not-reloaded", "switched", "shed",
+    "denied", "never", "shadow-denied", "blocked", "banned", "unbanned", "overloaded",
+    "store-failed", "store-answers", "rules-reloaded", "rules-not-reloaded", "switched", "shed",
 ]  # fmt: skip
 """The kinds of events; more may come."""
 
@@ -41,10 +41,11 @@ class Event(_Event):
 
     ``kind`` is ``denied``: a rule refused a request; ``never``: it did, at a cost that can never
     pass; ``shadow-denied``: a rule on trial would have; ``blocked``: 403, by a denylist, an
-    override, or for want of an identity; ``shed``: 503, since others come first under too much load
-    (``detail`` has its priority). ``overloaded``, ``store-failed`` and ``store-answers``,
-    ``rules-reloaded`` and ``rules-not-reloaded``, ``switched``: as the log lines of these names,
-    of which ``detail`` is the sentence.
+    override, or for want of an identity; ``banned``: 429, of an identity that was refused too
+    often, with a ``detail`` where its ban begins; ``unbanned``: by hand; ``shed``: 503, since
+    others come first under too much load (``detail`` has its priority). ``overloaded``,
+    ``store-failed`` and ``store-answers``, ``rules-reloaded`` and ``rules-not-reloaded``,
+    ``switched``: as the log lines of these names, of which ``detail`` is the sentence.
 
     ``rule`` is its name, empty where it is not a rule's doing (the denylist of all, a fault);
     ``policy`` the name of the limit before clients, of several that refuse the one that ends last;

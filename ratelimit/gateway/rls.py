@@ -31,8 +31,9 @@ from ratelimit.gateway.messages import (
 from ratelimit.gateway.spelling import spelled, unspelled
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limiter.together import Part
-from ratelimit.responses.headers import Refusal, binding_of
+from ratelimit.responses.headers import Refusal
 from ratelimit.responses.problems import problem
+from ratelimit.responses.told import binding_of
 from ratelimit.rules.matching import Found
 from ratelimit.rules.ruleset import RuleSet
 

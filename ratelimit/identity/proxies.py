@@ -84,6 +84,15 @@ class Proxies:
                 break
         return address
 
+    def are_at(self, client: Address, scope: Scope | None = None) -> bool:
+        """Whether a client's address is, or may be, a trusted proxy's own.
+
+        Where hops are counted, that of the peer may be; it is known with a request alone.
+        """
+        if self._hops and scope is not None:
+            return client == _peer(scope, self._prefix)
+        return client in self._networks
+
     def is_unread(self, scope: Scope) -> bool:
         """Whether a trusted proxy's field of one address holds none, so that it counts itself."""
         return (

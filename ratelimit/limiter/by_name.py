@@ -7,9 +7,12 @@ both meet one counter.
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Self
 
+from ratelimit.bans import covering
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address, read_address
 from ratelimit.identity.keys import UNIDENTIFIED, identity_of
+from ratelimit.identity.proxies import Proxies
+from ratelimit.limiter.bans import Banning, ban_check
 from ratelimit.limiter.checks import is_enforced, override_of
 from ratelimit.limits import Limit
 from ratelimit.rules.matching import Terms
@@ -132,6 +135,23 @@ class Identified(NamedTuple):
     def checks(self, limits: Iterable[Limit], cost: int) -> list[Check]:
         """The checks of this identity against some limits."""
         return [Check(limit, self.key, cost, counter_of(self.rule)) for limit in limits]
+
+    def ban(self, action: Action, proxies: Proxies | None = None, covers: int = 0) -> Check | None:
+        """The check of the rule's ban; None where there is none, or this identity cannot be banned.
+
+        That is whose address is not known, or a trusted proxy's own.
+        """
+        rule, client = self.rule, self.client
+        if rule.ban is None:
+            return None
+        if "client" in rule.by and (client is None or (proxies and proxies.are_at(client))):
+            return None
+        return ban_check(covering(rule.ban, covers), self.key, counter_of(rule), action)
+
+    def bans(self, terms: Terms, proxies: Proxies, place: int = 0) -> list[Banning]:
+        """The rule's ban, if it has one, before its checks, of which the first is at a place."""
+        check = self.ban(Action(terms.action), proxies, len(terms.limits))
+        return [] if check is None else [Banning(self.rule.name, check, place)]
 
     def terms(self, limits: tuple[Limit, ...], cost: int) -> Terms:
         """The rule's question about this identity, but for the key."""

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
+from ratelimit.bans import Ban, covering
 from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask, connection
 from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_of
 from ratelimit.identity.proxies import Proxies
-from ratelimit.identity.users import attribute
+from ratelimit.identity.users import attribute, user_id
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
@@ -72,6 +73,8 @@ class Question(NamedTuple):
     action: int
     known: bool
     """Whether no other client could have picked its identity, so that it replaces what it names."""
+    ban: Ban | None = None
+    """The rule's ban, before these checks, where this identity can be banned."""
 
 
 class TurnedAway(Exception):
@@ -154,13 +157,16 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     cost = rule.cost
     if not isinstance(cost, int):
         cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
-    return _asked(rule, limits, key, cost * times, override)
+    asked = _asked(rule, limits, key, cost * times, override)
+    return asked if rule.ban is None else asked._replace(ban=_ban(rule, rule.ban, asked, request))
 
 
 def _asked(
     rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
 ) -> Question:
-    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+    policies = rule.policies
+    if limits is not rule.limits:
+        policies = policy_names(rule.name, limits, rule.unit)
     enforced = is_enforced(rule, key)
     if cost > MOST_COST:  # which no check can carry, and a client may have chosen
         if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
@@ -168,6 +174,17 @@ def _asked(
         cost = MOST_COST
     known = rule.is_known(override)
     return Question(limits, policies, key, cost, _CHARGE if enforced else _SHADOW, known)
+
+
+def _ban(rule: Rule, ban: Ban, asked: Question, request: Request) -> Ban | None:
+    """The ban of a request's identity; None where that is not its bearer's alone."""
+    client = request.client
+    if "user" in rule.by and "client" not in rule.by and user_id(request.scope.get("user")):
+        return covering(ban, len(asked.limits))
+    if client is None or request.proxies.are_at(client, request.scope):
+        # The address of all whose own is not known.
+        return None
+    return covering(ban, len(asked.limits))
 
 
 def override_of(rule: Rule, key: str, first: str) -> str | None:

@@ -16,6 +16,7 @@ from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, Turn, count, told_of
+from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
@@ -25,6 +26,7 @@ from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.limiter.together import Asked, Part
 from ratelimit.responses.headers import forbid, new_told, refuse
+from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -108,10 +110,12 @@ class Decider:
         self._fallback = fallback
         self._look = look
         self._outcomes = outcomes
+        self.bans = Bans(store, ask, self._counts, self._denials, reports, events)
+        """The bans of the rules."""
         self.seen = 0
         """Requests since the limiter was made, or closed."""
 
-    async def decide(  # noqa: PLR0912  # one step after the other; a call for each would be felt
+    async def decide(  # noqa: PLR0911, PLR0912, PLR0915  # one step after the other; calls are felt
         self,
         admission: Admission,
         scope: Mapping[str, Any],
@@ -127,6 +131,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
             listed = not (owner.denylist.empty and owner.allowlist.empty)
@@ -154,11 +159,17 @@ class Decider:
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
                 request = self._request(scope, client, registered, route)
-                plan, keys = await self._question(admission, matching, request)
+                plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
-            if self._alike is not None and plan.alike is not None:
-                decisions: Sequence[Decision] = self._alike(plan.alike, keys[0])
+            decisions: Sequence[Decision]
+            if bans:
+                jitter_us = self.now.rules.retry_jitter_us
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
+                if admission.refusal is not None:
+                    return admission
+            elif self._alike is not None and plan.alike is not None:
+                decisions = self._alike(plan.alike, keys[0])
             else:
                 decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
@@ -199,12 +210,17 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, unknown),)
 
     async def charge(
-        self, rules: Sequence[Rule], terms: Sequence[Terms], keys: Sequence[str]
+        self,
+        rules: Sequence[Rule],
+        terms: Sequence[Terms],
+        keys: Sequence[str],
+        bans: Sequence[Banning] = (),
     ) -> tuple[Admission, tuple[Decision, ...]]:
         """Decides the questions of rules about identities, where there is no request.
 
         All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
-        a fallback. Raises StoreUnavailable where a request would be answered with 503.
+        a fallback; those of ``bans`` alone where they refuse. Raises StoreUnavailable where a
+        request would be answered with 503.
         """
         admission = Admission(self._owner, None)
         matching: Matching = [(rule, {}) for rule in rules]
@@ -213,7 +229,12 @@ class Decider:
         decisions: Sequence[Decision] = ()
         problem: Exception | None = None
         try:
-            decisions = await self._ask(plan.checks(keys))
+            if bans:
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans)
+                if admission.refusal is not None:
+                    return admission, tuple(decisions)
+            else:
+                decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 problem = lost[0][1]
@@ -243,7 +264,7 @@ class Decider:
             await admission.give_back()
         return admission
 
-    async def decide_together(  # noqa: PLR0912  # as `decide`
+    async def decide_together(  # noqa: PLR0911, PLR0912  # as `decide`
         self, parts: Sequence[Part], registered: Registered
     ) -> Admission:
         """Decides what is to pass together: every part is charged, or none is.
@@ -278,10 +299,16 @@ class Decider:
             if not matching:
                 return admission
             admission.decided = ((self._store, matching),)
-            plan, keys = await self._question(admission, matching, asked[0].request, asked)
+            plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
             if not keys:
                 return admission
-            decisions = await self._ask(plan.checks(keys))
+            if bans and not parts[0].forced:
+                jitter_us = self.now.rules.retry_jitter_us
+                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
+                if admission.refusal is not None:
+                    return admission
+            else:
+                decisions = await self._ask(plan.checks(keys))
             lost = self._conclude(admission, plan, keys, decisions)
             for (_, key, *_, action), policy, decision in zip(
                 plan.asked, plan.policies, decisions, strict=True
@@ -361,8 +388,8 @@ class Decider:
         matching: Matching,
         request: Request,
         together: list[Asked] | None = None,
-    ) -> tuple[Plan, list[str]]:
-        """The plan of what a request asks by these rules, and its keys; none if it is over.
+    ) -> tuple[Plan, list[str], list[Banning]]:
+        """The plan of what a request asks by these rules, its keys and bans; none if it is over.
 
         ``together`` has who asks by each rule, and what is left of it in the end is by each key.
         """
@@ -374,7 +401,7 @@ class Decider:
         replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
-                return _NOTHING, []
+                return _NOTHING, [], []
             for place in places:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
@@ -394,7 +421,7 @@ class Decider:
                         part.over = True
                     raise
                 if admission.refusal is not None:
-                    return _NOTHING, []
+                    return _NOTHING, [], []
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
                     if rule.replaces and found.action != _SHADOW:
@@ -403,13 +430,15 @@ class Decider:
                         replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            admission.refuse(turned.refusal)
+            hinted = self.now.rules.retry_hints
+            admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
-            return _NOTHING, []
+            return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
         if together is not None:
             together[:] = [who for who, each in zip(together, asked, strict=True) if each]
-        return self.now.rules.index.plan_of(_terms(matching, asked, together)), keys
+        plan = self.now.rules.index.plan_of(_terms(matching, asked, together))
+        return plan, keys, _bans(matching, asked)
 
     async def _asked(
         self,
@@ -492,7 +521,9 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
-        admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
+        now = self.now.rules
+        refusal = refuse(told, admission.dialects, now.retry_jitter_us, hinted=now.retry_hints)
+        admission.refuse(refusal, told)
         return []
 
     def _turn(self, plan: Plan, keys: Sequence[str], place: int, decision: Decision) -> Turn:
@@ -547,3 +578,16 @@ def _terms(
         each._replace(action=_FORCE) if who.part.forced and each.action == _CHARGE else each
         for each, who in zip(terms, together, strict=True)
     ]
+
+
+def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:
+    """The bans of rules, each before the checks of its own."""
+    found: list[Banning] = []
+    checks = 0
+    for (rule, _), each in zip(matching, asked, strict=True):
+        if each is not None:
+            if each.ban is not None:
+                ban = ban_check(each.ban, each.key, counter_of(rule), each.action)
+                found.append(Banning(rule.name, ban, checks))
+            checks += len(each.limits)
+    return found

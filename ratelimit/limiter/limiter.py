@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Event, Events
 from ratelimit.control.switches import ALL, Switches
-from ratelimit.decisions import Check, Decision
+from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.hosts import host_of
@@ -26,6 +26,7 @@ from ratelimit.identity.keys import Identify
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
+from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
 from ratelimit.limiter.charged import Charged
 from ratelimit.limiter.checks import Registered, TurnedAway
@@ -168,8 +169,9 @@ class RateLimiter:
         """Those denied most by this process."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
-        "never", "shadow-denied", "shadow-allowed", "store-failed", "turned-away" (by its denylist,
-        or for want of an identity), "shed"; and ("denylist", "denied")."""
+        "never", "banned", "shadow-denied", "shadow-allowed", "shadow-banned", "store-failed",
+        "turned-away" (by its denylist, or for want of an identity), "shed"; and ("denylist",
+        "denied")."""
         self.shed: Counter[tuple[str, str]] = Counter()
         """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
         self.waits = Waits()
@@ -345,7 +347,8 @@ class RateLimiter:
         ``tier`` is the identity's, and without one the first.
 
         `Decision.remaining` is the largest cost that would pass now. Every decision is
-        ``allowed``, unless the identity is blocked; there is none where nothing limits it.
+        ``allowed``, unless the identity is blocked; there is none where nothing limits it. While
+        it is banned, one more comes last, which is not: its ``retry_after`` is what is left.
 
         Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
         cannot be meant, and where a function gives the limits for each request; StoreUnavailable,
@@ -357,7 +360,10 @@ class RateLimiter:
             return asked.refused()
         if self._is_free(asked) or not limits:
             return ()
-        decisions = await self._failover.decide(asked.checks(limits, 0))
+        checks, ban = asked.checks(limits, 0), asked.ban(Action.SHADOW, self._now.proxies)
+        decisions = await self._failover.decide(checks if ban is None else [*checks, ban])
+        if ban is not None and decisions[-1].allowed:
+            decisions = decisions[:-1]
         for decision in decisions:
             if decision.degraded:
                 problem = getattr(decision, "problem", None)
@@ -376,7 +382,8 @@ class RateLimiter:
         ``rule``, ``identity`` and ``tier`` are those of `peek`; ``cost`` is 0 to 2^42, and without
         one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
         go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
-        blocked. Nobody waits in here; `Outcome.delay` is the time until a leaking bucket's turn.
+        blocked, or banned, of which the ban's decision tells alone. A refusal is a strike. Nobody
+        waits in here; `Outcome.delay` is the time until a leaking bucket's turn.
 
         Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
         (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
@@ -394,7 +401,8 @@ class RateLimiter:
         if self._is_free(asked) or not limits:
             return Outcome.of((), allowed=True)
         terms = asked.terms(limits, cost)
-        admission, decisions = await self._decider.charge([asked.rule], [terms], [asked.key])
+        bans = asked.bans(terms, self._now.proxies)
+        admission, decisions = await self._decider.charge([asked.rule], [terms], [asked.key], bans)
         return Outcome.of(decisions, allowed=admission.refusal is None)
 
     def reserve(
@@ -446,6 +454,8 @@ class RateLimiter:
         self, budgets: Sequence[tuple[str, Sequence[str | int], int | None]], tier: str | None
     ) -> Reservation:
         rules, terms, keys, costs, names = [], [], [], [], []
+        bans: list[Banning] = []
+        checks = 0
         for name, identity, cost in budgets:
             asked = self._identified(name, identity)
             limits = asked.limits(tier)
@@ -459,11 +469,13 @@ class RateLimiter:
             if not self._is_free(asked) and limits:
                 rules.append(asked.rule)
                 terms.append((len(costs) - 1, asked.terms(limits, cost)))
+                bans += asked.bans(terms[-1][1], self._now.proxies, checks)
+                checks += len(limits)
                 keys.append(asked.key)
         self._begin()
         if not rules:
             return Reservation(self._settler, self._signer, (), names, costs)
-        admission, _ = await self._decider.charge(rules, [each for _, each in terms], keys)
+        admission, _ = await self._decider.charge(rules, [each for _, each in terms], keys, bans)
         if admission.refusal is not None:
             raise RateLimitExceeded(admission.told, admission.dialects, refusal=admission.refusal)
         places = [place for place, each in terms for _ in each.limits]
@@ -502,13 +514,36 @@ class RateLimiter:
     async def reset(self, rule: str, *identity: str | int) -> None:
         """Makes an identity's counters under a rule, of every tier, as if never used.
 
-        Also where the rule is off. ``rule`` and ``identity`` are those of `peek`, which says what
-        this raises. This process sees it at once, another one within a second.
+        Its ban and its strikes are among them. Also where the rule is off. ``rule`` and
+        ``identity`` are those of `peek`, which says what this raises. This process sees it at once,
+        another one within a second, and within five of a ban.
         """
         asked = self._identified(rule, identity)
-        checks = asked.checks(asked.every_limit(), 0)
+        checks, ban = asked.checks(asked.every_limit(), 0), asked.ban(Action.SHADOW)
+        if ban is not None:
+            checks.append(ban)
+            self._decider.bans.forget(ban)
         if checks:
             await self.store.reset(checks)
+
+    async def unban(self, rule: str, *identity: str | int) -> bool:
+        """Ends an identity's ban under a rule, and forgets its strikes; False if there was no ban.
+
+        What is counted stays counted, and the next ban is as long as a first one. ``rule`` and
+        ``identity`` are those of `peek`. This process sees it at once, another one within 5 s.
+
+        Raises ValueError where the rule bans nobody, and otherwise what `peek` raises.
+        """
+        asked = self._identified(rule, identity)
+        ban = asked.ban(Action.SHADOW)
+        if ban is None:
+            raise ValueError(f"rule {rule!r} does not ban this identity")
+        (decision,) = await self.store.decide([ban])
+        await self.store.reset([ban])
+        self._decider.bans.forget(ban)
+        if not decision.allowed:
+            self.events.tell(Event("unbanned", asked.rule.name, "", "", ban.key))
+        return not decision.allowed
 
     def _identified(self, name: str, identity: Sequence[str | int]) -> Identified:
         rule = rule_named(name, self.rules.rules, self._routes.copy().values())
@@ -574,6 +609,11 @@ class RateLimiter:
         """Whether the store is asked, since when, and what it last failed with."""
         return self._failover.breaker
 
+    @property
+    def banned(self) -> int:
+        """Identities that this process knows to be banned at the moment."""
+        return self._decider.bans.count
+
     def health(self) -> dict[str, object]:
         """The state that a health endpoint may tell: plain values, none of them secret.
 
@@ -583,8 +623,9 @@ class RateLimiter:
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
-        ``off`` the rules that the kill switch has turned off, "*" for all; ``rules`` the file they
-        came from, since when they hold, and the ``mistakes`` of a newer one; ``shed``, where that
+        ``off`` the rules that the kill switch has turned off, "*" for all; ``banned`` how many
+        identities this process knows to be banned; ``rules`` the file they came from, since when
+        they hold, and the ``mistakes`` of a newer one; ``shed``, where that
         is on, how late requests begin (``lag_ms``), the admitted ``share`` of what is not critical,
         the ``level`` of 500 above which requests are shed, and how many were, by priority.
         """
@@ -600,6 +641,7 @@ class RateLimiter:
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
             "off": sorted(self._switches.off),
+            "banned": self.banned,
             **({} if self.shedder is None else {"shed": self.shedder.health()}),
             "rules": {} if self._watcher is None else self._watcher.health(),
         }
@@ -642,6 +684,7 @@ class RateLimiter:
         self._decider.seen = 0
         await self._switches.aclose()
         await self.denials.aclose()
+        await self._decider.bans.aclose()
         if self._watcher is not None:
             await self._watcher.aclose()
         if self.shedder is not None:

@@ -13,7 +13,7 @@ from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.checks import TurnedAway
 
-__all__ = ["tell_blocked", "tell_refused"]
+__all__ = ["path_of", "tell_blocked", "tell_refused"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 _SHADOW: Final = int(Action.SHADOW)
@@ -45,7 +45,7 @@ def tell_refused(
                     policy,
                     "shadow" if shadow else "enforce",
                     check.key,
-                    partial(_path, admission, rule),
+                    partial(path_of, admission, rule),
                     decision.retry_after,
                 )
             )
@@ -60,7 +60,7 @@ def tell_blocked(events: Events, admission: Admission, turned: TurnedAway) -> No
     try:
         kind: Kind = "blocked" if turned.refusal.status == 403 else "never"
         mode = "enforce" if turned.rule else ""
-        path = partial(_path, admission, turned.rule)
+        path = partial(path_of, admission, turned.rule)
         events.refused(Event(kind, turned.rule, "", mode, turned.identity, path))
     except Exception:  # noqa: BLE001  # the law of this module
         _LOG.exception("event-lost: a refusal could not be told of; it stands")
@@ -70,7 +70,7 @@ def _ends(decision: Decision) -> float:
     return float("inf") if decision.retry_after_us is None else decision.retry_after_us
 
 
-def _path(admission: Admission, name: str) -> str | None:
+def path_of(admission: Admission, name: str) -> str | None:
     """The template of the route, where somebody knows a router; else the path of the rule."""
     template = admission.template()
     if template is not None:

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 
 from starlette.responses import Response
 
+from ratelimit.bans import Ban
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import charging, counting, overriding, sockets, values
+from ratelimit.rules import banning, charging, counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
@@ -257,6 +258,16 @@ class RouteOptions(TypedDict, total=False):
             code="bad-share",
         ),
     ]
+    ban: Annotated[
+        Ban | Mapping[str, int | str] | None,
+        Option(
+            "Whom the rule has refused `after` times `within` a time is banned `for` another, "
+            "twice as long each time, `up_to` a longest (`for` if left out).",
+            Form("ban", examples=("10m",)),
+            banning.ban,
+            needs=("by",),
+        ),
+    ]
     on_store_failure: Annotated[
         OnStoreFailure | None,
         _choice(
@@ -416,7 +427,8 @@ FILE: Final = Options(
         "Addresses and networks that are refused with 403; it beats the allowlist.", "denylist"
     ),
     headers=Option(
-        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, several, or none.",
+        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, `openai`, "
+        "`anthropic`, several, or none.",
         Form("words", get_args(Header)),
         values.headers,
         ("draft",),
@@ -427,6 +439,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    retry_hints=Option(
+        "Whether a refusal also carries `retry-after-ms`, or `x-should-retry: false` where it is "
+        "in vain to come again; `false` if left out.",
+        Form("flag"),
+        values.retry_hints,
+        False,
     ),
     secret=Option(
         "What signs the tokens with which a reservation is committed elsewhere; of a list, the "

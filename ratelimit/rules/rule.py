@@ -12,6 +12,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
+from ratelimit.bans import Ban
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
@@ -25,6 +26,7 @@ from ratelimit.rules.paths import Path, normalised
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.shed import Priority
 from ratelimit.rules.sockets import Messages
+from ratelimit.rules.units import REQUESTS, Policy
 from ratelimit.rules.values import (
     BUILT_IN_BY,
     CLIENT_CHOSEN,
@@ -100,6 +102,8 @@ class Rule:
     mode: Mode
     enforce_share: Fraction
     """The part of all identities for whom ``enforce`` holds, above 0; the others are shadows."""
+    ban: Ban | None
+    """Refuses for a while whom this rule has refused too often."""
     on_store_failure: OnStoreFailure | None
     """None for what the `RuleSet` says."""
     on_missing: OnMissing
@@ -168,7 +172,7 @@ class Rule:
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
-            "policies": policy_names(reading["name"], limits),
+            "policies": policy_names(reading["name"], limits, reading["unit"]),
             "compiled": path,
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
@@ -188,7 +192,7 @@ class Rule:
             and self.enforce_share == 1
             and isinstance(self.cost, int)
             and not (self.tiers or self.dynamic or self.overrides or self.skip)
-            and not (self.allowlist or self.denylist)
+            and not (self.allowlist or self.denylist or self.ban)
         )
 
     def in_force(self, part: Fraction, ipv6_prefix: int) -> "Rule":
@@ -234,7 +238,7 @@ class Rule:
 
         limits = counted(self.limits)
         put(rule, "limits", limits)
-        put(rule, "policies", policy_names(self.name, limits))
+        put(rule, "policies", policy_names(self.name, limits, self.unit))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
         put(rule, "named", {key: counted(own) for key, own in self.named.items()})
@@ -317,12 +321,14 @@ def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ..
 
 
 @lru_cache(maxsize=4096)
-def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
+def policy_names(name: str, limits: tuple[Limit, ...], unit: str = REQUESTS) -> tuple[str, ...]:
     """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
 
     The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``.
+    ``login:60:1``, ``login:60:2``. Each tells the ``unit``, where that is not requests.
     """
+    if unit != REQUESTS:
+        return tuple(Policy(each, unit) for each in policy_names(name, limits))
     if len(limits) == 1:
         return (name,)
     windows = [-(-limit.window_us // 1_000_000) for limit in limits]

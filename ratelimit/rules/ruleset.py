@@ -63,6 +63,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    retry_hints: bool = False
+    """Whether refusals carry `retry-after-ms`, or `x-should-retry: false`."""
     secret: str | Sequence[str] = field(default=(), repr=False)
     """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     shed: Shed | Mapping[str, str] | None = None
@@ -170,7 +172,7 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups))
+            by_path[rule.path] += max(map(len, groups)) + (rule.ban is not None)
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

@@ -26,7 +26,8 @@ class Background:
             loop = get_running_loop()
         except RuntimeError:
             return False
-        if loop not in self._tasks:
+        task = self._tasks.get(loop)
+        if task is None or task.done():  # which the loop may not have told yet
             self._start(loop)
         return True
 

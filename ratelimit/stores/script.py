@@ -11,7 +11,7 @@ from typing import Final
 
 from ratelimit.limits import Algorithm
 
-__all__ = ["OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
+__all__ = ["FILES", "OOM_SCRIPT", "OOM_SHA1", "SCRIPT", "SHA1"]
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _FOLDER: Final = next(
@@ -20,13 +20,17 @@ _FOLDER: Final = next(
 )
 
 
+FILES: Final = (*map(str, Algorithm), "ban")
+"""The files of ``lua/`` but the driver, each at its place, counted from 1 (`Limit.numbers`)."""
+
+
 def _read(name: str) -> str:
     return (_FOLDER / f"{name}.lua").read_text(encoding="ascii")
 
 
 def _compose() -> str:
     """Each algorithm as a function that is called when first needed, then the driver."""
-    chunks = "".join(f"function(...)\n{_read(name)}\nend,\n" for name in Algorithm)
+    chunks = "".join(f"function(...)\n{_read(name)}\nend,\n" for name in FILES)
     return f"local chunks = {{\n{chunks}}}\n{_read('decide')}"
 
 

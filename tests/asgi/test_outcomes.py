@@ -1,11 +1,12 @@
 """Charges that an outcome decides: made before the request runs, given back unless it failed."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from fastapi import Depends, FastAPI, HTTPException
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,6 +22,22 @@ LOGIN: Mapping[str, Sequence[int | str]] = {"on_status": [401, "5xx"], "reset_on
 ALGORITHMS = [
     "token_bucket", "leaking_bucket", "fixed_window", "sliding_log", "sliding_counter",
 ]  # fmt: skip
+
+
+MADE: list[RateLimiter] = []
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def close_limiters() -> AsyncIterator[None]:
+    """Ends what runs in the background of every limiter that a test has made."""
+    yield
+    while MADE:
+        await MADE.pop().aclose()
+
+
+def limiting(store: Store, *rules: Rule) -> RateLimiter:
+    MADE.append(RateLimiter(rules, store=store))
+    return MADE[-1]
 
 
 class Outcome:
@@ -57,7 +74,7 @@ class Login:
     def __init__(self, store: Store, limit: str = "3/minute", **options: Any) -> None:
         options = {"charge": LOGIN, "by": "header:x-account", "algorithm": "sliding_log"} | options
         self.inner = Outcome()
-        self.limiter = RateLimiter([Rule("login", limit, **options)], store=store)
+        self.limiter = limiting(store, Rule("login", limit, **options))
         self.app: ASGIApp = RateLimitMiddleware(self.inner, self.limiter)
 
     async def post(self, status: int, account: str = "alice", method: str = "POST") -> int:
@@ -209,7 +226,7 @@ async def test_a_function_says_of_a_response_whether_it_keeps_the_charge(store: 
         await send({"type": "http.response.body", "body": b""})
 
     rule = Rule("login", "3/minute", charge_if=failed)
-    rules = RateLimiter([rule], store=store)
+    rules = limiting(store, rule)
     guarded = RateLimitMiddleware(app, rules)
     for said in ("right", "wrong", "right"):
         assert (await ask(guarded, headers=[("x-as", said)])).status == 200
@@ -237,7 +254,7 @@ async def test_rules_are_settled_together_each_by_its_own_outcomes(store: Store)
         Rule("errors", "9/minute", charge={"on_status": ["5xx"]}),
         Rule("all", "9/minute"),
     ]
-    limits = RateLimiter(rules, store=store)
+    limits = limiting(store, *rules)
     app = RateLimitMiddleware(inner, limits)
     for inner.status in (401, 500, 404, 401, 200, 401):
         await ask(app, "/", "POST", [("x-account", "alice")])
@@ -249,7 +266,7 @@ async def test_rules_are_settled_together_each_by_its_own_outcomes(store: Store)
 
 
 async def test_a_limit_on_an_endpoint_is_decided_by_its_outcome(store: Store) -> None:
-    rules = RateLimiter([Rule("all", "99/minute")], store=store)
+    rules = limiting(store, Rule("all", "99/minute"))
     app = FastAPI()
     app.add_middleware(RateLimitMiddleware, limiter=rules)
 
@@ -277,7 +294,7 @@ async def test_a_limit_on_an_endpoint_is_decided_by_its_outcome(store: Store) ->
 
 
 async def test_without_a_middleware_an_endpoint_decides_by_what_it_returns(store: Store) -> None:
-    own = RateLimiter(store=store)
+    own = limiting(store)
 
     @limit("2/minute", charge={"on_status": [401]}, limiter=own, name="login")
     async def login(request: Request) -> PlainTextResponse:
@@ -294,8 +311,9 @@ async def test_without_a_middleware_an_endpoint_decides_by_what_it_returns(store
 
 
 async def test_a_limit_further_in_that_refuses_gives_the_charge_back_once(store: Store) -> None:
-    rules = RateLimiter([Rule("outer", "5/minute", charge=LOGIN, by=["client", "path:x"],
-                              path="/{x}")], store=store)  # fmt: skip
+    rules = limiting(
+        store, Rule("outer", "5/minute", charge=LOGIN, by=["client", "path:x"], path="/{x}")
+    )
 
     @limit("1/minute", name="inner")
     async def endpoint(_: Request) -> PlainTextResponse:

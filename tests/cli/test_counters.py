@@ -315,3 +315,46 @@ def test_an_override_by_all_parts_is_found_and_who_has_no_counter_is_told(
         (("all", "x"), "rule 'all' counts by global: give no texts, not 1"),
     ):
         assert said in run("inspect", empty.url, *identity, *place, code=2).stderr
+
+
+# --- bans ----------------------------------------------------------------------------------------
+
+BANNING = """
+version: 1
+rules:
+  - {name: login, limit: 2/minute, ban: {after: 3, within: 1m, for: 10m, up_to: 1d}}
+  - {name: other, limit: 2/minute}
+"""
+
+
+def test_a_ban_is_inspected_and_lifted(empty: Server, tmp_path: Path) -> None:
+    file = tmp_path / "banning.yaml"
+    file.write_text(BANNING)
+    place = ("login", "198.51.100.7", "--rules", str(file))
+
+    async def ask(store: RedisStore) -> None:
+        async with RateLimiter(RuleSet.load(file), store=store) as limiter:
+            for _ in range(6):
+                await limiter.charge("login", "198.51.100.7")
+
+    def state() -> tuple[object, ...]:
+        counted, ban = rows("inspect", empty.url, *place)
+        assert "banned for s" not in counted
+        assert ban["limit"] == "ban after 3 in 1 minute for 10 minutes, up to 1 day"
+        return ban["remaining"], ban["of"], ban["banned for s"] > 0
+
+    assert state() == (3, 3, False)
+    empty.command("FLUSHALL")
+    with_store(empty, ask, deny_cache=0)
+    assert state() == (0, 3, True)
+    lifted = rows("unban", empty.url, *place)
+    assert lifted.pop("for_s") > 500
+    assert lifted == {"rule": "login", "was_banned": True}
+    assert state() == (3, 3, False)
+    assert "was not banned" in run("unban", empty.url, *place).stderr
+    with_store(empty, ask, deny_cache=0)
+    assert state() == (0, 3, True)
+    run("reset", empty.url, *place)
+    assert state() == (3, 3, False)
+    refused = run("unban", empty.url, "other", *place[1:], code=2)
+    assert "does not ban" in refused.stderr

@@ -30,6 +30,13 @@ def test_what_the_documentation_types_runs(
         "redis://localhost:6379/0": empty.url, "rules.yaml": rules, "rules/*.yaml": rules,
         "access.log": log,
     }  # fmt: skip
+    if words[0] == "unban":
+        banning = tmp_path / "banning.yaml"
+        ban = "ban: {after: 10, within: 1m, for: 10m}"
+        banning.write_text(
+            Path(rules).read_text().replace("name: login", f"name: login\n    {ban}")
+        )
+        known["rules.yaml"] = str(banning)
     arguments = [known.get(word, word) for word in words]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == (1 if "--strict" in arguments else 0), result.output

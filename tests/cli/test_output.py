@@ -124,14 +124,23 @@ def test_a_sentence_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "one\\ntwo\\x1b\n")
 
 
+BANNING = """
+version: 1
+rules: [{name: api, limit: 100/minute, ban: {after: 10, within: 1m, for: 10m}}]
+"""
+
+
 def test_every_command_that_tells_something_takes_json_and_prints_that_alone(
     empty: Server, rules: str, tmp_path: Path
 ) -> None:
     log = written(tmp_path / "log", map(combined, traffic(100, seed=1)))
+    banning = tmp_path / "banning.yaml"
+    banning.write_text(BANNING, encoding="utf-8")
     of_store = {"inspect": ["api", "::1"], "reset": ["api", "::1"], "top": [], "kill": ["api"]}
     words = {name: [empty.url, *more, "--rules", rules] for name, more in of_store.items()}
     words |= {
         "revive": [empty.url, "api"], "schema": [], "check": [rules],
+        "unban": [empty.url, "api", "::1", "--rules", str(banning)],
         "explain": [rules, "GET", "/"], "replay": [rules, log], "plan": [log],
     }  # fmt: skip
     assert words.keys() == main.commands.keys() - {"serve"}

@@ -142,3 +142,21 @@ def test_bytes_per_key_are_no_less_than_redis_needs(empty: Server) -> None:
         (key,) = empty.ask("KEYS", f"*{limit.digest}*")
         used = empty.ask("MEMORY", "USAGE", key, "SAMPLES", "0")
         assert 0.5 * _bytes(limit) < used <= 1.15 * _bytes(limit)
+
+
+def test_check_tells_whom_a_ban_hits_at_worst(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    ban = "ban: {after: 10, within: 1m, for: 10m, up_to: 1d}"
+    file.write_text(
+        f"version: 1\nipv6_prefix: 56\nrules:\n  - {{name: a, limit: 5/minute, {ban}}}\n"
+        f"  - {{name: b, limit: 5/minute, by: user, {ban}}}\n"
+    )
+    said = run("check", str(file)).stderr
+    assert (
+        "rule 'a' bans after 10 in 1 minute for 10 minutes, up to 1 day: at worst everybody behind "
+        "one address (a NAT), or in one IPv6 /56, is refused together, for up to 1 day, once any "
+        "of them was refused 10 times"
+    ) in said
+    assert "rule 'b' bans" in said
+    assert "without a user, everybody behind one address" in said
+    assert rows("check", str(file))[0]["rules"][0]["ban"].startswith("after 10 in 1 minute")

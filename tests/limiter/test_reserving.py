@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import pytest
+import pytest_asyncio
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import StreamingResponse
@@ -37,8 +38,20 @@ def tokens(limit: str = "1000/minute", name: str = "tokens", **options: Any) -> 
     return Rule(name, limit, **options)
 
 
+MADE: list[RateLimiter] = []
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def close_limiters() -> AsyncIterator[None]:
+    """Ends what runs in the background of every limiter that a test has made."""
+    yield
+    while MADE:
+        await MADE.pop().aclose()
+
+
 def limiter(store: Store, *rules: Rule, **options: Any) -> RateLimiter:
-    return RateLimiter(rules or [tokens()], store=store, **options)
+    MADE.append(RateLimiter(rules or [tokens()], store=store, **options))
+    return MADE[-1]
 
 
 async def left(limits: RateLimiter, user: str = "alice", rule: str = "tokens") -> int:

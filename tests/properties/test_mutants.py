@@ -7,11 +7,13 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from ratelimit.bans import Ban
 from ratelimit.decisions import Action, Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore, memory, script
 from ratelimit.testing import ManualClock
 from ratelimit.testing.tables import TABLES, check_table
+from tests.support.banning import BanTimeline
 from tests.support.timelines import Timeline
 
 TURNED: Final = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "~=", "~=": "=="}
@@ -30,7 +32,7 @@ class Mutant(NamedTuple):
 
 
 def mutants() -> Iterator[Mutant]:
-    for name in (*Algorithm, "decide"):
+    for name in (*script.FILES, "decide"):
         own = script._read(name)  # the file as it becomes part of the script
         for found in _TOKENS.finditer(own):
             if found["turn"] is None:
@@ -72,8 +74,12 @@ EQUIVALENT: Final = {
         "if previous > 0 then": _NOTHING,
         "current > most and most or current, counter.previous)": _FULL,
     },
+    "ban": {
+        "if last <= at then": _SAME_TIME,
+    },
     "decide": {
         "left > 0 and left or 0": _NOTHING,
+        "ban.room > 0 and ban.room or 0": _NOTHING,
         "check.room > 0 and check.room or 0": _NOTHING,
         "#text > 32 and sub(text, 33) + 0": _IN_REDIS,
         "if checks[i].key == key then": _IN_REDIS,
@@ -95,7 +101,7 @@ def is_equivalent(mutant: Mutant) -> bool:
 
 
 async def decide_at_the_edges() -> None:
-    """Debts that are cut, and those that are not yet; a clock that goes back to a free place."""
+    """Debts that are cut, and those that are not yet; a clock that goes back."""
     for algorithm, most in MOST.items():
         store = MemoryStore(clock=ManualClock())
         limit = Limit("1/second", algorithm=algorithm)
@@ -115,6 +121,13 @@ async def decide_at_the_edges() -> None:
     clock.advance(-10)
     (decision,) = await store.decide([Check(queue, "a")])
     assert decision.delay_us == 0
+    ban = Ban(2, 1_000_000, 1_000_000, 4_000_000)
+    await store.decide([forced(ban, "a", 2)])
+    clock.advance(2)  # the ban is forgotten at this instant, and a strike says so for good
+    await store.decide([forced(ban, "a", 1)])
+    clock.advance(-1.1)
+    (decision,) = await store.decide([Check(ban, "a", 0)])
+    assert decision.allowed
 
 
 def forced(limit: Limit, key: str, units: int) -> Check:
@@ -145,6 +158,11 @@ async def differs(source: str, monkeypatch: pytest.MonkeyPatch) -> bool:
             timeline = Timeline(Random(seed), MemoryStore(clock=clock), clock)
             for _ in range(60):
                 await timeline.step()
+        for seed in range(60):
+            clock = ManualClock()
+            bans = BanTimeline(Random(seed), MemoryStore(clock=clock), clock)
+            for _ in range(60):
+                await bans.step()
     except Exception:  # noqa: BLE001  # an error of the Lua is noticed as well
         return True
     return False

@@ -169,7 +169,7 @@ async def run(make_store: MakeStore, seeds: range, steps: int) -> int:
             difference.add_note(f"RATELIMIT_TEST_SEED={seed}, limits {history.limits}")
             raise
         finally:
-            await store.aclose()
+            await history.limiter.aclose()
         events += history.events
     return events
 

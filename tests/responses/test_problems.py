@@ -19,9 +19,18 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ratelimit import Decision, Limit, RateLimitMiddleware
-from ratelimit.responses.headers import Told, fields, forbid, refuse, unavailable, unidentified
+from ratelimit.responses.headers import (
+    Told,
+    banned,
+    fields,
+    forbid,
+    refuse,
+    unavailable,
+    unidentified,
+)
 from ratelimit.responses.problems import Refusal, Refused, closing, problem
 from ratelimit.rules.rule import policy_names
+from ratelimit.rules.units import Policy
 
 JSON: Final = "application/problem+json"
 HTML: Final = "text/html"
@@ -319,9 +328,27 @@ def manual_told(*, allowed: bool) -> list[Told]:
     ]
 
 
+def manual_budgets() -> list[Told]:
+    """What the page tells of units: a request a second, of which some tokens a minute."""
+    at_us = 1_767_225_600_000_000
+    asked = [
+        ("requests", "60/minute", 59, 1_000_000),
+        ("tokens", "90000/minute", 88_200, 1_200_000),
+    ]
+    return [
+        Told(Policy(unit, unit) if unit == "tokens" else unit, decision)
+        for unit, limit, left, reset_us in asked
+        for decision in [Decision(Limit(limit), True, left, 0, reset_us, 0, at_us)]
+    ]
+
+
 def test_the_fields_and_answers_of_the_manual_are_those_that_are_sent() -> None:
-    allowed, *refused = blocks("http")
+    allowed, unit, openai, anthropic, *refused = blocks("http")
     assert allowed == shown(fields(manual_told(allowed=True), ("draft", "legacy", "draft-03")))
+    requests, tokens = manual_budgets()
+    assert unit == shown(fields([tokens], ("draft",)))
+    assert openai == shown(fields([requests, tokens], ("openai",)))
+    assert anthropic == shown(fields([requests, tokens], ("anthropic",)))
     refusal = refuse(manual_told(allowed=False), ("draft",))
     for block, accept in zip(refused, (None, "text/plain"), strict=True):
         rendered = refusal.rendered(accept)
@@ -361,4 +388,16 @@ def test_the_manual_names_every_problem_type() -> None:
     kinds = {json.loads(refusal.body)["type"] for refusal in REFUSALS}
     never = Decision(Limit("9/minute"), False, 9, None, 0, 0)
     kinds.add(json.loads(refuse([Told("api", never)], ()).body)["type"])
+    kinds.add(json.loads(banned(["api"], 1).body)["type"])
     assert kinds == set(re.findall(r"\| `((?:https|urn):[^`]+)` \|", MANUAL))
+
+
+def test_a_ban_tells_what_is_left_of_it_in_whole_seconds_and_whose_rule_it_is() -> None:
+    refusal = banned(["login", "api"], 599_000_001)
+    told = json.loads(refusal.body)
+    assert (refusal.status, dict(refusal.headers)[b"retry-after"]) == (429, b"600")
+    assert told["violated-policies"] == ["login", "api"]
+    assert told["detail"] == "Too many requests were refused; try again in 10 minutes."
+    waits = {int(dict(banned(["a"], 10**6, 9 * 10**6).headers)[b"retry-after"]) for _ in range(200)}
+    assert min(waits) >= 1
+    assert 5 < max(waits) <= 10

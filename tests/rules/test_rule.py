@@ -207,3 +207,54 @@ def test_tiers_and_their_limits_are_kept_in_order() -> None:
 
 def test_a_routes_own_rule_may_name_any_path_parameter() -> None:
     assert Rule("a", "1/s", by="path:id", on_route=True).by == ("path:id",)
+
+
+# --- bans ----------------------------------------------------------------------------------------
+
+BAN: dict[str, int | str] = {"after": 10, "within": "1m", "for": "10m", "up_to": "1d"}
+
+
+@pytest.mark.parametrize("by", ["client", "user", ["client", "header:x"], ["account", "user"]])
+def test_a_ban_is_of_identities_that_their_bearers_have_proven(by: Any) -> None:
+    rule = Rule("a", "5/minute", by=by, ban=BAN)
+    assert str(rule.ban) == "after 10 in 1 minute for 10 minutes, up to 1 day"
+    assert not rule.is_static
+    assert rule == Rule("a", "5/minute", by=by, ban=rule.ban)
+
+
+@pytest.mark.parametrize(
+    "by", ["header:x", "cookie:c", "query:q", "account", "global", "route", ["route", "header:x"]]
+)
+def test_a_ban_by_what_anybody_can_send_is_refused(by: Any) -> None:
+    with pytest.raises(ValueError, match="ban by client or"):
+        Rule("a", "5/minute", by=by, ban=BAN)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"after": 0}, "at least 1"),
+        ({"after": True}, "whole number"),
+        ({"after": 1.5}, "whole number"),
+        ({"within": 60}, "a duration"),
+        ({"within": "1 month"}, "no fixed length"),
+        ({"for": "1us"}, "not a unit"),
+        ({"for": "400d"}, "1 ms to 366 days"),
+        ({"up_to": "9m"}, "below for"),
+        ({"until": "1d"}, "unknown"),
+        ({"after": 2**50}, "exactly"),
+    ],
+)
+def test_a_ban_that_cannot_be_meant_is_refused_in_a_sentence(
+    change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        Rule("a", "5/minute", ban={**BAN, **change})
+
+
+@pytest.mark.parametrize("lacking", ["after", "within", "for"])
+def test_a_ban_has_a_number_and_two_lengths(lacking: str) -> None:
+    with pytest.raises(ValueError, match=f"lacks '{lacking}'"):
+        Rule("a", "5/minute", ban={key: each for key, each in BAN.items() if key != lacking})
+    with pytest.raises(TypeError, match="a mapping"):
+        Rule("a", "5/minute", ban="10m")  # type: ignore[arg-type]

@@ -53,11 +53,11 @@ def rows(*arguments: str, code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", code=code).stdout)
 
 
-def with_store(server: Server, use: Callable[[RedisStore], Awaitable[T]]) -> T:
+def with_store(server: Server, use: Callable[[RedisStore], Awaitable[T]], **options: Any) -> T:
     """An answer of a server's store, which waits for a busy machine."""
 
     async def opened() -> T:
-        async with RedisStore(server.url, deadline=10) as store:
+        async with RedisStore(server.url, deadline=10, **options) as store:
             return await use(store)
 
     return asyncio.run(opened())

@@ -293,8 +293,11 @@ class Model:
         reset_us = 0 if family.is_empty(left) else family.empty_at(left) - now_us
         return Answer(allowed, free, 0, reset_us, 0, left[0], family.level(left))
 
-    def decide(self, now_us: int, asks: Sequence[Ask]) -> list[Answer]:
-        """One answer per check. Shadow checks come after the others, so they have no say."""
+    def decide(self, now_us: int, asks: Sequence[Ask], *, banned: bool = False) -> list[Answer]:
+        """One answer per check. Shadow checks come after the others, so they have no say.
+
+        ``banned`` says that the request is refused, whatever its checks say.
+        """
         if asks and asks[0].action == "give_back":
             return [self.give_back(now_us, ask) for ask in asks]
         tried: dict[Any, State] = {}
@@ -311,7 +314,9 @@ class Model:
                 left = tried[name] = family.charged(found, ask.cost)
                 taken[name] = before + ask.cost
             seen[place] = allowed, found, left, before
-        passed = all(seen[place][0] for place in order if asks[place].action != "shadow")
+        passed = not banned and all(
+            seen[place][0] for place in order if asks[place].action != "shadow"
+        )
         answers = []
         for place, ask in enumerate(asks):
             allowed, found, left, before = seen[place]

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from typing import Any, Final, Protocol, runtime_checkable
 
+from ratelimit.bans import Ban
+from ratelimit.decisions import Decision
 from ratelimit.identity.masking import DIGEST, masked
 from ratelimit.insight.metrics.fleet import FRESH_FOR, Fleet
 from ratelimit.insight.metrics.readings import readings
@@ -43,6 +45,8 @@ _COLUMNS: Final = {
     ("denied", "enforce"): "refused",
     ("never", "enforce"): "refused",
     ("blocked", "enforce"): "refused",
+    ("banned", "enforce"): "refused",
+    ("banned", "shadow"): "beside",
     ("shed", "enforce"): "refused",
     ("denied", "shadow"): "would",
     ("store-failed", "enforce"): "failed",
@@ -86,6 +90,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
     if rule.overrides:
         texts.append(f"{len(rule.overrides)} overrides")
     share = "" if rule.enforce_share == 1 else f" {float(rule.enforce_share * 100):g}%"
+    if rule.ban is not None:
+        texts.append(_spelled(rule.ban))
     return {
         "name": rule.name,
         "mode": f"{rule.mode}{share}",
@@ -98,6 +104,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _spelled(limit: Limit) -> str:
+    if isinstance(limit, Ban):
+        return f"ban {limit}"
     burst = f" burst {limit.burst}" if limit.burst not in (None, limit.quota) else ""
     return f"{limit}{burst}, {limit.algorithm.value.replace('_', ' ')}"
 
@@ -177,6 +185,7 @@ def _facts(limiter: RateLimiter) -> list[tuple[str, str]]:
         ("Last failure", str(health["last_error"] or "none")),
         ("Round trip", "unknown" if trip is None else f"{trip:g} ms"),
         ("Workers alive", str(health.get("workers", "not counted, as no rule is local"))),
+        ("Banned, as known here", str(health["banned"])),
         ("Turned off", ", ".join(health["off"][:MOST_TEXTS]) or "nothing"),
         ("This worker", f"process {os.getpid()}"),
     ]
@@ -209,10 +218,16 @@ async def state_of(limiter: RateLimiter, asked: Any) -> tuple[int, dict[str, Any
         "counters": [
             {
                 "limit": _spelled(each.limit),
-                "state": "open" if each.allowed else "blocked",
+                "state": _state(each),
                 "remaining": str(each.remaining),
                 "reset": f"{each.reset_after:.1f} s",
             }
             for each in decisions
         ]
     }
+
+
+def _state(decision: Decision) -> str:
+    if decision.allowed:
+        return "open"
+    return "banned" if isinstance(decision.limit, Ban) else "blocked"

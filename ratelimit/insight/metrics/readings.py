@@ -67,6 +67,7 @@ class Reading(NamedTuple):
 RESULTS: Final[Mapping[str, tuple[str, str]]] = {
     "shadow-allowed": ("allowed", "shadow"),
     "shadow-denied": ("denied", "shadow"),
+    "shadow-banned": ("banned", "shadow"),
     "turned-away": ("blocked", "enforce"),
 }
 """Outcomes of `RateLimiter.counts` whose result and mode are not their name and "enforce"."""
@@ -141,6 +142,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "ratelimit.waiting", "gauge", "Requests that wait for their turn.",
         attrgetter("waiting"), "{request}",
+    ),
+    Metric(
+        "ratelimit.banned", "gauge", "Identities that this process knows to be banned.",
+        attrgetter("banned"), "{identity}",
     ),
     Metric(
         "ratelimit.shed", "counter", "Requests shed under too much load.",

@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from ratelimit.identity.addresses import Network, read_network
 from ratelimit.limits import UNITS_US, parse_duration_us
+from ratelimit.rules.banning import KEYS as BAN_KEYS
+from ratelimit.rules.banning import NEEDED as BAN_NEEDED
 from ratelimit.rules.charging import KEYS as CHARGE_KEYS
 from ratelimit.rules.reading import Form
 from ratelimit.rules.sockets import OnExcess
@@ -113,10 +115,12 @@ def _listed(value: object) -> object:
 _Network = Annotated[Network, BeforeValidator(_network)]
 
 _TYPES: Final[Mapping[str, Any]] = {
+    "ban": dict[str, str],
     "by": Annotated[list[str], BeforeValidator(_listed)],
     "charge": dict[str, Annotated[list[str], BeforeValidator(_listed)]],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
+    "flag": Annotated[Literal["true", "false"], AfterValidator(lambda word: word == "true")],
     "hosts": Annotated[list[str], BeforeValidator(_listed)],
     "methods": list[str],
     "names": Annotated[list[str], BeforeValidator(_listed)],
@@ -227,6 +231,15 @@ _STATUS: Final = {
 }
 
 _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
+    "ban": lambda form: {
+        "type": "object",
+        "properties": {
+            "after": _number(Form("whole", (), 1)),
+            **dict.fromkeys(BAN_KEYS[1:], text(_DURATION, examples=form.examples)),
+        },
+        "required": list(BAN_NEEDED),
+        "additionalProperties": False,
+    },
     "by": lambda _: {"anyOf": [_BY, _list(_BY, minItems=1, maxItems=10)]},
     "charge": lambda _: {
         "type": "object",
@@ -235,6 +248,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
         "additionalProperties": False,
     },
     "file": lambda _: {"type": "string", "minLength": 1},
+    "flag": lambda _: {"anyOf": [{"enum": [True, False, "true", "false"]}, VARIABLE]},
     "limits": lambda _: {"$ref": "#/$defs/limits"},
     "methods": lambda form: _list(
         {"anyOf": [{"enum": list(form.words)}, text(_any_case(form.words))]}, minItems=1

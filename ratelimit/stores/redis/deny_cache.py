@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from ratelimit.decisions import Action, Check, Decision, identity_digest
+from ratelimit.decisions import Action, Check, Decision, Repeated, identity_digest
 
 __all__ = ["LONGEST_US", "DenyCache"]
 
@@ -30,8 +30,8 @@ _CHARGE: Final = int(Action.CHARGE)
 _SHADOW: Final = int(Action.SHADOW)
 _PARTS: Final = 5
 
-_new: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
-"""``Decision(...)`` in a third of the time."""
+_new: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Repeated)
+"""``Repeated(...)`` in a third of the time."""
 
 Asked = tuple[Any, ...]
 """A request: of each check its limit's digest, identity and rule (its counter), cost and action."""
@@ -74,6 +74,10 @@ class DenyCache:
         """The place of the latest change that is not remembered any more."""
         self.hits = 0
         """Requests that were denied from here."""
+
+    def now_us(self) -> int:
+        """The answer of `now`, in microseconds."""
+        return self.now() // self._per_us
 
     def find(self, checks: Sequence[Check]) -> tuple[Decision, ...] | None:
         """The decisions of a request that is still denied, counted on to now."""

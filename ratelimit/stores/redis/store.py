@@ -373,6 +373,10 @@ class RedisStore:
             if count.isdigit()
         }
 
+    def now_us(self) -> int:
+        """Microseconds by the clock that denials are repeated by, which is this process's own."""
+        return self._denials.now_us()
+
     @property
     def denials_repeated(self) -> int:
         """Requests that were denied in process, without a round trip."""

@@ -64,6 +64,7 @@ def paragraphs(heading: str) -> dict[str, str]:
 def test_every_code_of_a_mistake_has_its_paragraph() -> None:
     fixed = codes_in(
         *(f"file/{name}" for name in ("yaml", "reader", "forms", "lists", "contradictions")),
+        "banning",
         "charging",
         "replacing",
     )
