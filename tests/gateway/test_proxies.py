@@ -375,6 +375,8 @@ def test_every_recipe_is_run_or_says_that_it_is_not() -> None:
 def test_the_rules_of_the_recipes_can_be_loaded() -> None:
     rules = RuleSet.load(RECIPES / "rules.yaml")
     assert [rule.name for rule in rules.rules] == ["api", "login"]
+    descriptors = RuleSet.load(RECIPES / "rules-rls.yaml")
+    assert [rule.name for rule in descriptors.rules] == ["api", "login", "free-plan"]
     assert RateLimiter(rules).proxies.believes
 
 
