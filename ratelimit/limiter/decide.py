@@ -5,6 +5,7 @@ The law of `limiter` holds here as well: every exception ends as the policy of t
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
@@ -20,6 +21,7 @@ from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.leases import Leases, withdraw
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
@@ -93,8 +95,10 @@ class Decider:
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
         outcomes: Outcomes,
+        leases: Leases,
     ) -> None:
         self._owner = owner
+        self._leases = leases
         self._events = events
         self._store = owner.store
         self._counts = owner.counts
@@ -131,6 +135,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        first = len(admission.held)
         bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
@@ -163,28 +168,36 @@ class Decider:
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
+            ask = self._ask
             if bans:
                 jitter_us = self.now.rules.retry_jitter_us
-                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
-                if admission.refusal is not None:
-                    return admission
-            elif self._alike is not None and plan.alike is not None:
+                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+            if plan.holds:
+                decisions = await self._leases.ask(admission, plan, keys, ask)
+            elif self._alike is not None and plan.alike is not None and not bans:
                 decisions = self._alike(plan.alike, keys[0])
             else:
-                decisions = await self._ask(plan.checks(keys))
+                decisions = await ask(plan.checks(keys))
+            if bans and admission.refusal is not None:
+                return admission
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
             if plan.undecided and admission.refusal is None:
-                held = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
-                if held is not None:
-                    admission.held.append(held)
+                settled = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
+                if settled is not None:
+                    admission.held.append(settled)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            if plan and keys and plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, plan.holds)
             self._remember(admission, scope, plan, keys)
+        except BaseException:  # it was cancelled, and nobody may hear of what it holds
+            withdraw(admission, first)
+            raise
         return admission
 
     def _request(
@@ -381,6 +394,8 @@ class Decider:
                 [checks[place] for place in places],
                 [plan.policies[place] for place in places],
             )
+            if plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, places)
 
     async def _question(  # noqa: PLR0912  # as `question`
         self,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from random import randrange
 from typing import Final, NamedTuple
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.problems import (
@@ -200,7 +201,7 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
     for policy, decision in told:
         policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
-    with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    with_windows = [item for item in items.values() if ";w=" in item]  # draft-03 has no others
     units: dict[str, str] = {
         name: f';qu="{name.unit}"' for name in policies if isinstance(name, Policy)
     }
@@ -218,7 +219,12 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
 
 
 def _quota_and_window(limit: Limit) -> str:
-    """A quota and its window; that is left out where it is no whole number of seconds."""
+    """A quota and its window, which is left out where it is not a whole number of seconds.
+
+    A concurrency has none, and says what its quota counts.
+    """
+    if isinstance(limit, Concurrency):
+        return f'{limit.quota};qu="concurrent-requests"'
     seconds, rest = divmod(limit.window_us, 1_000_000)
     return f"{min(limit.quota, _LARGEST)}" + ("" if rest else f";w={seconds}")
 
@@ -254,11 +260,14 @@ def refuse(
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
     again = f"; try again in {_in_words(seconds)}" if violated else ""
+    what = "The quota is used up"
+    if violated and all(isinstance(each.decision.limit, Concurrency) for each in violated):
+        what = "Too many requests are under way at once"
     return problem(
         429,
         QUOTA_EXCEEDED,
         "Too Many Requests",
-        f"The quota is used up{again}.",
+        f"{what}{again}.",
         [*retry, *extra],
         {"violated-policies": names},
     )

@@ -117,6 +117,12 @@ class RuleSet:
         """This set with every limit counted by one algorithm, for a comparison."""
         return replace(self, rules=tuple(rule.counted_by(algorithm) for rule in self.rules))
 
+    def without_concurrency(self) -> "RuleSet":
+        """This set without concurrencies, as for a log, which tells no ends of requests."""
+        if all(rule.concurrency is None for rule in self.rules):
+            return self
+        return replace(self, rules=tuple(rule.without_concurrency() for rule in self.rules))
+
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RuleSet":
         """The rules in a YAML file. Raises RuleFileError with every mistake in it at once."""
@@ -172,7 +178,8 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups)) + (rule.ban is not None)
+            held = (rule.concurrency is not None) + (rule.ban is not None)
+            by_path[rule.path] += max(map(len, groups)) + held
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

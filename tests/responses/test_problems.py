@@ -29,7 +29,7 @@ from ratelimit.responses.headers import (
     unidentified,
 )
 from ratelimit.responses.problems import Refusal, Refused, closing, problem
-from ratelimit.rules.rule import policy_names
+from ratelimit.rules.policies import policy_names
 from ratelimit.rules.units import Policy
 
 JSON: Final = "application/problem+json"
