@@ -29,7 +29,8 @@ from ratelimit.gateway.messages import (
     write,
 )
 from ratelimit.gateway.spelling import spelled, unspelled
-from ratelimit.limiter.limiter import RateLimiter
+from ratelimit.limiter.leases import withdraw
+from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limiter.together import Part
 from ratelimit.responses.headers import Refusal
 from ratelimit.responses.problems import problem
@@ -113,25 +114,33 @@ class RateLimitService:
         return trusted
 
     async def _answer(self, question: Question) -> Answer:
-        limiter = self._limiter
         parts = [self._part(question, each) for each in question.descriptors]
-        asked = [part for part in parts if not part.forced]
-        admission = await limiter.admit_together(asked) if asked else None
-        forced = [part for part in parts if part.forced]
-        if forced:  # which are owed, whatever becomes of the others
-            charged = await limiter.admit_together(forced)
-            admission = admission or charged
+        admission = await self._decided([part for part in parts if not part.forced])
+        # Those are owed, whatever becomes of the others.
+        charged = await self._decided([part for part in parts if part.forced])
+        admission = admission or charged
         statuses = [_status(part) for part in parts]
         if admission is None:
             return Answer(over=False, statuses=statuses)
-        if admission.turns and admission.refusal is None:
-            await take_turn(admission, unheard)
         if admission.refusal is not None:
             if not any(each.over for each in statuses):
                 statuses = [each._replace(over=True) for each in statuses]
             scope = next((part.scope for part in parts if "headers" in part.scope), {})
             return await self._over(admission.refusal, scope, statuses)
         return Answer(over=False, statuses=statuses, headers=admission.headers())
+
+    async def _decided(self, parts: Sequence[Part]) -> Admission | None:
+        """The outcome of these parts, of which all pass or none, once their turn has come."""
+        if not parts:
+            return None
+        admission = await self._limiter.admit_together(parts)
+        try:
+            if admission.turns and admission.refusal is None:
+                await take_turn(admission, unheard)
+        finally:
+            if admission.held:
+                withdraw(admission, 0)  # nobody tells when the request ends
+        return admission
 
     async def _over(
         self, refusal: Refusal, scope: Mapping[str, Any], statuses: Sequence[Status] = ()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import ALL, Switches
@@ -315,13 +316,16 @@ class Decider:
             plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
             if not keys:
                 return admission
+            ask = self._ask
             if bans and not parts[0].forced:
                 jitter_us = self.now.rules.retry_jitter_us
-                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
-                if admission.refusal is not None:
-                    return admission
+                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+            if plan.holds:
+                decisions = await self._leases.ask(admission, plan, keys, ask)
             else:
-                decisions = await self._ask(plan.checks(keys))
+                decisions = await ask(plan.checks(keys))
+            if admission.refusal is not None:
+                return admission
             lost = self._conclude(admission, plan, keys, decisions)
             for (_, key, *_, action), policy, decision in zip(
                 plan.asked, plan.policies, decisions, strict=True
@@ -334,6 +338,9 @@ class Decider:
             await self._fallback.answer(
                 self.now.rules, admission, matching, problem, plan.checks(keys), plan.policies
             )
+        except BaseException:  # as above
+            withdraw(admission, 0)
+            raise
         if admission.refusal is not None:
             await admission.give_back()
         return admission
@@ -590,9 +597,23 @@ def _terms(
     if together is None:
         return terms
     return [
-        each._replace(action=_FORCE) if who.part.forced and each.action == _CHARGE else each
+        _forced(each) if who.part.forced else each
         for each, who in zip(terms, together, strict=True)
     ]
+
+
+def _forced(terms: Terms) -> Terms:
+    """Terms that charge without asking; nothing is under way any more where they do."""
+    pairs = [
+        pair
+        for pair in zip(terms.limits, terms.policies, strict=True)
+        if not isinstance(pair[0], Concurrency)
+    ]
+    return terms._replace(
+        limits=tuple(limit for limit, _ in pairs),
+        policies=tuple(policy for _, policy in pairs),
+        action=_FORCE if terms.action == _CHARGE else terms.action,
+    )
 
 
 def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:

@@ -279,6 +279,35 @@ async def test_a_rule_in_shadow_refuses_nobody() -> None:
     assert answers[-1].statuses == [{"over": False}]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+async def test_nothing_is_held_for_a_request_whose_end_nobody_tells(beside: bool) -> None:
+    full = rule("full", "9/hour", "a/{x}", "path:x", concurrency=1)
+    service = service_of(full, rule("other", "99/hour", "b/{x}"))
+    entries = [descriptor([("a", "1")]), *([descriptor([("b", "1")])] if beside else [])]
+    answers = [await asked(service, *entries) for _ in range(3)]
+    assert [each.over for each in answers] == [False] * 3
+    done = await asked(service, descriptor([("a", "1"), (":done", "")], 9))
+    assert not done.over
+    assert (await asked(service, *entries)).over
+
+
+async def test_whoever_is_banned_is_refused_beside_others_and_alone() -> None:
+    ban = Rule(
+        "login", "1/hour", path="/envoy:edge/ip/{ip}/remote_address/{a}", by="client",
+        ban={"after": 2, "within": "1m", "for": "10m"}, **LOG,
+    )  # fmt: skip
+    service = service_of(ban, rule("other", "99/hour", "b/{x}"))
+    mine = descriptor([("ip", "x"), ("remote_address", "192.0.2.1")])
+    other = descriptor([("b", "1")])
+    for _ in range(4):
+        await asked(service, mine)
+    for entries in ((mine,), (mine, other), (other, mine)):
+        answer = await asked(service, *entries)
+        assert answer.over
+        assert int(answer.headers["retry-after"]) == 600
+    assert not (await asked(service, other)).over
+
+
 class Down(MemoryStore):
     """A store that never answers."""
 
