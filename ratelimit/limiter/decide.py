@@ -289,22 +289,12 @@ class Decider:
         admission = Admission(owner, None)
         if not (owner.enabled and owner.everywhere):
             return admission
-        matching: list[tuple[Rule, Mapping[str, object]]] = []
-        asked: list[Asked] = []
+        matching: Matching = []
         plan, keys = _NOTHING, list[str]()
         try:
-            listed = not (owner.denylist.empty and owner.allowlist.empty)
-            for part in parts:
-                client = self.now.proxies.client(part.scope)
-                if listed and self._is_listed(admission, client):
-                    if admission.refusal is not None:
-                        part.over = True
-                        return admission
-                    continue
-                found = self._still_on(part.find(part.scope)[0])
-                request = self._request(part.scope, client, registered, admission.template)
-                matching += found
-                asked += [Asked(request, part)] * len(found)
+            matching, asked = self._gathered(admission, parts, registered)
+            if any(part.over for part in parts):
+                return admission
             shedder = owner.shedder
             if asked and not asked[0].part.forced and shedder is not None and shedder.watching:
                 index = self.now.rules.index
@@ -344,6 +334,27 @@ class Decider:
         if admission.refusal is not None:
             await admission.give_back()
         return admission
+
+    def _gathered(
+        self, admission: Admission, parts: Sequence[Part], registered: Registered
+    ) -> tuple[Matching, list[Asked]]:
+        """The rules for all parts, and whose each is; none of whom the lists decide about."""
+        owner = self._owner
+        listed = not (owner.denylist.empty and owner.allowlist.empty)
+        matching: list[tuple[Rule, Mapping[str, object]]] = []
+        asked: list[Asked] = []
+        for part in parts:
+            client = self.now.proxies.client(part.scope)
+            if listed and self._is_listed(admission, client):
+                if admission.refusal is not None:
+                    part.over = True
+                    break
+                continue
+            found = self._still_on(part.find(part.scope)[0])
+            request = self._request(part.scope, client, registered, admission.template)
+            matching += found
+            asked += [Asked(request, part)] * len(found)
+        return matching, asked
 
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
