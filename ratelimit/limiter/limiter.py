@@ -43,6 +43,7 @@ from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
+from ratelimit.limiter.together import Part
 from ratelimit.limiter.tokens import Signer
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
 from ratelimit.rules.advice import doubts
@@ -725,13 +726,25 @@ class RateLimiter:
         admission = scope.get("ratelimit")
         if admission is None:
             admission = Admission(self, route)
-        find = self._find if route is None else partial(self._find, route=route)
+        find = self.find if route is None else partial(self.find, route=route)
         deciding = self._decider.decide(
             admission, scope, (), find, self._registered, admission.template
         )
         return deciding if self.around is None else self.around(deciding)
 
-    def _find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
+    async def admit_together(self, parts: Sequence[Part]) -> Admission:
+        """Decides what is to pass together: every part is charged, or none is; never raises.
+
+        Each part says itself which rules apply to it, and has afterwards what was told of it.
+        """
+        self._begin()
+        if len(parts) == 1 and parts[0].is_plain:  # as most are
+            deciding = self._decider.decide_alone(parts[0], self._registered)
+        else:
+            deciding = self._decider.decide_together(parts, self._registered)
+        return await (deciding if self.around is None else self.around(deciding))
+
+    def find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
         """The rules for a request by its path, but none where it meets an exempt route."""
         method = scope["method"] if scope["type"] == "http" else "GET"
         path = route_path(scope) if scope.get("root_path") else scope["path"]
