@@ -55,7 +55,7 @@ def redis_server() -> Iterator[Server]:
 
 @pytest_asyncio.fixture(autouse=True)
 async def end_what_a_test_leaves_running() -> AsyncIterator[None]:
-    """Ends the background of limiters that a test has not closed: all tests share one event loop."""
+    """Ends the background of limiters that a test has not closed: all tests share one loop."""
     before = asyncio.all_tasks()
     yield
     left = [
