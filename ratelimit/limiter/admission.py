@@ -103,19 +103,9 @@ class Admission:
     """
 
     __slots__ = (
-        "__dict__", "_told", "decided", "degraded", "dialects", "held", "limiter", "passed",
-        "refusal", "route", "turns",
+        "_told", "decided", "degraded", "dialects", "ends", "held", "kept", "limiter", "passed",
+        "refusal", "route", "status", "trails", "turns",
     )  # fmt: skip
-
-    # Few requests set these, and each of them would be felt by all if it were set for every one.
-    ends: bool = False
-    """Whether somebody tells that of a dependency, around which no middleware stands."""
-    status: int = 0
-    """The response's status; 0 until that is known, and where nothing is held."""
-    trails: bool = False
-    """Whether the response has announced trailers."""
-    kept: bool = False
-    """Whether it was asked already if the request is to be shed."""
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
         self.limiter = limiter
@@ -133,6 +123,14 @@ class Admission:
         """The turns that the request has to wait for before it goes on."""
         self.held: list[Held] = []
         """All that is to be told how the request ends."""
+        self.ends = False
+        """Whether somebody tells that of a dependency, around which no middleware stands."""
+        self.status = 0
+        """The response's status; 0 until that is known, and where nothing is held."""
+        self.trails = False
+        """Whether the response has announced trailers."""
+        self.kept = False
+        """Whether it was asked already if the request is to be shed."""
         self._told: Sequence[Told] | None = None
 
     def refuse(self, refusal: Refusal, told: Sequence[Told] = ()) -> None:

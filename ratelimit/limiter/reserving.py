@@ -43,7 +43,7 @@ class Reservation:
     def __init__(
         self,
         settler: Settler,
-        signer: Signer,
+        signer: Callable[[], Signer],
         parts: Sequence[Part],
         names: Sequence[str],
         cost: Sequence[int],
@@ -68,7 +68,13 @@ class Reservation:
             self._loop = None
 
     @classmethod
-    def of(cls, settler: Settler, signer: Signer, charged: Charged, cost: Sequence[int]) -> Self:
+    def of(
+        cls,
+        settler: Settler,
+        signer: Callable[[], Signer],
+        charged: Charged,
+        cost: Sequence[int],
+    ) -> Self:
         """The reservation that these charges are; what no store has counted is no part of it."""
         parts = [
             Part(budget, check, [(check.cost, decision.at_us, decision.level)])
@@ -89,7 +95,20 @@ class Reservation:
         if self.committed:
             return False
         self.committed = True
+        parts = self._parts
+        if self._settler.sends and len(parts) == 1 and not (self._id or self._lock.locked()):
+            return await self._settle_one(parts[0], numbers[parts[0].budget])
         return await self._settler.finish(self._quietly(numbers))
+
+    async def _settle_one(self, part: Part, actual: int) -> bool:
+        """Does as `_quietly` does for a single limit, whose check is sent before anybody waits."""
+        try:
+            asked = part.to(actual)
+            if asked:
+                await self._settler.send(asked)
+        except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
+            self._settler.reports.fault(problem)
+        return True
 
     def commit_sync(self, actual: int | Sequence[int]) -> bool:
         """Commits from a thread that the event loop does not run in, and waits for it.
@@ -134,7 +153,7 @@ class Reservation:
             [part.budget, part.check.limit._value(), part.check.key, part.check.rule, part.taken]  # noqa: SLF001  # as it is pickled
             for part in self._parts
         ]
-        return self._signer.sign([_VERSION, self._id, parts, list(self._names), list(self.cost)])
+        return self._signer().sign([_VERSION, self._id, parts, list(self._names), list(self.cost)])
 
     # --- what becomes of it with the response ----------------------------------------------------
 
@@ -253,9 +272,9 @@ class Reservation:
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
 
 
-def from_token(settler: Settler, signer: Signer, token: str) -> Reservation:
+def from_token(settler: Settler, signer: Callable[[], Signer], token: str) -> Reservation:
     """The reservation of a token; raises ValueError where no secret of the limiter's signed it."""
-    version, identifier, told, names, cost = signer.read(token)
+    version, identifier, told, names, cost = signer().read(token)
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
     parts = [
