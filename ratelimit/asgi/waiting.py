@@ -48,8 +48,8 @@ async def take_turn(admission: Admission, receive: Receive) -> Receive:
         if not runs:
             held.close()
             with anyio.CancelScope(shield=True):
-                await give_up(admission, wait if loop else None, turns)
-        if wait is not None:
+                await give_up(admission, wait, turns)
+        elif wait is not None:
             wait.end()
     return receive if held.is_empty else held
 

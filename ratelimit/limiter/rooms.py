@@ -17,7 +17,7 @@ from ratelimit.limiter.admission import Turn
 from ratelimit.limiter.line import Line, Place, ends_at
 from ratelimit.rules.ruleset import RuleSet
 
-__all__ = ["Loop", "Queue", "Room", "Wait", "Waits", "clock_us"]
+__all__ = ["Loop", "Queue", "Room", "Wait", "Waits", "clock_us", "in_background"]
 
 AT_ONCE: Final = 100
 """Places that are given back in one request."""
@@ -99,7 +99,7 @@ class Queue:
     def tidy(self) -> None:
         """Gives back in the background what nobody needs, if there is anything."""
         if len(self.line.places) > len(self.line.requests) and not self._returning:
-            _in_background(self.trim())
+            in_background(self.trim())
 
     async def trim(self) -> None:
         """Gives back what nobody needs, the last place first, until others are found behind it."""
@@ -277,9 +277,11 @@ class Waits:
 _tasks: Final[set[asyncio.Task[None]]] = set()
 
 
-def _in_background(job: Coroutine[Any, Any, None]) -> None:
+def in_background(job: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Begins a job that goes on whatever becomes of who began it."""
     task = asyncio.get_running_loop().create_task(job, name="ratelimit places", context=Context())
     # As a `Background`'s: a loop that is closed by hand drops it, and it has nothing to lose.
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+    return task

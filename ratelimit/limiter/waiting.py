@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from ratelimit.limiter.admission import Admission, Turn, count
 from ratelimit.limiter.line import Place
-from ratelimit.limiter.rooms import Loop, Room, Wait, clock_us
+from ratelimit.limiter.rooms import Loop, Room, Wait, clock_us, in_background
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse
 from ratelimit.responses.problems import closing
@@ -50,15 +50,28 @@ def begin(admission: Admission, loop: Loop | None) -> Wait | None:
 async def give_up(admission: Admission, wait: Wait | None, turns: Iterable[Turn]) -> None:
     """Gives back all that a request was charged which runs nothing, its places among that.
 
-    ``turns`` are those that it was promised, and ``wait`` is how it waited, if it did.
+    ``turns`` are those that it was promised, and ``wait`` is how it waited, if it did. Goes on in
+    the background where the request's task is cancelled meanwhile, which no scope keeps off.
     """
-    admission.leave_out([turn.decision for turn in turns])
-    if wait is not None:
-        await wait.leave()
+    job = _give_up(admission, wait, turns)
+    if _loop() is None:
+        await job
     else:
-        for turn in turns:
-            await _vacate(turn)
-    await admission.give_back()
+        await asyncio.shield(in_background(job))
+
+
+async def _give_up(admission: Admission, wait: Wait | None, turns: Iterable[Turn]) -> None:
+    try:
+        admission.leave_out([turn.decision for turn in turns])
+        if wait is not None and wait.turn is not None:
+            await wait.leave()
+        else:
+            for turn in turns:
+                await _vacate(turn)
+        await admission.give_back()
+    finally:
+        if wait is not None:
+            wait.end()
 
 
 async def go_behind(admission: Admission) -> None:

@@ -27,6 +27,7 @@ from ratelimit import (
     limit,
 )
 from ratelimit.control.events import Event
+from ratelimit.decisions import Action
 from tests.support.asgi import Counting, Inner, ask, http_scope, limiter, websocket_scope
 from tests.support.servers import free_port
 
@@ -463,6 +464,34 @@ async def test_max_waiting_is_of_a_rule_whoever_waits_for_it() -> None:
 
 
 # --- who ends it ---------------------------------------------------------------------------------
+
+
+async def test_one_that_is_cancelled_while_it_gives_its_place_back_takes_it_up_no_more() -> None:
+    """As a time-out around it does, or a server that shuts down, while the store is slow."""
+    going = asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+            if checks[0].action == Action.GIVE_BACK:
+                await going.wait()
+            return await super().decide(checks)
+
+    limiting = RateLimiter([queueing("1/second", max_waiting=1)], store=Slow())
+    app = RateLimitMiddleware(Inner(), limiting)
+    await ask(app)
+    client = Client(app)
+    await client.tell(BODY)
+    await client.leave()
+    client.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.task
+    assert limiting.waiting == 1
+    going.set()
+    await turns()
+    assert limiting.waiting == 0
+    assert not limiting.waits.rooms
+    assert await left_in(limiting) == 1
+    await limiting.aclose()
 
 
 async def test_places_that_the_store_does_not_take_back_are_told_once_a_minute(
