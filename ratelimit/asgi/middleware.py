@@ -55,12 +55,9 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
         limiter = self.limiter
-        route = None
-        shedder = limiter.shedder
-        sheds = shedder is not None and shedder.watching and PRIORITIZED
-        if sheds or limiter.asks_routes or EXEMPT or limiter.events.has_listener:
-            route = Ahead(below(self._router, scope), scope, rules_on)
-        before = charged(scope) if limiter.limits_messages else 0
+        route, before = None, 0
+        if EXEMPT or not limiter.is_plain:
+            route, before = self._ahead(scope), charged(scope)
         admission = await limiter.admit(scope, route)
         try:
             if self._reads_otherwise and admission.refusal is None:
@@ -108,6 +105,15 @@ class RateLimitMiddleware:
         # A server keeps the scope of a connection's last request, and all that is in there: ten
         # objects for each connection, and a garbage collection for every 64 requests.
         scope.pop(SCOPE_KEY, None)
+
+    def _ahead(self, scope: Scope) -> Ahead | None:
+        """The route that a request will meet, where something depends on it."""
+        limiter = self.limiter
+        shedder = limiter.shedder
+        sheds = shedder is not None and shedder.watching and PRIORITIZED
+        if sheds or limiter.asks_routes or EXEMPT or limiter.events.has_listener:
+            return Ahead(below(self._router, scope), scope, rules_on)
+        return None
 
     async def _admit_as_read(self, admission: Admission, scope: Scope, route: Any) -> None:
         """Decides the rules of each path, too, that something further in takes this one for."""

@@ -194,6 +194,7 @@ class RateLimiter:
         """The open WebSockets whose messages are limited."""
         self.breaker.on_change.append(self._reports.breaker_changed)
         self._take_shed(self.rules.shed)
+        self._look_over()
 
     @classmethod
     def from_file(
@@ -260,6 +261,7 @@ class RateLimiter:
         self._decider.now = self._now
         if before.shed != self.rules.shed:
             self._take_shed(self.rules.shed)
+        self._look_over()
         if (before.store, before.deadline_us) != (rules.store, rules.deadline_us):
             _LOG.warning(
                 "store-unchanged: the new rules name another store or deadline; the one that is "
@@ -287,6 +289,12 @@ class RateLimiter:
         self.denylist = Networks(rules.denied_clients)
         """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
         return rules
+
+    def _look_over(self) -> None:
+        """Learns whether anything is to be asked about requests beside their rules."""
+        special = self.asks_routes or self.limits_messages or self.events.has_listener
+        self.is_plain = not special and self.shedder is None
+        """Whether neither the route of a request matters, nor its messages, nor the load."""
 
     def _take_shed(self, shed: Any) -> None:
         if self.shedder is not None:

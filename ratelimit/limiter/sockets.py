@@ -314,8 +314,9 @@ class Socket:
         if self._sockets.connections is not None and leases:
             own = [Check(e.kind.limit, self._key, 0, e.kind.rule.counter) for e in leases]
             await self._sockets.connections.reset(own)
-        for lease in leases:
+        for lease in leases:  # all of them, though the first may be cancelled
             lease.holders -= 1
+        for lease in leases:
             if not lease.holders:
                 await lease.return_rest()
 
