@@ -171,21 +171,31 @@ class RateLimit:
             scope[CONNECTION_KEY] = connection  # whose body an estimate may read
         try:
             admission = await _admit(connection, [self._met(scope)], identities)
+            if admission.refusal is not None:
+                raise _error(scope, admission, admission.refusal)
+            reservation = None
+            if self._reserves:
+                reservation = await self._reserved(admission, passed, scope)
         finally:
             scope.pop(CONNECTION_KEY, None)
-        if admission.refusal is not None:
-            raise _error(scope, admission, admission.refusal)
         if self.rule.websocket is not None and isinstance(connection, WebSocket):
             limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
-        return self._reserved(admission, passed) if self._reserves else None
+            if self.rule.charge is not None and not limits_of(scope.get("endpoint")):
+                _say_unsettled()
+        return reservation
 
-    def _reserved(self, admission: Admission, passed: int) -> Reservation:
+    async def _reserved(self, admission: Admission, passed: int, scope: Scope) -> Reservation:
         """The reservation of what was charged since so many others had passed."""
         made = admission.passed[passed:]
-        limiter = made[0][0] if made else admission.limiter
-        reservation: Reservation = limiter.reserved(made[0][1:] if made else None)
+        reservation: Reservation
+        if made:
+            limiter, *charges = made[0]
+            reservation = limiter.reserved(charges)
+        else:
+            reservation = await (self.limiter or admission.limiter).unreserved(self.rule, scope)
+        reservation.by_response = SCOPE_KEY in scope
         admission.held.append(reservation)
         return reservation
 
@@ -474,6 +484,14 @@ def _fallback() -> RateLimiter:
         "limiter= beside it; it is counted in this process alone"
     )
     return RateLimiter()
+
+
+@functools.cache
+def _say_unsettled() -> None:
+    _LOG.warning(
+        "charge-unsettled: a dependency charges by outcome, but there is no RateLimitMiddleware "
+        "around its route, so nobody sees the outcome, and every request keeps its charge"
+    )
 
 
 def _parts(by: object) -> tuple[Any, Dependency | None]:

@@ -147,9 +147,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
         limits = rule.limits
     if not limits:
         return None
-    cost = rule.cost
-    if not isinstance(cost, int):
-        cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
+    cost = await cost_of(rule, request, strict=strict)
     asked = _asked(rule, limits, key, cost, override)
     return asked if rule.ban is None else asked._replace(ban=_ban(rule, rule.ban, asked, request))
 
@@ -204,6 +202,14 @@ async def _or(
             raise
         request.failed(f"rule {rule.name!r}", words, problem)
         return otherwise
+
+
+async def cost_of(rule: Rule, request: Request, *, strict: bool = False) -> int:
+    """The cost of a request by a rule; 1 where a function fails, unless ``strict``."""
+    if isinstance(rule.cost, int):
+        return rule.cost
+    cost = _cost(rule.cost, request)
+    return await _or(cost, 1, rule, request, "it costs 1", strict=strict)
 
 
 async def _cost(given: Any, request: Request) -> int:

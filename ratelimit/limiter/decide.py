@@ -139,7 +139,7 @@ class Decider:
                 plan = self.now.rules.index.plan(matching)
             shedder = owner.shedder
             if shedder is not None and shedder.watching and ALL not in self._switches.off:
-                request = self._request(scope, client, registered, route)
+                request = self.request(scope, registered, client, route)
                 if await shedder.refuses(admission, request, matching, self.now.rules.index):
                     return admission
             if not matching:
@@ -154,7 +154,7 @@ class Decider:
                 for place in plan.watched if keys is not None else ():
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                request = self._request(scope, client, registered, route)
+                request = self.request(scope, registered, client, route)
                 plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -183,13 +183,14 @@ class Decider:
             self._remember(admission, scope, plan, keys)
         return admission
 
-    def _request(
+    def request(
         self,
         scope: Mapping[str, Any],
-        client: Address | None,
         registered: Registered,
-        route: Callable[[], str | None],
+        client: Address | None = None,
+        route: Callable[[], str | None] = lambda: None,
     ) -> Request:
+        """A request as functions of the application's are asked about it."""
         failed = self._reports.function_failed
         return Request(scope, client, self.now.proxies, registered, route, failed)
 

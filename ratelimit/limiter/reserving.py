@@ -57,8 +57,12 @@ class Reservation:
         """The estimate of each budget."""
         self.committed = False
         """Whether it was committed, or asked to be, by this handle."""
+        self.by_response = True
+        """Whether the end of a response commits it."""
         self._reported: list[int] | None = None
         """The last progress of each budget."""
+        self._left = True
+        """The last answer to a progress that was charged."""
         self._id = identifier
         """Text that names it before the store, once it may be committed elsewhere."""
         self._lock = asyncio.Lock()
@@ -111,7 +115,8 @@ class Reservation:
         """Reports what it has cost so far; False once a budget that has a say is used up.
 
         Up to the estimate nothing is asked. What goes beyond is charged at once, into debt. A
-        response that ends without a commit is committed at the last progress.
+        response that ends without a commit is committed at the last progress, unless its token was
+        read: then it is for who has that.
         """
         numbers = self.numbers(total)
         if self.committed:
@@ -119,7 +124,7 @@ class Reservation:
         before = self._reported or [0] * len(numbers)
         self._reported = [max(each) for each in zip(before, numbers, strict=True)]
         if all(part.total >= self._reported[part.budget] for part in self._parts):
-            return True
+            return self._left
         return await self._settler.finish(self._go_on())
 
     @property
@@ -129,12 +134,15 @@ class Reservation:
         To be read after the last progress. Good for an hour, or the longest window if that is
         longer. Raises RuntimeError where the limiter has no secret.
         """
-        self._id = self._id or secrets.token_hex(8)
+        identifier = self._id or secrets.token_hex(8)
         parts = [
             [part.budget, part.check.limit._value(), part.check.key, part.check.rule, part.taken]  # noqa: SLF001  # as it is pickled
             for part in self._parts
         ]
-        return self._signer.sign([_VERSION, self._id, parts, list(self._names), list(self.cost)])
+        content = [_VERSION, identifier, parts, list(self._names), list(self.cost)]
+        token = self._signer.sign(content)
+        self._id = identifier
+        return token
 
     # --- what becomes of it with the response ----------------------------------------------------
 
@@ -142,14 +150,14 @@ class Reservation:
         """Waits for the end of the response, which may take long."""
 
     def sent(self) -> None:
-        """Commits at the last progress, where there was one and nothing was committed."""
-        if self._reported is not None and not self.committed:
+        """Commits at the last progress, where there was one and nobody else is to commit."""
+        if self.by_response and self._reported is not None and not (self.committed or self._id):
             self.committed = True
             self._settler.leave(self._close(self._reported))
 
     async def close(self) -> None:
         """Commits at the last progress, as `sent` does, and waits for that."""
-        if self._reported is not None:
+        if self._reported is not None and not self._id:
             await self.commit(self._reported)
 
     async def _close(self, numbers: Sequence[int]) -> None:
@@ -231,6 +239,7 @@ class Reservation:
                         part.taken.append((check.cost, decision.at_us, decision.level))
                         if part.check.action != _SHADOW and decision.remaining == 0:
                             left = False
+                self._left = left
                 return left
         except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
             self._settler.reports.fault(problem)
