@@ -5,10 +5,11 @@ KEYS      the keys of all checks, request after request
 ARGV[1]   now, microseconds since the epoch; '' for the server's TIME
 ARGV[2]   how many different kinds of request follow, each as how many checks it has and ten
           numbers for each: its limit's six, namely the algorithm's place (1 token_bucket,
-          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter, 6 ban), to which 8
-          times a number of its own may be added, and its five numbers (limit[2] .. limit[6] in that
-          file's header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give back); and for a
-          give-back the charge's time (microseconds) and level, for the others 0 and 0
+          2 leaking_bucket, 3 fixed_window, 4 sliding_log, 5 sliding_counter, 6 ban, 7 concurrency),
+          to which 8 times a number of its own may be added, and its five numbers (limit[2] ..
+          limit[6] in that file's header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give
+          back, 4 renew); and for a give-back the charge's time (microseconds) and level, for a
+          concurrency who asks (its header says how), for the others 0 and 0
 then      for each request, its kind's place
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
           -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
@@ -37,7 +38,7 @@ holds, and `unit`, what a cost of 1 adds to it), `broken` (whether its clock was
 
 In process, KEYS is false; see ratelimit/stores/memory.lua for what is returned then.
 ]]
-local CHARGE, SHADOW, FORCE, GIVE_BACK = 0, 1, 2, 3
+local CHARGE, SHADOW, FORCE, GIVE_BACK, RENEW = 0, 1, 2, 3, 4
 local CUT = -1
 local FIELDS = 6
 local TOKEN, LEAKING = 1, 2 -- the places of the two buckets
@@ -92,7 +93,7 @@ local function ask(now_us, checks, upto, check)
 end
 
 -- Looks at the first `count` of `checks`, one request, and says whether it passes, and whether
--- something is given back; what the checks come to follows reply[start]. Writes nothing.
+-- something is given back or renewed; what the checks come to follows reply[start]. Writes nothing.
 local function judge(now_us, checks, count, reply, start)
   local passes, shadows, returns = true, false, false
   for i = 1, count do
@@ -101,7 +102,7 @@ local function judge(now_us, checks, count, reply, start)
     check.root = false
     if action == SHADOW then
       shadows = true
-    elseif action == GIVE_BACK then
+    elseif action == GIVE_BACK or action == RENEW then
       returns = true
     elseif not check.lost then
       busy = i
@@ -137,7 +138,7 @@ local function judge(now_us, checks, count, reply, start)
       reply[at + 5] = root.at_us
       if passes then
         reply[at + 6] = level and level + after * root.unit or 0
-      elseif root.broken and not root.denied then
+      elseif algorithm.renew or root.broken and not root.denied then
         reply[at + 6] = 0
       else
         reply[at + 6] = algorithm.wait(root, reply[at + 1] + 1)
@@ -191,15 +192,19 @@ local function settle(checks, count, reply, start, first)
   end
 end
 
--- Returns what is given back, from the check `first` on; last, so that it adds up with what this
--- request has charged.
+-- Returns what is given back, and renews, from the check `first` on; last, so that it adds up with
+-- what this request has charged.
 local function restore(now_us, checks, count, reply, start, first)
   for i = first, count do
     local check = checks[i]
-    if check.action == GIVE_BACK and not check.lost then
+    local action = check.action
+    if (action == GIVE_BACK or action == RENEW) and not check.lost then
       busy = i
-      local algorithm, at = check.algorithm, start + (i - 1) * FIELDS
-      if passed and check.charged_level ~= CUT then
+      local algorithm, at, stayed = check.algorithm, start + (i - 1) * FIELDS, 0
+      if action == RENEW then
+        algorithm.look(check, now_us)
+        stayed = algorithm.renew(check, check.cost)
+      elseif passed and check.charged_level ~= CUT then
         algorithm.look(check, now_us)
         algorithm.give_back(check, check.cost, check.charged_us, check.charged_level)
       end
@@ -207,7 +212,7 @@ local function restore(now_us, checks, count, reply, start, first)
       reply[at + 1] = check.room > 0 and check.room or 0
       reply[at + 2] = 0
       reply[at + 3] = algorithm.reset(check, 0)
-      reply[at + 4] = 0
+      reply[at + 4] = stayed
       reply[at + 5] = check.at_us
       reply[at + 6] = check.level or 0
     end

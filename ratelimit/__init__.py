@@ -20,12 +20,14 @@ __all__ = [
     "RuleSet",
     "Store",
     "StoreUnavailable",
+    "TokenEstimate",
     "exempt",
     "limit",
     "open_store",
 ]
 
 from ratelimit.asgi.decorators import RateLimit, exempt, limit
+from ratelimit.asgi.estimates import TokenEstimate
 from ratelimit.asgi.middleware import RateLimitMiddleware
 from ratelimit.control.events import Event
 from ratelimit.decisions import Check, Decision

@@ -46,6 +46,8 @@ class Action(IntEnum):
     """Take the cost without asking, into debt if need be."""
     GIVE_BACK = 3
     """Return what a charge took."""
+    RENEW = 4
+    """Tell how many requests a worker has under way; of a `Concurrency` alone."""
 
 
 T = TypeVar("T")
@@ -116,12 +118,13 @@ class Check(_Check):
         """The check that returns what this one took, as ``decision`` reported it.
 
         It carries the charge's time (and a bucket's level after it), so that what has left its
-        window since is not given back twice.
+        window since is not given back twice; of a `Concurrency`, the name of who was charged.
         """
-        limit, key, cost, rule, *_ = self
+        limit, key, cost, rule, _, at_us, level = self
+        if not at_us:
+            at_us, level = decision.at_us, decision.level
         return type(self)(
-            limit, key, cost, rule,
-            action=Action.GIVE_BACK, at_us=decision.at_us, level=decision.level,
+            limit, key, cost, rule, action=Action.GIVE_BACK, at_us=at_us, level=level
         )  # fmt: skip
 
 

@@ -168,6 +168,7 @@ class Play(NamedTuple):
 
 
 ANN: Final = {"account": "ann", "password": "secret"}
+CHAT: Final = "/v1/chat/completions"
 PLAYS: Final[dict[str, list[Play]]] = {
     "README": [
         Play("ratelimit", "/", [200] * 10 + [429]),
@@ -200,6 +201,9 @@ PLAYS: Final[dict[str, list[Play]]] = {
         Play("Whose answer counts", "/reports", [401]),
         Play("On a route", "/stream", [200], "POST", body={"max_tokens": 30_000}),
         Play("On a route", "/stream", [429], "POST", body={"max_tokens": 90_001}),
+        Play("The tokens of a model", CHAT, [200, 200], "POST", body={"max_tokens": 80_000}),
+        Play("The tokens of a model", CHAT, [200, 429], "POST", body={"max_tokens": 89_589}),
+        Play("The tokens of a model", CHAT, [429], "POST", body={"max_tokens": 50_000, "n": 2}),
     ],
     "dashboard": [Play("The live page", "/ratelimit/", [404])],  # to a stranger
     "migration": [

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 import ratelimit
 from ratelimit.bans import Ban
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import FIELDS, Action
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores.script import FILES, SCRIPT
@@ -30,6 +31,7 @@ ROOMS: Final = [
     "words",
     "limits",
     "bans",
+    "concurrency",
     "decisions",
     "runtime",
     "stores",
@@ -409,7 +411,7 @@ def test_the_shim_has_the_redis_commands_that_the_algorithms_use_and_no_others()
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path) -> None:
     source, header = path.read_text(encoding="ascii"), header_of(path)
-    own_key = bool(re.search(r"^key +(numbers|list) \{.+", header.text, re.MULTILINE))
+    own_key = bool(re.search(r"^key +(numbers|list|hash) \{.+", header.text, re.MULTILINE))
     assert own_key is not ("key" in header.taken), "a key is described here or taken, not both"
     assert re.search(r"absence\s+(means|=) ", header.text)
     assert re.search(r"^Exact because ", header.text, re.MULTILINE)
@@ -432,8 +434,11 @@ def test_an_algorithm_describes_its_key_and_the_numbers_that_it_uses(path: Path)
 def test_an_algorithm_is_given_the_numbers_that_it_describes(path: Path) -> None:
     if path.stem == "ban":
         numbers = Ban(3, 60_000_000, 600_000_000, 600_000_000).numbers
+    elif path.stem == "concurrency":
+        numbers = Concurrency(1).numbers
     else:
         numbers = Limit("1000001/3 days", algorithm=path.stem).numbers
+    assert FILES[numbers[0] % 8 - 1] == path.stem
     given = {place for place, number in enumerate(numbers, 1) if number and place > 1}
     described = header_of(floors_of(path)[0] if "limit" in header_of(path).taken else path).numbers
     # A sliding counter's `up` is 0 where it rounds down.
@@ -516,6 +521,7 @@ def test_the_page_on_lua_names_every_function_and_field_that_algorithms_share() 
     described = [item for path in ALGORITHMS for item in header_of(path).functions.items()]
     described.remove(("after", "counter, units"))  # for the leaking bucket alone, and so is this
     described.remove(("left", "counter, at_us, level"))
+    described.remove(("renew", "counter, units"))  # of what is under way at once alone
     assert functions.keys() == {name for name, _ in described}
     # Who has no use for the last arguments leaves them out.
     assert all(functions[name].startswith(arguments) for name, arguments in described)
@@ -609,6 +615,7 @@ LONGEST_FUNCTION: Final = 60
 LONG: Final = {
     "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
     "ratelimit/asgi/decorators.py:_wrap": "what it knows of a function, the functions in it share",
+    "ratelimit/asgi/middleware.py:__call__": "a request from its admission to its end",
     "ratelimit/limiter/decide.py": "every outcome of a request, in the order they are found",
     "ratelimit/limiter/decide.py:decide": "one step after the other; a call for each would be felt",
     "ratelimit/limiter/limiter.py:__init__": "one part of it after the other, each from a keyword",

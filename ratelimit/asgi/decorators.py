@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
-from ratelimit.asgi.ending import raised, returned
+from ratelimit.asgi.ending import ended, raised, returned, unseen
 from ratelimit.asgi.endpoints import (
     awaited,
     is_async,
@@ -103,7 +103,7 @@ class RateLimit:
 
     def __init__(
         self,
-        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
         *,
         by: str | Dependency | Sequence[str | Dependency] = "client",
         **options: Unpack[LimitOptions],
@@ -182,8 +182,10 @@ class RateLimit:
             limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
-            if self.rule.charge is not None and not limits_of(scope.get("endpoint")):
-                _say_unsettled()
+            if admission.held:
+                if self.rule.charge is not None and not limits_of(scope.get("endpoint")):
+                    _say_unsettled()
+                _end_with_call(admission, scope)
         return reservation
 
     async def _reserved(self, admission: Admission, passed: int, scope: Scope) -> Reservation:
@@ -205,7 +207,7 @@ class RateLimit:
 
 
 def limit(
-    limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+    limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
     *,
     by: str | Sequence[str] = "client",
     **options: Unpack[LimitOptions],
@@ -214,9 +216,9 @@ def limit(
 
     ``limit`` is text (``"5/minute; 100/day"``), ready-made limits, a mapping of tiers to those
     (``tier`` says who chooses), or a function over the connection, sync or async, that gives one
-    of those, or None for no limit. ``by`` says who is counted together; ``"path:NAME"`` is a
-    parameter of the route. The other options are those of `LimitOptions`; ``cost``, ``tier`` and
-    ``skip`` may be such functions, too.
+    of those, or None for no limit; it may be left out beside a ``concurrency``. ``by`` says who is
+    counted together; ``"path:NAME"`` is a parameter of the route. The other options are those of
+    `LimitOptions`; ``cost``, ``tier`` and ``skip`` may be such functions, too.
 
     Routes that share a ``scope`` share their counters; without one each endpoint, which is the
     object that the router calls, counts by itself. ``name`` is what clients, logs and commands see
@@ -334,7 +336,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                     result = await result
         except BaseException as error:
             if admission.held and SCOPE_KEY not in scope:
-                await raised(admission, error)
+                await raised(admission, error, scope)
             raise
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
@@ -373,6 +375,29 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     whole.__signature__ = signature
     _LIMITED[whole] = function, limits
     return whole  # type: ignore[no-any-return]  # frameworks await what an endpoint returns
+
+
+def _end_with_call(admission: Admission, scope: Scope) -> None:
+    """Tells what a dependency holds when FastAPI is done with the request, its response unseen.
+
+    FastAPI leaves the stack of what it closes then in the scope.
+    """
+    stack = scope.get("fastapi_inner_astack")
+    if stack is None:
+        raise RuntimeError(
+            "a limit that depends on how a request ends was met by a dependency, and this FastAPI "
+            "does not tell when that is; put RateLimitMiddleware around the application"
+        )
+    if not admission.ends:
+        admission.ends = True
+
+        async def end(_: object, error: BaseException | None, __: object) -> None:
+            if error is None:
+                unseen(admission)
+            else:
+                await raised(admission, error, scope)
+
+        stack.push_async_exit(end)
 
 
 def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
@@ -433,7 +458,12 @@ async def _admit(
         raise RuntimeError("a route's limit was asked without a rule")
     if admission.turns:
         receive = getattr(connection, "_receive", _nothing)  # a bare connection has none
-        received = await take_turn(admission, receive)
+        try:
+            received = await take_turn(admission, receive)
+        except BaseException as error:
+            if outer is None:
+                ended(admission, error)
+            raise
         if received is not receive and receive is not _nothing:
             connection._receive = received  # type: ignore[attr-defined]  # noqa: SLF001  # its own methods read by it
     return admission
@@ -490,7 +520,8 @@ def _fallback() -> RateLimiter:
 def _say_unsettled() -> None:
     _LOG.warning(
         "charge-unsettled: a dependency charges by outcome, but there is no RateLimitMiddleware "
-        "around its route, so nobody sees the outcome, and every request keeps its charge"
+        "around its route, so nobody sees what an endpoint answers, and all but an exception keeps "
+        "its charge"
     )
 
 

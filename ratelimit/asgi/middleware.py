@@ -61,14 +61,18 @@ class RateLimitMiddleware:
             route = Ahead(below(self._router, scope), scope, rules_on)
         before = charged(scope) if limiter.limits_messages else 0
         admission = await limiter.admit(scope, route)
-        if self._reads_otherwise and admission.refusal is None:
-            await self._admit_as_read(admission, scope, route)
-        if admission.turns and admission.refusal is None:
-            receive = await take_turn(admission, receive)
-        if admission.refusal is not None:
-            await admission.give_back()
-            await answer(self.limiter, admission.refusal, scope, receive, send)
-            return
+        try:
+            if self._reads_otherwise and admission.refusal is None:
+                await self._admit_as_read(admission, scope, route)
+            if admission.turns and admission.refusal is None:
+                receive = await take_turn(admission, receive)
+            if admission.refusal is not None:
+                await admission.give_back()
+                await answer(self.limiter, admission.refusal, scope, receive, send)
+                return
+        except BaseException as error:  # it was cancelled before the application was called
+            ended(admission, error)
+            raise
         app = self.app
         if limiter.limits_messages and scope["type"] == "websocket":
             app = limited(app, limiter, admission, before)

@@ -13,6 +13,7 @@ from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.advice import advise
 from ratelimit.rules.file.mistakes import RuleFileError
 from ratelimit.rules.file.schema import schema as rule_file_schema
+from ratelimit.rules.policies import with_concurrency
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.rules.sockets import most_ahead
@@ -115,9 +116,12 @@ def spelled(limit: Limit) -> str:
 def _limits(rule: Rule) -> list[tuple[str, Limit | None]]:
     """Every limit of a rule with whose it is; None where it is chosen by request, or unlimited."""
     found: list[tuple[str, Limit | None]] = []
-    groups: list[tuple[str, tuple[Limit, ...]]] = [("", rule.limits)]
+    groups: list[tuple[str, tuple[Limit, ...]]] = [("", rule.asks)]
     if rule.tiers:
-        groups = [(f"tier {name}", limits) for name, limits in rule.tiers.items()]
+        groups = [
+            (f"tier {name}", with_concurrency(limits, rule.concurrency) if limits else ())
+            for name, limits in rule.tiers.items()
+        ]
     # Overrides come by the thousand, and repeat few limits. What is no address may be a secret.
     names = {
         limits: f"override {name if rule.by[0] == 'client' else f'no. {number}'}"
@@ -162,7 +166,7 @@ def _row(rule: Rule, found: tuple[str, Limit | None], rules: RuleSet) -> dict[st
     failure = rule.on_store_failure or rules.on_store_failure
     return row | {
         "limit": spelled(limit),
-        "algorithm": limit.algorithm.value,
+        "algorithm": str(limit.algorithm),
         "at worst": limit.worst_case,
         "store away": _while_away(limit, failure, rules.workers, rule.cost),
         "deny cache adds": 0,

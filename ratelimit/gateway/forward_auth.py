@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, respond
 from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
+from ratelimit.limiter.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import Refusal
@@ -122,6 +123,9 @@ class ForwardAuth:
             refusal = _TOO_LONG
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
+        finally:
+            if admission is not None and admission.held:
+                withdraw(admission, 0)  # nobody tells when the request ends
         if refusal is not None:
             if admission is not None:
                 await admission.give_back()
@@ -216,6 +220,10 @@ def doubts(rules: RuleSet) -> Iterator[tuple[str, str]]:
             text = "limits what comes over WebSockets, which a proxy does not ask about, so only "
             text += "handshakes are counted; let the application limit messages"
             yield "messages-unknown", f"rule {rule.name!r} {text}"
+        if rule.concurrency is not None:
+            text = "bounds what is under way at once, and a proxy does not tell when a request "
+            text += "ends, so that no place is held; let the application count these"
+            yield "ends-unknown", f"rule {rule.name!r} {text}"
         longest = max((_longest_wait(each) for each in rule.limits), default=0.0)
         if longest > PATIENCE:
             text = f"lets requests wait up to {longest:g} s for their turn; a proxy that gives up "

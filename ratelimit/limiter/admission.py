@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.responses.headers import (
     USUAL,
@@ -105,7 +106,7 @@ class Admission:
     """
 
     __slots__ = (
-        "_told", "decided", "degraded", "dialects", "held", "kept", "limiter", "passed",
+        "_told", "decided", "degraded", "dialects", "ends", "held", "kept", "limiter", "passed",
         "refusal", "route", "status", "trails", "turns",
     )  # fmt: skip
 
@@ -125,6 +126,8 @@ class Admission:
         """The turns that the request has to wait for before it goes on."""
         self.held: list[Held] = []
         """All that is to be told how the request ends."""
+        self.ends = False
+        """Whether somebody tells that of a dependency, around which no middleware stands."""
         self.status = 0
         """The response's status; 0 until that is known, and where nothing is held."""
         self.trails = False
@@ -235,7 +238,10 @@ class Admission:
                 for owner, checks, decisions in charges
                 if owner is limiter
                 for check, decision in zip(checks, decisions, strict=True)
-                if decision.allowed and check.cost and not decision.degraded
+                if decision.allowed
+                and check.cost
+                and not decision.degraded
+                and not isinstance(check.limit, Concurrency)  # whose place was held
             ]
             try:
                 if returned:

@@ -20,6 +20,7 @@ from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.telling import path_of
 from ratelimit.responses.headers import banned
+from ratelimit.responses.vendors import in_vain
 from ratelimit.runtime.background import Background
 
 __all__ = ["Banning", "Bans", "ban_check"]
@@ -206,7 +207,9 @@ class Bans:
                 self._tell(admission, rule, check, decision, "")
         left_us = max(decision.retry_after_us or 0 for _, _, decision in refusing)
         # Nothing is told of quotas, which do not decide.
-        admission.refuse(banned([rule for rule, _, _ in refusing], left_us, jitter_us))
+        refusal = banned([rule for rule, _, _ in refusing], left_us, jitter_us)
+        hinted = admission.limiter.rules.retry_hints
+        admission.refuse(in_vain(refusal) if hinted else refusal)
         return [decision for _, _, decision in refusing]
 
     def _tell(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Self
 
 from ratelimit.bans import covering
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.identity.addresses import Address, read_address
 from ratelimit.identity.keys import UNIDENTIFIED, identity_of
@@ -17,8 +18,9 @@ from ratelimit.limiter.checks import is_enforced, override_of
 from ratelimit.limits import Limit
 from ratelimit.rules.matching import Terms
 from ratelimit.rules.overriding import BLOCKED
+from ratelimit.rules.policies import policy_names, with_concurrency
 from ratelimit.rules.route_rule import counter_of
-from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.rule import Rule
 from ratelimit.words import near, shown
 
 __all__ = ["Identified", "Outcome", "no_such_rule", "rule_named"]
@@ -103,7 +105,8 @@ class Identified(NamedTuple):
     def limits(self, tier: str | None) -> tuple[Limit, ...]:
         """The limits that hold for a request of this identity; none where nothing limits it.
 
-        Those of the first tier where none is given. Raises ValueError where they are known with a
+        The last is a `Concurrency` where the rule has one. Those of the first tier where none is
+        given. Raises ValueError where they are known with a
         request alone, or the rule has no such tier.
         """
         rule = self.rule
@@ -117,9 +120,19 @@ class Identified(NamedTuple):
         if self.client is not None and self.client in rule.allowed_clients:
             return ()
         if self.own is not None:
-            return self.own
+            return self._with_concurrency(self.own)
         _refuse_dynamic(rule)
-        return rule.limits if tier is None else rule.tiers[tier]
+        if not rule.tiers:
+            return rule.asks
+        return self._with_concurrency(rule.limits if tier is None else rule.tiers[tier])
+
+    def to_charge(self, tier: str | None) -> tuple[Limit, ...]:
+        """Those of `limits` that are charged by name: nobody tells when anything else ends."""
+        return tuple(each for each in self.limits(tier) if not isinstance(each, Concurrency))
+
+    def _with_concurrency(self, own: tuple[Limit, ...]) -> tuple[Limit, ...]:
+        """Limits of its own, and how many requests may be under way at once, if it is limited."""
+        return with_concurrency(own, self.rule.concurrency) if own else ()
 
     def every_limit(self) -> list[Limit]:
         """The limits of all counters that requests of this identity may have, of every tier.
@@ -127,9 +140,9 @@ class Identified(NamedTuple):
         Raises ValueError where they are known with a request alone.
         """
         if self.own is not None:
-            return list(self.own)
+            return list(self._with_concurrency(self.own))
         _refuse_dynamic(self.rule)
-        groups = (self.rule.limits, *self.rule.tiers.values())
+        groups = (self.rule.asks, *self.rule.tiers.values())
         return list({limit.digest: limit for group in groups for limit in group}.values())
 
     def checks(self, limits: Iterable[Limit], cost: int) -> list[Check]:
@@ -162,7 +175,7 @@ class Identified(NamedTuple):
 
     def refused(self) -> tuple[Decision, ...]:
         """The decisions that nothing of this identity will ever pass."""
-        groups = (self.rule.limits, *self.rule.tiers.values(), *self.rule.overrides.values())
+        groups = (self.rule.asks, *self.rule.tiers.values(), *self.rule.overrides.values())
         limits: tuple[Limit, ...] = next((group for group in groups if group), ())
         return tuple(Decision(limit, False, 0, None, 0, 0) for limit in limits)
 

@@ -27,7 +27,10 @@ class Charged(NamedTuple):
         """The charges of a plan, of which each rule is a budget."""
         names = list(dict.fromkeys(rule for rule, _ in plan.allowed))
         budgets = [names.index(rule) for rule, _ in plan.allowed]
-        return cls(plan.checks(keys), decisions, budgets, names)
+        # A place is held, and not settled.
+        kept = [place for place in range(len(budgets)) if place not in plan.holds]
+        checks, of = plan.checks(keys), [budgets[place] for place in kept]
+        return cls([checks[at] for at in kept], [decisions[at] for at in kept], of, names)
 
 
 class Part:

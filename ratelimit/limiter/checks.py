@@ -8,6 +8,7 @@ from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.bans import Ban, covering
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask, connection
@@ -18,7 +19,8 @@ from ratelimit.limits import Limit
 from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
-from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.policies import policy_names, with_concurrency
+from ratelimit.rules.rule import Rule
 
 __all__ = [
     "Question",
@@ -143,10 +145,12 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
         found_tier = _tier(rule.tier, request)
         tier = await _or(found_tier, None, rule, request, "it is of the first tier", strict=strict)
         limits = rule.tiers.get(tier or "")
+    is_own = limits is not None
     if limits is None:
         limits = rule.limits
-    if not limits:
-        return None
+    if not limits and (is_own or rule.tiers or rule.concurrency is None):
+        return None  # it is unlimited, also in how many are under way at once
+    limits = rule.asks if limits is rule.limits else with_concurrency(limits, rule.concurrency)
     cost = await cost_of(rule, request, strict=strict)
     asked = _asked(rule, limits, key, cost, override)
     return asked if rule.ban is None else asked._replace(ban=_ban(rule, rule.ban, asked, request))
@@ -155,10 +159,13 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
 def _asked(
     rule: Rule, limits: tuple[Limit, ...], key: str, cost: int, override: str | None
 ) -> Question:
-    policies = rule.policies if limits is rule.limits else policy_names(rule.name, limits)
+    policies = rule.policies
+    if limits is not rule.asks:
+        policies = policy_names(rule.name, limits, rule.unit)
     enforced = is_enforced(rule, key)
     if cost > MOST_COST:  # which no check can carry, and a client may have chosen
-        if enforced and min(limit.capacity for limit in limits) >= MOST_COST:
+        rates = [limit.capacity for limit in limits if not isinstance(limit, Concurrency)]
+        if enforced and rates and min(rates) >= MOST_COST:
             raise TurnedAway(rule.name, too_costly(MOST_COST, policies), key)
         cost = MOST_COST
     known = rule.is_known(override)

@@ -5,6 +5,7 @@ The law of `limiter` holds here as well: every exception ends as the policy of t
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
 from ratelimit.control.denials import Denials
@@ -20,11 +21,13 @@ from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.leases import Leases, withdraw
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.responses.headers import forbid, refuse
+from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
@@ -89,8 +92,10 @@ class Decider:
         look: Callable[[Mapping[str, Any], Address | None], None],
         events: Events,
         outcomes: Outcomes,
+        leases: Leases,
     ) -> None:
         self._owner = owner
+        self._leases = leases
         self._events = events
         self._store = owner.store
         self._counts = owner.counts
@@ -127,6 +132,7 @@ class Decider:
         matching: Matching | None = None
         plan: Plan | None = None
         keys: Sequence[str] | None = None
+        first = len(admission.held)
         bans: Sequence[Banning] = ()
         try:
             client = self.now.proxies.client(scope)
@@ -159,28 +165,36 @@ class Decider:
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
+            ask = self._ask
             if bans:
                 jitter_us = self.now.rules.retry_jitter_us
-                decisions = await self.bans.decide(admission, plan.checks(keys), bans, jitter_us)
-                if admission.refusal is not None:
-                    return admission
-            elif self._alike is not None and plan.alike is not None:
+                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+            if plan.holds:
+                decisions = await self._leases.ask(admission, plan, keys, ask)
+            elif self._alike is not None and plan.alike is not None and not bans:
                 decisions = self._alike(plan.alike, keys[0])
             else:
-                decisions = await self._ask(plan.checks(keys))
+                decisions = await ask(plan.checks(keys))
+            if bans and admission.refusal is not None:
+                return admission
             lost = self._conclude(admission, plan, keys, decisions)
             if lost:
                 await self._without_store(admission, matching, plan, keys, lost)
             if plan.undecided and admission.refusal is None:
-                held = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
-                if held is not None:
-                    admission.held.append(held)
+                settled = self._outcomes.held(plan, keys, decisions, scope.get("method", "GET"))
+                if settled is not None:
+                    admission.held.append(settled)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             if matching is None:
                 matching = [(rule, {}) for rule in rules]
             asked = (plan.checks(keys), plan.policies) if plan and keys else ((), ())
             await self._fallback.answer(self.now.rules, admission, matching, problem, *asked)
+            if plan and keys and plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, plan.holds)
             self._remember(admission, scope, plan, keys)
+        except BaseException:  # it was cancelled, and nobody may hear of what it holds
+            withdraw(admission, first)
+            raise
         return admission
 
     def request(
@@ -307,6 +321,8 @@ class Decider:
                 [checks[place] for place in places],
                 [plan.policies[place] for place in places],
             )
+            if plan.holds and admission.refusal is None:
+                self._leases.assume(admission, plan, keys, places)
 
     async def _question(  # as above
         self, admission: Admission, matching: Matching, request: Request
@@ -349,7 +365,8 @@ class Decider:
                         replaced.update(index.replaced_by(rule, known=found.known))
         except TurnedAway as turned:
             self._counts[turned.rule, "turned-away"] += 1
-            admission.refuse(turned.refusal)
+            hinted = self.now.rules.retry_hints
+            admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
             return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
@@ -418,7 +435,9 @@ class Decider:
             admission.passed += ((self._owner, plan, keys, decisions),)
             return lost
         told = told_of(plan, decisions)
-        admission.refuse(refuse(told, admission.dialects, self.now.rules.retry_jitter_us), told)
+        now = self.now.rules
+        refusal = refuse(told, admission.dialects, now.retry_jitter_us, hinted=now.retry_hints)
+        admission.refuse(refusal, told)
         return []
 
     def _turn(self, plan: Plan, keys: Sequence[str], place: int, decision: Decision) -> Turn:

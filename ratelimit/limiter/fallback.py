@@ -115,5 +115,7 @@ class Fallback:
         ]
         tell_refused(self._events, admission, found)
         if not passes([check for check, _ in local], decisions):
-            refusal = refuse(told, admission.dialects, rule_set.retry_jitter_us)
+            refusal = refuse(
+                told, admission.dialects, rule_set.retry_jitter_us, hinted=rule_set.retry_hints
+            )
             admission.refuse(refusal, told)

@@ -33,6 +33,7 @@ from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.reserving import Reservation, Reserving, from_token
@@ -181,9 +182,11 @@ class RateLimiter:
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
+        self._leases = Leases(store, ask)
+        self._failover.held = self._leases.held
         self._decider = Decider(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
-            self.events, Outcomes(self._settler),
+            self.events, Outcomes(self._settler), self._leases,
         )  # fmt: skip
         self.sockets: Final = Sockets(self, ask, self._fallback, self._switches, self._reports)
         """The open WebSockets whose messages are limited."""
@@ -382,14 +385,15 @@ class RateLimiter:
         one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
         go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
         blocked, or banned, of which the ban's decision tells alone. A refusal is a strike. Nobody
-        waits in here; `Outcome.delay` is the time until a leaking bucket's turn.
+        waits in here; `Outcome.delay` is the time until a leaking bucket's turn. A concurrency has
+        no say, since nobody would tell when it ends.
 
         Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
         (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
         Raises otherwise what `peek` raises.
         """
         asked = self._identified(rule, identity)
-        limits = asked.limits(tier)
+        limits = asked.to_charge(tier)
         if cost is None:
             cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1
         whole("cost", cost, 0, MOST_COST)
@@ -457,7 +461,7 @@ class RateLimiter:
         checks = 0
         for name, identity, cost in budgets:
             asked = self._identified(name, identity)
-            limits = asked.limits(tier)
+            limits = asked.to_charge(tier)
             if cost is None:
                 cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1  # noqa: PLW2901  # the rule's
             whole("cost", cost, 0, MOST_COST)
@@ -492,7 +496,7 @@ class RateLimiter:
         for check, budget in zip(charged.checks, charged.budgets, strict=True):
             if budget == len(costs):
                 costs.append(check.cost)
-        return Reservation.of(self._settler, self._signer, charged, costs)
+        return Reservation.of(self._settler, self._signer, charged, costs or [0])
 
     async def unreserved(self, rule: Rule, scope: Mapping[str, Any]) -> Reservation:
         """The reservation of a request that nothing counts: its estimate, and no charge."""
@@ -593,6 +597,13 @@ class RateLimiter:
         return {"reloaded": self._watcher.reloads, "not-reloaded": self._watcher.failures}
 
     @property
+    def in_flight(self) -> Counter[str]:
+        """Requests of this process that hold a place, by each rule that has a concurrency."""
+        found = Counter(dict.fromkeys([r.name for r in self.every_rule if r.concurrency], 0))
+        found.update(self._leases.in_flight())
+        return found
+
+    @property
     def on_breaker_change(self) -> Callable[[str], None] | None:
         """Called with "open" or "closed", once per change of the breaker; for metrics."""
         return self._reports.on_breaker_change
@@ -625,15 +636,17 @@ class RateLimiter:
         ``last_error`` what the store last failed with, and ``meanwhile`` what answers then;
         ``servers`` the breaker of each node of a cluster, and ``round_trip_ms`` how long a round
         trip takes at the moment (None where nothing is known), which `deadline` has to hold;
+        ``late_leases``, where there are any, by how many seconds this worker's word on its
+        concurrencies is beyond its lease, so that others may have taken their places;
         ``off`` the rules that the kill switch has turned off, "*" for all; ``banned`` how many
         identities this process knows to be banned; ``rules`` the file they came from, since when
         they hold, and the ``mistakes`` of a newer one; ``shed``, where that
         is on, how late requests begin (``lag_ms``), the admitted ``share`` of what is not critical,
         the ``level`` of 500 above which requests are shed, and how many were, by priority.
         """
-        breaker, workers = self.breaker, self._failover.seen
+        breaker, workers, late = self.breaker, self._failover.seen, self._leases.late()
         return {
-            "status": "degraded" if breaker.state == "open" else "ok",
+            "status": "degraded" if breaker.state == "open" or late else "ok",
             "store": type(self.store).__name__,
             "breaker": breaker.state,
             "since": round(breaker.since, 3),
@@ -642,6 +655,7 @@ class RateLimiter:
             "servers": getattr(self.store, "servers", dict)(),
             "round_trip_ms": _milliseconds(getattr(self.store, "round_trip", None)),
             "meanwhile": self._reports.meanwhile(),
+            **({"late_leases": round(late, 3)} if late else {}),
             "off": sorted(self._switches.off),
             "banned": self.banned,
             **({} if self.shedder is None else {"shed": self.shedder.health()}),
@@ -685,6 +699,7 @@ class RateLimiter:
         self._started = None
         self._decider.seen = 0
         await self._switches.aclose()
+        await self._leases.aclose()
         await self.denials.aclose()
         await self._decider.bans.aclose()
         if self._watcher is not None:

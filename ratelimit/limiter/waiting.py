@@ -106,4 +106,6 @@ def _refuse(admission: Admission, turn: Turn, room: Room) -> None:
     owner.denials.add(turn.rule, turn.check.key)
     tell_refused(owner.events, admission, [(turn.rule, turn.check, turn.policy, denied)])
     admission.limiter = owner
-    admission.refuse(refuse(told, admission.dialects, owner.rules.retry_jitter_us), told)
+    rules = owner.rules
+    refusal = refuse(told, admission.dialects, rules.retry_jitter_us, hinted=rules.retry_hints)
+    admission.refuse(refusal, told)

@@ -6,12 +6,11 @@ progress), by hand: two lists of strings with integer parameters (RFC 9651).
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from math import inf
+from collections.abc import Iterable, Mapping, Sequence
 from random import randrange
 from typing import Final, NamedTuple
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Decision
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.problems import (
@@ -23,6 +22,9 @@ from ratelimit.responses.problems import (
     unavailable,
     unidentified,
 )
+from ratelimit.responses.told import Dialect, Told, binding_of, new_told
+from ratelimit.responses.vendors import anthropic, hints, openai
+from ratelimit.rules.units import Policy
 
 __all__ = [
     "DIALECTS",
@@ -56,20 +58,6 @@ _FIXED_WINDOW: Final = Algorithm.FIXED_WINDOW  # an enum is slow to look up
 _LOG: Final = logging.getLogger("ratelimit")
 
 
-class Told(NamedTuple):
-    """One enforced check as a client sees it; ``policy`` is letters, digits and ``_.:-``."""
-
-    policy: str
-    decision: Decision
-
-
-new_told: Final[Callable[[tuple[str, Decision]], Told]] = partial(tuple.__new__, Told)
-"""`Told(...)` in a third of the time."""
-
-Dialect = Callable[[Sequence[Told], Told], list[Field]]
-"""Writes the fields of a response: from all that was told, at least one, and the binding one."""
-
-
 class RateLimitExceeded(Refused):
     """A route's limit refused the request: status 429, with its ``headers`` and ``decisions``.
 
@@ -98,7 +86,7 @@ def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Fiel
     """
     if not told:
         return []
-    binding = told[0] if len(told) == 1 else _binding(told)
+    binding = told[0] if len(told) == 1 else binding_of(told)
     found: list[Field] = []
     for dialect in dialects:
         if isinstance(dialect, str):
@@ -112,25 +100,6 @@ def fields(told: Sequence[Told], dialects: Sequence[str | Dialect]) -> list[Fiel
         except Exception:  # noqa: BLE001  # a fault of what is told is none of the application
             _LOG.exception("dialect-failed: %r failed; its fields are left out", dialect)
     return found
-
-
-def _binding(told: Sequence[Told]) -> Told:
-    """The refusing one with the longest wait, else the one with least left."""
-    binding = told[0]
-    least = binding.decision.remaining
-    for each in told:
-        decision = each[1]
-        if not decision[1]:
-            return max((one for one in told if not one.decision.allowed), key=_wait_us)
-        remaining = decision[2]
-        if remaining < least:
-            binding, least = each, remaining
-    return binding
-
-
-def _wait_us(told: Told) -> float:
-    retry = told.decision.retry_after_us
-    return inf if retry is None else retry
 
 
 def draft(told: Sequence[Told], binding: Told) -> list[Field]:
@@ -186,7 +155,13 @@ def draft_03(told: Sequence[Told], binding: Told) -> list[Field]:
     ]
 
 
-DIALECTS: Final[Mapping[str, Dialect]] = {"draft": draft, "legacy": legacy, "draft-03": draft_03}
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "draft": draft,
+    "legacy": legacy,
+    "draft-03": draft_03,
+    "openai": openai,
+    "anthropic": anthropic,
+}
 """Dialects by the names under which rules choose them."""
 
 
@@ -208,9 +183,11 @@ def policies_of(told: Sequence[Told], binding: Told) -> Policies:
     """The parts of a response's fields that are the same under the same policies."""
     # By the limits' digests: text keeps its hash, and a Limit's own is a call.
     names = [binding[0], binding[1][0].digest]
-    if len(told) > 1:
-        for policy, decision in told:
-            names += policy, decision[0].digest
+    for policy, decision in told if len(told) > 1 else ():
+        names += policy, decision[0].digest
+    for policy, _ in told:
+        if type(policy) is not str and isinstance(policy, Policy):  # as it is equal to its text
+            names.append(policy.unit)
     written = _WRITTEN.get(tuple(names))
     if written is None:
         if len(_WRITTEN) * len(told) >= _MOST_WRITTEN:  # dynamic limits may come without end
@@ -224,12 +201,16 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
     for policy, decision in told:
         policies.setdefault(policy, decision.limit)
     items = {name: _quota_and_window(each) for name, each in policies.items()}
-    with_windows = [item for item in items.values() if ";" in item]  # draft-03 has no others
+    with_windows = [item for item in items.values() if ";w=" in item]  # draft-03 has no others
+    units: dict[str, str] = {
+        name: f';qu="{name.unit}"' for name in policies if isinstance(name, Policy)
+    }
+    of_draft = [f'"{name}";q={item}{units.get(name, "")}' for name, item in items.items()]
     quota = min(binding.decision.limit.quota, _LARGEST)
     return Policies(
         (
             b"ratelimit-policy",
-            ", ".join([f'"{name}";q={item}' for name, item in items.items()]).encode(),
+            ", ".join(of_draft).encode(),
         ),
         ", ".join([str(quota), *with_windows]).encode(),
         f'"{binding.policy}";r=%d'.encode(),
@@ -238,7 +219,12 @@ def _write(told: Sequence[Told], binding: Told) -> Policies:
 
 
 def _quota_and_window(limit: Limit) -> str:
-    """A quota and its window; that is left out where it is no whole number of seconds."""
+    """A quota and its window, which is left out where it is not a whole number of seconds.
+
+    A concurrency has none, and says what its quota counts.
+    """
+    if isinstance(limit, Concurrency):
+        return f'{limit.quota};qu="concurrent-requests"'
     seconds, rest = divmod(limit.window_us, 1_000_000)
     return f"{min(limit.quota, _LARGEST)}" + ("" if rest else f";w={seconds}")
 
@@ -247,11 +233,18 @@ def _whole_seconds(us: int) -> int:
     return -(-us // 1_000_000)
 
 
-def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: int = 0) -> Refusal:
+def refuse(
+    told: Sequence[Told],
+    dialects: Sequence[str | Dialect],
+    jitter_us: int = 0,
+    *,
+    hinted: bool = False,
+) -> Refusal:
     """429: with `Retry-After`, the longest of all refusing limits; without it where it is never.
 
     From 0 to ``jitter_us`` microseconds are added by chance to what every field tells of when, so
-    that clients who are refused together do not come back together.
+    that clients who are refused together do not come back together. ``hinted`` adds
+    ``retry-after-ms``, or ``x-should-retry: false`` where it is never.
     """
     if jitter_us:
         told = _later(told, randrange(jitter_us + 1))  # noqa: S311  # it spreads, it hides nothing
@@ -259,17 +252,22 @@ def refuse(told: Sequence[Told], dialects: Sequence[str | Dialect], jitter_us: i
     names = [policy for policy, _ in violated]
     waits = [decision.retry_after_us for _, decision in violated]
     extra = fields(told, dialects)
+    if hinted and violated:
+        extra = [*hints(None if None in waits else max(filter(None, waits), default=0)), *extra]
     if None in waits:
         never = [each for each in violated if each.decision.retry_after_us is None]
         return too_costly(min(each.decision.limit.capacity for each in never), names, extra)
     seconds = max((_whole_seconds(us) for us in waits if us is not None), default=0)
     retry = [(b"retry-after", b"%d" % seconds)] if violated else []
     again = f"; try again in {_in_words(seconds)}" if violated else ""
+    what = "The quota is used up"
+    if violated and all(isinstance(each.decision.limit, Concurrency) for each in violated):
+        what = "Too many requests are under way at once"
     return problem(
         429,
         QUOTA_EXCEEDED,
         "Too Many Requests",
-        f"The quota is used up{again}.",
+        f"{what}{again}.",
         [*retry, *extra],
         {"violated-policies": names},
     )

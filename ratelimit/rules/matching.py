@@ -9,6 +9,7 @@ from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Alike, Check, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.keys import KeyOf
@@ -86,6 +87,8 @@ class Plan:
     """Those of ``allowed`` once each: a request counts once for a rule, whatever its limits."""
     undecided: tuple[tuple[int, Charge], ...] = ()
     """The places of checks whose charges an outcome decides."""
+    holds: tuple[int, ...] = ()
+    """The checks of concurrencies, of which the request holds a place until it ends."""
     written: dict[int, Any] = field(default_factory=dict)
     """The fields written of the policies, by their writer and the place of the binding one."""
 
@@ -244,6 +247,8 @@ class Index:
             name += rule, counter, cost, action, charge
             for limit in limits:  # by digest: text keeps its hash, and a Limit's own is a call
                 name.append(limit.digest)
+            if limits and isinstance(limits[-1], Concurrency):
+                name.append(limits[-1].until)  # which has no say in what is counted
         kept = self.plans.get(tuple(name))
         if kept is None or kept[1] is None:
             plan = _plan(terms, range(len(terms)))
@@ -288,9 +293,7 @@ def _of_static(rules: Sequence[Rule], index: Index) -> Plan | None:
             watched.append(place)
         action = _SHADOW if rule.mode == "shadow" else _CHARGE
         counter = counter_of(rule)
-        terms.append(
-            Terms(rule.name, counter, rule.limits, rule.policies, cost, action, rule.charge)
-        )
+        terms.append(Terms(rule.name, counter, rule.asks, rule.policies, cost, action, rule.charge))
         keys.append(key)
     return _plan(terms, keys, _keys(readers), tuple(watched))
 
@@ -336,23 +339,28 @@ def _plan(
 ) -> Plan:
     asked: list[tuple[Limit, int, int, str, int]] = []
     policies: list[str] = []
+    holds: list[int] = []
     allowed: list[tuple[str, str]] = []
     undecided: list[tuple[int, Charge]] = []
     for (rule, counter, limits, names, cost, action, charge), key in zip(terms, keys, strict=True):
         policies += names
         for limit in limits:
-            if charge is not None:
+            units = cost
+            if isinstance(limit, Concurrency):
+                holds.append(len(asked))
+                units = 1
+            elif charge is not None:
                 undecided.append((len(asked), charge))
-            asked.append((limit, key, cost, counter, action))
+            asked.append((limit, key, units, counter, action))
             allowed.append((rule, "shadow-allowed" if action == _SHADOW else "allowed"))
     shadows = any(each.action == _SHADOW for each in terms)
     alike: Alike | None = None
-    if len({check[1:3] for check in asked}) == 1 and not shadows:
+    if len({check[1:3] for check in asked}) == 1 and not shadows and not holds:
         _, _, cost, _, action = asked[0]
         counters = [text for check in asked for text in (check[0].digest, check[3])]
         alike = tuple([check[0] for check in asked]), tuple(counters), cost, action
     counted = tuple(dict.fromkeys(allowed))
     return Plan(
         tuple(asked), tuple(policies), tuple(allowed), shadows, alike, read, watched, counted,
-        tuple(undecided),
+        tuple(undecided), tuple(holds),
     )  # fmt: skip

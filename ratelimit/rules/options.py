@@ -13,10 +13,11 @@ from typing import Annotated, Any, Final, TypedDict, get_args, get_type_hints
 from starlette.responses import Response
 
 from ratelimit.bans import Ban
+from ratelimit.concurrency import MOST, Until
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.limits import Algorithm, Rounding
-from ratelimit.rules import banning, charging, counting, overriding, sockets, values
+from ratelimit.rules import at_once, banning, charging, counting, overriding, sockets, values
 from ratelimit.rules.reading import REQUIRED, Form, Option, Options
 from ratelimit.rules.shed import PRIORITIES, Priority, priority, shed
 from ratelimit.rules.values import (
@@ -201,6 +202,35 @@ class RouteOptions(TypedDict, total=False):
             needs=_COUNTED,
         ),
     ]
+    concurrency: Annotated[
+        int | None,
+        Option(
+            "How many requests may be under way at once, beside or instead of `limit`.",
+            Form("whole", (), 1, MOST),
+            at_once.concurrency,
+        ),
+    ]
+    lease: Annotated[
+        float | None,
+        Option(
+            "How long after its last word a worker is taken to be dead, so that its places are "
+            "free, 1 s to an hour; `10s` if left out.",
+            Form("seconds", examples=("10s",)),
+            at_once.lease,
+            needs=("concurrency",),
+            code="bad-lease",
+        ),
+    ]
+    until: Annotated[
+        Until | None,
+        Option(
+            "When a request gives its place up: with the `response`'s last byte (if left out), or "
+            "when the application's call is `done`, its background tasks included.",
+            Form("word", get_args(Until)),
+            at_once.until,
+            needs=("concurrency",),
+        ),
+    ]
     unit: Annotated[
         str,
         Option(
@@ -353,7 +383,6 @@ RULE: Final = Options(
         "One limit or several, such as `5/second; 1000/hour`.",
         Form("limits"),
         counting.limit,
-        REQUIRED,
         shows=("algorithm",),
         also=(
             "limits",
@@ -427,7 +456,8 @@ FILE: Final = Options(
         "Addresses and networks that are refused with 403; it beats the allowlist.", "denylist"
     ),
     headers=Option(
-        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, several, or none.",
+        "What clients are told: `draft` (if left out), `legacy`, `draft-03`, `openai`, "
+        "`anthropic`, several, or none.",
         Form("words", get_args(Header)),
         values.headers,
         ("draft",),
@@ -438,6 +468,13 @@ FILE: Final = Options(
         values.retry_jitter,
         0,
         code="bad-duration",
+    ),
+    retry_hints=Option(
+        "Whether a refusal also carries `retry-after-ms`, or `x-should-retry: false` where it is "
+        "in vain to come again; `false` if left out.",
+        Form("flag"),
+        values.retry_hints,
+        False,
     ),
     secret=Option(
         "What signs the tokens with which a reservation is committed elsewhere; of a list, the "

@@ -18,7 +18,7 @@ class RouteRule(Rule):
     counter: str
     """The text under which its counters are kept; no rule of another kind can have it."""
 
-    def __init__(self, name: str, limit: Any, *, counter: str, **options: Any) -> None:
+    def __init__(self, name: str, limit: Any = None, *, counter: str, **options: Any) -> None:
         Rule.__init__(self, name, limit, on_route=True, **options)
         object.__setattr__(self, "counter", counter)
 

@@ -7,22 +7,25 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, Unpack
 
 from ratelimit.bans import Ban
+from ratelimit.concurrency import Concurrency
 from ratelimit.identity.addresses import Network
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.keys import KeyOf, compiled
 from ratelimit.identity.networks import Networks
 from ratelimit.limits import Algorithm, Limit
+from ratelimit.rules.at_once import limit_at_once
 from ratelimit.rules.charging import Charge, charge_of
 from ratelimit.rules.counting import Counting, cost, counting_of, limits_of
 from ratelimit.rules.options import RULE, RuleOptions
 from ratelimit.rules.overriding import BLOCKED, override_key
 from ratelimit.rules.paths import Path, normalised
+from ratelimit.rules.policies import policy_names, with_concurrency
 from ratelimit.rules.reading import Reading, refuse_unknown
 from ratelimit.rules.shed import Priority
 from ratelimit.rules.sockets import Messages
@@ -35,7 +38,7 @@ from ratelimit.rules.values import (
     SomeLimits,
 )
 
-__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule", "policy_names"]
+__all__ = ["Mode", "Network", "OnMissing", "OnStoreFailure", "Rule"]
 
 
 class TooManyLimits(ValueError):
@@ -119,8 +122,12 @@ class Rule:
     websocket: Messages | None
     """The limits on what comes over a WebSocket that it let in."""
     skip: Ask[bool] | None
+    concurrency: Concurrency | None
+    """The number of requests that may be under way at once; None for any."""
+    asks: tuple[Limit, ...] = field(repr=False, compare=False)
+    """``limits``, and then the concurrency: all that a request is held to."""
     policies: tuple[str, ...] = field(repr=False, compare=False)
-    """The names under which ``limits`` are shown to clients, in the same order."""
+    """The names under which those are shown to clients, in the same order."""
     key_of: KeyOf | None = field(repr=False, compare=False)
     """Reads the text a request is counted under; None where the application has a say in it."""
     allowed_clients: Networks = field(repr=False, compare=False)
@@ -138,7 +145,7 @@ class Rule:
     def __init__(
         self,
         name: str,
-        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]",
+        limit: "SomeLimits | Mapping[str, SomeLimits] | Ask[SomeLimits]" = None,
         *,
         on_route: bool = False,
         **given: Unpack[RuleOptions],
@@ -159,6 +166,10 @@ class Rule:
         limits, tiers = limits_of(reading)
         overrides = reading["overrides"]
         limit, path = reading["limit"], reading["path"]
+        concurrency = limit_at_once(reading)
+        if limit is None and concurrency is None:
+            raise ValueError("there is neither a limit nor a concurrency; a rule has one at least")
+        asks = with_concurrency(limits, concurrency)
         kept = {key: reading[key] for key in RULE if key in _KEPT}
         kept |= {
             "limits": limits,
@@ -171,7 +182,9 @@ class Rule:
             "overrides": MappingProxyType({key: own.limits for key, own in overrides.items()}),
             "allowed_clients": Networks(reading["allowlist"]),
             "denied_clients": Networks(reading["denylist"]),
-            "policies": policy_names(reading["name"], limits),
+            "concurrency": concurrency,
+            "asks": asks,
+            "policies": policy_names(reading["name"], asks, reading["unit"]),
             "compiled": path,
             "key_of": compiled(reading["by"], fall_back=reading["on_missing"] == "client"),
             "_counting": counting_of(reading),
@@ -216,7 +229,10 @@ class Rule:
         tiers = {name: scaled(limits) for name, limits in self.tiers.items()}
         limits = scaled(self.limits)
         cost(self.cost, _all_limits(limits, tiers, overrides))
+        if self.concurrency is not None and part != 1:
+            put(rule, "concurrency", self.concurrency.scaled(part))
         put(rule, "limits", limits)
+        put(rule, "asks", with_concurrency(limits, rule.concurrency))
         put(rule, "tiers", MappingProxyType(tiers))
         if self.websocket is not None:
             change = {limit: scaled((limit,))[0] for limit in self.websocket.limits}
@@ -236,11 +252,26 @@ class Rule:
             return limits if limits is BLOCKED else tuple(same)
 
         limits = counted(self.limits)
+        asks = with_concurrency(limits, self.concurrency)
         put(rule, "limits", limits)
-        put(rule, "policies", policy_names(self.name, limits))
+        put(rule, "asks", asks)
+        put(rule, "policies", policy_names(self.name, asks, self.unit))
         put(rule, "tiers", {name: counted(own) for name, own in self.tiers.items()})
         put(rule, "overrides", {key: counted(own) for key, own in self.overrides.items()})
         put(rule, "named", {key: counted(own) for key, own in self.named.items()})
+        return rule
+
+    def without_concurrency(self) -> "Rule":
+        """This rule without its concurrency; off where nothing is left of it."""
+        if self.concurrency is None:
+            return self
+        rule = copy(self)
+        put = object.__setattr__
+        put(rule, "concurrency", None)
+        put(rule, "asks", self.limits)
+        put(rule, "policies", policy_names(self.name, self.limits, self.unit))
+        if not (self.limits or self.tiers or self.dynamic or self.overrides):
+            put(rule, "mode", "off")
         return rule
 
     def read_limits(self, value: object) -> tuple[Limit, ...]:
@@ -317,20 +348,3 @@ _KEPT: Final = {field.name for field in fields(Rule)}
 
 def _all_limits(limits: tuple[Limit, ...], *others: Mapping[str, tuple[Limit, ...]]) -> list[Limit]:
     return [*limits, *(each for some in others for own in some.values() for each in own)]
-
-
-@lru_cache(maxsize=4096)
-def policy_names(name: str, limits: tuple[Limit, ...]) -> tuple[str, ...]:
-    """The name of each limit of a rule before clients: ``login``, or ``login:60`` and so on.
-
-    The number is the window in seconds, rounded up; limits of equal windows are counted as well:
-    ``login:60:1``, ``login:60:2``.
-    """
-    if len(limits) == 1:
-        return (name,)
-    windows = [-(-limit.window_us // 1_000_000) for limit in limits]
-    return tuple(
-        f"{name}:{window}"
-        + (f":{windows[:place].count(window) + 1}" if windows.count(window) > 1 else "")
-        for place, window in enumerate(windows)
-    )

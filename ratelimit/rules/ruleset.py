@@ -63,6 +63,8 @@ class RuleSet:
     """Dialects: names, or functions such as those in ratelimit.responses.headers."""
     retry_jitter_us: int = 0
     """At most so much is added to `Retry-After`, by chance; at most 60 s."""
+    retry_hints: bool = False
+    """Whether refusals carry `retry-after-ms`, or `x-should-retry: false`."""
     secret: str | Sequence[str] = field(default=(), repr=False)
     """Secrets that sign tokens of reservations, the first, and that may have signed one, each."""
     shed: Shed | Mapping[str, str] | None = None
@@ -114,6 +116,12 @@ class RuleSet:
     def counted_by(self, algorithm: Algorithm) -> "RuleSet":
         """This set with every limit counted by one algorithm, for a comparison."""
         return replace(self, rules=tuple(rule.counted_by(algorithm) for rule in self.rules))
+
+    def without_concurrency(self) -> "RuleSet":
+        """This set without concurrencies, as for a log, which tells no ends of requests."""
+        if all(rule.concurrency is None for rule in self.rules):
+            return self
+        return replace(self, rules=tuple(rule.without_concurrency() for rule in self.rules))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RuleSet":
@@ -170,7 +178,8 @@ def _few_at_once(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.mode != "off":
             groups = (rule.limits, *rule.tiers.values(), *rule.overrides.values())
-            by_path[rule.path] += max(map(len, groups)) + (rule.ban is not None)
+            held = (rule.concurrency is not None) + (rule.ban is not None)
+            by_path[rule.path] += max(map(len, groups)) + held
     always = by_path.pop(None, 0)
     path, most = max(by_path.items(), key=lambda each: each[1], default=(None, 0))
     if always + most > MOST_AT_ONCE:

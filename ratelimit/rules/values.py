@@ -17,7 +17,7 @@ from ratelimit.words import near, shown, whole
 Mode = Literal["enforce", "shadow", "off"]
 OnStoreFailure = Literal["allow", "deny", "local"]
 OnMissing = Literal["client", "skip", "refuse"]
-Header = Literal["draft", "legacy", "draft-03"]
+Header = Literal["draft", "legacy", "draft-03", "openai", "anthropic"]
 Preflights = Literal["free", "count"]
 
 T = TypeVar("T")
@@ -288,6 +288,13 @@ def headers(values: Iterable[Any], _: Reading) -> tuple[Any, ...]:
             names = ", ".join(map(repr, get_args(Header)))
             raise ValueError(f"headers holds {shown(header)}; its items are {names}")
     return found
+
+
+def retry_hints(value: object, _: Reading) -> bool:
+    """Whether it is so."""
+    if not isinstance(value, bool):
+        raise TypeError(f"retry_hints is true or false, not {type(value).__name__}")
+    return value
 
 
 def unit(value: object, _: Reading) -> str:

@@ -9,11 +9,14 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from sys import getsizeof
 from typing import Final, Protocol, runtime_checkable
+from zlib import crc32
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision, passes
 from ratelimit.limits import Limit
 from ratelimit.runtime.background import Background
@@ -68,6 +71,7 @@ class Failover:
         self._past = getattr(store, "decide_past_breaker", store.decide)
         self._beats = local and isinstance(store, Heartbeats)
         self._name = ""
+        self._place: int | None = None  # among the workers
         self._named_in = 0  # the process, since workers may be forked from one that has a limiter
         self._stated = workers
         self._counted: deque[int] = deque(maxlen=BEATS)
@@ -76,6 +80,8 @@ class Failover:
         self._owed: set[tuple[Limit, str, str]] = set()
         self._owed_bytes = 0
         self._heartbeat = Background("heartbeat", self._beat)
+        self.held: Callable[[Check], int] = lambda _: 0
+        """The places of a concurrency's counter that are held here."""
 
     @property
     def seen(self) -> int | None:
@@ -120,8 +126,18 @@ class Failover:
             self._local = MemoryStore()
             self.count_workers()
         own = []
-        for limit, key, cost, rule, action, at_us, level in checks:
-            share = self._share(limit)
+        for check in checks:
+            limit, key, cost, rule, action, at_us, level = check
+            if isinstance(limit, Concurrency):
+                places, at_us = self._places(limit, key, rule), 1
+                share: Limit = Concurrency(max(1, places), limit.window_us)
+                # The worker knows how many it has; it counts for nobody else here.
+                await self._local.reset([Check(share, key, 1, rule)])
+                held = self.held(check) if places else 1
+                taken = Check(share, key, held, rule, action=Action.FORCE, at_us=at_us)
+                await self._local.decide([taken])
+            else:
+                share = self._share(limit)
             own.append(
                 Check(share, key, min(cost, share.capacity), rule, action=Action(action),
                       at_us=at_us, level=level)
@@ -130,7 +146,8 @@ class Failover:
         if self._guarded and passes(checks, decisions):
             for check, decision in zip(checks, decisions, strict=True):
                 if check.action == Action.CHARGE and check.cost and decision.allowed:
-                    self._owe(check)
+                    if not isinstance(check.limit, Concurrency):  # which its worker tells anyway
+                        self._owe(check)
         return tuple(decision._replace(degraded=True) for decision in decisions)
 
     def _owe(self, check: Check) -> None:
@@ -142,6 +159,17 @@ class Failover:
         ):
             self._owed.add(owed)
             self._owed_bytes += size
+
+    def _places(self, limit: Concurrency, key: str, rule: str) -> int:
+        """This worker's part of the places: those of all workers add up to the whole.
+
+        What cannot be divided goes to others for each identity. Where the workers are not known
+        by their names, they add up to it on average.
+        """
+        each, rest = divmod(limit.quota, self.workers)
+        place = int(self._own_name(), 16) if self._place is None else self._place
+        drawn = crc32(f"{rule}\0{key}".encode("utf-8", "surrogatepass"))
+        return each + ((place + drawn) % self.workers < rest)
 
     def _share(self, limit: Limit) -> Limit:
         """This worker's part of a limit."""
@@ -205,6 +233,14 @@ class Failover:
             await self._local.decide([own])
             self._owe(charge)
 
+    async def _find_place(self) -> None:
+        """Learns the place of this worker among all that are alive, where the store names them."""
+        names = getattr(self.store, "workers", None)
+        if callable(names):
+            with suppress(StoreUnavailable):  # or without the right to see them
+                alive = sorted(await names())
+                self._place = alive.index(name) if (name := self._own_name()) in alive else None
+
     def _own_name(self) -> str:
         """This worker's name, which no other process has."""
         if self._named_in != os.getpid():
@@ -227,4 +263,5 @@ class Failover:
                     # Until all have had time to speak, the rule file may know better.
                     unheard = [self._stated] if len(self._counted) < BEATS else []
                     self.workers = max([*self._counted, *unheard])
+                    await self._find_place()
             await asyncio.sleep(HEARTBEAT)

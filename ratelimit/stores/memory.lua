@@ -6,7 +6,8 @@ names that Redis offers, and returns the functions at the end of this file; `see
 
 A key is one record, an array (so that a million of them stay small):
   [1] key  [2] place in `records`  [3] expiry, microseconds  [4] spent: nothing was left at its last
-  decision  [5] .. [7] a counter's numbers, or [5] first and [6] last index of a list's elements
+  decision  [5] .. [7] a counter's numbers, or [5] first and [6] last index of a list's elements, or
+  [5] a hash's fields
 `records` holds all of them without gaps, for two walks: a hand that goes round and collects what
 has expired, a few per decision, and sampling when the store is full.
 ]]
@@ -225,6 +226,41 @@ return function(source, max_keys, seed)
       record[FIRST], record[LAST] = first, to
     end
     return {ok = 'OK'}
+  end
+
+  function commands.HGETALL(key)
+    local record, found, last = db[key], {}, 0
+    if record then
+      for field, value in pairs(record[5]) do
+        found[last + 1], found[last + 2] = field, value
+        last = last + 2
+      end
+    end
+    return found
+  end
+
+  function commands.HSET(key, field, value)
+    local record = db[key]
+    if not record then
+      record = create(key)
+      record[5] = {}
+    end
+    local added = record[5][field] and 0 or 1
+    record[5][field] = value
+    record[SPENT] = false
+    return added
+  end
+
+  function commands.HDEL(key, field)
+    local record = db[key]
+    if not record or not record[5][field] then
+      return 0
+    end
+    record[5][field] = nil
+    if not next(record[5]) then
+      remove(record)
+    end
+    return 1
   end
 
   -- Redis looks commands up as data; so do we, and anything else is an error there and here.

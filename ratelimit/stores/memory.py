@@ -113,7 +113,7 @@ class MemoryStore:
         """One decision per check, all charged or none; see `Store.decide`."""
         if len(checks) == 1:
             limit, key, cost, rule, action, _, _ = checks[0]
-            if action != _GIVE_BACK:
+            if action < _GIVE_BACK and limit.__class__ is Limit:
                 return self.decide_alike(((limit,), (limit.digest, rule), cost, action), key)
         elif not checks:
             return ()

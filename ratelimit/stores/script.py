@@ -20,7 +20,7 @@ _FOLDER: Final = next(
 )
 
 
-FILES: Final = (*map(str, Algorithm), "ban")
+FILES: Final = (*map(str, Algorithm), "ban", "concurrency")
 """The files of ``lua/`` but the driver, each at its place, counted from 1 (`Limit.numbers`)."""
 
 

@@ -836,7 +836,7 @@ def test_a_limit_that_makes_no_rule_is_refused_where_it_is_written() -> None:
 
 def test_an_option_that_a_limit_does_not_have_is_refused_with_those_that_it_has() -> None:
     with pytest.raises(
-        TypeError, match=r"^a limit has no option path; there are algorithm, allowlist, burst, "
+        TypeError, match=r"^a limit has no option path; there are algorithm, allowlist, ban, "
     ):
         limit("1/minute", path="/x")  # type: ignore[call-arg]
 

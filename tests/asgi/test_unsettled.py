@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from ratelimit import RateLimit, RateLimiter, RateLimitMiddleware, Reservation, Rule, limit
 from ratelimit.asgi import decorators
@@ -82,6 +82,35 @@ async def test_an_endpoint_of_limits_settles_its_dependencies_as_well(
         for _ in range(5):
             assert (await ask(app, "/login", "POST")).status == 200
     assert "charge-unsettled" not in caplog.text
+    assert undecided(limits) == 0
+
+
+class Wrong(Exception):
+    """An application's own, which a handler of its answers with 401."""
+
+
+@pytest.mark.parametrize("how", ["returned", "handled"])
+@pytest.mark.parametrize("place", ["endpoint", "dependency"])
+async def test_a_failure_that_nobody_sees_is_not_given_back(how: str, place: str) -> None:
+    """Without a middleware, a guess is not free because its answer was made further out."""
+    limits = RateLimiter()
+    app = FastAPI()
+    options: dict[str, Any] = {"charge": FAILURES, "limiter": limits, "name": "login"}
+    depends = [Depends(RateLimit("3/minute", **options))] if place == "dependency" else []
+
+    async def login(request: Request) -> JSONResponse:
+        if how == "handled":
+            raise Wrong
+        return JSONResponse({}, 401)
+
+    async def answer(_: Request, __: Exception) -> JSONResponse:
+        return JSONResponse({}, 401)
+
+    app.add_exception_handler(Wrong, answer)
+    endpoint = login if depends else limit("3/minute", **options)(login)
+    app.post("/login", dependencies=depends)(endpoint)
+    answers = [(await ask(app, "/login", "POST")).status for _ in range(5)]
+    assert answers == [401, 401, 401, 429, 429]
     assert undecided(limits) == 0
 
 

@@ -21,6 +21,7 @@ from ratelimit import (
     RateLimiter,
     RateLimitMiddleware,
     Rule,
+    RuleSet,
     limit,
 )
 from ratelimit.control.events import Event
@@ -387,7 +388,8 @@ async def test_beyond_max_waiting_a_request_is_refused_until_the_first_goes_on()
     """It is charged nothing in the same turn, and told exactly when there is room again."""
     told: list[Event] = []
     rules = [queueing("1/second", max_waiting=2, max_delay=None), Rule("all", "9/hour")]
-    limiting = RateLimiter(rules, store=MemoryStore(), on_event=told.append)
+    hinted = RuleSet(rules, retry_hints=True)
+    limiting = RateLimiter(hinted, store=MemoryStore(), on_event=told.append)
     app = RateLimitMiddleware(Inner(), limiting)
     await ask(app)
     clients = [Client(app) for _ in range(2)]
@@ -396,6 +398,7 @@ async def test_beyond_max_waiting_a_request_is_refused_until_the_first_goes_on()
     answer = await ask(app)
     assert answer.status == 429
     assert answer.headers["retry-after"] == "1"
+    assert 0 < int(answer.headers["retry-after-ms"]) <= 1_000
     assert answer.problem["violated-policies"] == ["slow"]
     assert answer.headers["ratelimit"] == '"slow";r=0;t=1'
     assert await left_in(limiting) == 3

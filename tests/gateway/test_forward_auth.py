@@ -305,6 +305,12 @@ async def test_what_an_outcome_would_give_back_stays_charged() -> None:
     assert [(await asked(auth, "caddy")).status for _ in range(3)] == [200, 200, 429]
 
 
+async def test_no_place_is_held_for_a_request_whose_end_nobody_tells() -> None:
+    auth = auth_of("caddy", Rule("few", concurrency=1))
+    assert [(await asked(auth, "caddy")).status for _ in range(3)] == [200, 200, 200]
+    assert auth.limiter.in_flight.total() == 0
+
+
 def test_rules_that_a_question_does_not_tell_enough_for_are_doubted() -> None:
     leaking: dict[str, Any] = {"algorithm": "leaking_bucket", "burst": 100}
     rules = [
@@ -315,10 +321,11 @@ def test_rules_that_a_question_does_not_tell_enough_for_are_doubted() -> None:
         Rule("off", "10/second", mode="off", **leaking),
         Rule("tries", "1/hour", charge={"on_status": [401]}),
         Rule("socket", "1/hour", websocket={"messages": "10/second"}),
+        Rule("few", concurrency=2),
         Rule("plain", "1/hour"),
     ]
     told = [(code, text.split("'")[1]) for code, text in doubts(RuleSet(tuple(rules)))]
     assert told == [
         ("routes-unknown", "route"), ("waits-too-long", "slow"), ("outcomes-unknown", "tries"),
-        ("messages-unknown", "socket"),
+        ("messages-unknown", "socket"), ("ends-unknown", "few"),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from ratelimit.bans import Ban
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore, memory, script
@@ -74,6 +75,12 @@ EQUIVALENT: Final = {
         "if previous > 0 then": _NOTHING,
         "current > most and most or current, counter.previous)": _FULL,
     },
+    "concurrency": {
+        "if other <= counter.now_us then": "a word that ends now is gone either way",
+        "elseif other > ends then": "it is written as it is",
+        "(counter.own or units > 0) and min(MOST, count)": _NOTHING,
+        "if counter.own or units > 0 then": _NOTHING,
+    },
     "ban": {
         "if last <= at then": _SAME_TIME,
     },
@@ -113,6 +120,13 @@ async def decide_at_the_edges() -> None:
             assert decision.level != CUT, (algorithm, rest)
         other, decision = await store.decide([forced(limit, "b", 1), forced(limit, "a", 1)])
         assert (other.level == CUT, decision.level == CUT) == (False, True), algorithm
+    store = MemoryStore(clock=ManualClock())
+    (decision,) = await store.decide([forced(Concurrency(1), "a", 2**42)])
+    assert decision.level != CUT
+    other, decision = await store.decide(
+        [forced(Concurrency(1), "b", 1), forced(Concurrency(1), "a", 1)]
+    )
+    assert (other.level == CUT, decision.level == CUT) == (False, True)
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     queue = Limit("6/minute burst 5", algorithm="leaking_bucket", free=2)

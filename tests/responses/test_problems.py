@@ -29,7 +29,8 @@ from ratelimit.responses.headers import (
     unidentified,
 )
 from ratelimit.responses.problems import Refusal, Refused, closing, problem
-from ratelimit.rules.rule import policy_names
+from ratelimit.rules.policies import policy_names
+from ratelimit.rules.units import Policy
 
 JSON: Final = "application/problem+json"
 HTML: Final = "text/html"
@@ -327,9 +328,27 @@ def manual_told(*, allowed: bool) -> list[Told]:
     ]
 
 
+def manual_budgets() -> list[Told]:
+    """What the page tells of units: a request a second, of which some tokens a minute."""
+    at_us = 1_767_225_600_000_000
+    asked = [
+        ("requests", "60/minute", 59, 1_000_000),
+        ("tokens", "90000/minute", 88_200, 1_200_000),
+    ]
+    return [
+        Told(Policy(unit, unit) if unit == "tokens" else unit, decision)
+        for unit, limit, left, reset_us in asked
+        for decision in [Decision(Limit(limit), True, left, 0, reset_us, 0, at_us)]
+    ]
+
+
 def test_the_fields_and_answers_of_the_manual_are_those_that_are_sent() -> None:
-    allowed, *refused = blocks("http")
+    allowed, unit, openai, anthropic, *refused = blocks("http")
     assert allowed == shown(fields(manual_told(allowed=True), ("draft", "legacy", "draft-03")))
+    requests, tokens = manual_budgets()
+    assert unit == shown(fields([tokens], ("draft",)))
+    assert openai == shown(fields([requests, tokens], ("openai",)))
+    assert anthropic == shown(fields([requests, tokens], ("anthropic",)))
     refusal = refuse(manual_told(allowed=False), ("draft",))
     for block, accept in zip(refused, (None, "text/plain"), strict=True):
         rendered = refusal.rendered(accept)

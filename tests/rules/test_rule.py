@@ -7,7 +7,8 @@ import pytest
 from ratelimit import decisions
 from ratelimit.limits import Limit
 from ratelimit.rules import counting
-from ratelimit.rules.rule import Rule, policy_names
+from ratelimit.rules.policies import policy_names
+from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 
 
@@ -159,7 +160,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"overrides": {"": "1/s"}, "by": "user"}, "an override's identity is empty"),
     ({"overrides": {"x" * 257: "1/s"}, "by": "user"}, "an override's identity has 257 characters"),
     ({"overrides": {"x": "1/s"}, "by": "global"}, "overrides are given for 'global'"),
-    ({"limit": None}, "a limit is text, a Limit or several, not NoneType"),
+    ({"limit": None}, "there is neither a limit nor a concurrency; a rule has one at least"),
+    ({"limit": 5}, "a limit is text, a Limit or several, not int"),
+    ({"concurrency": 0}, "concurrency is 0; it is 1 to 1000000"),
+    ({"concurrency": 2.5}, "concurrency is a whole number, not float"),
+    ({"concurrency": 2, "lease": 0.5}, "the lease is 0.5 s; it is 1 s to an hour"),
+    ({"concurrency": 2, "lease": "10s"}, "the lease is a number of seconds, not str"),
+    ({"lease": 10}, "lease is given, but no concurrency that it could go with"),
+    ({"concurrency": 2, "until": "sent"}, "until is 'sent'; it is 'response' or 'done'"),
     ({"limit": "unlimited"}, "the limit is 'unlimited'; a rule without a limit has mode 'off'"),
     ({"limit": {}}, "there are no tiers; name at least one with its limit"),
     ({"limit": {"a": "unlimited"}, "tier": "plan"}, "every tier is unlimited; a rule limits at"),

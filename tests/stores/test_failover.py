@@ -21,6 +21,7 @@ from ratelimit import (
     RuleSet,
     StoreUnavailable,
 )
+from ratelimit.concurrency import Concurrency
 from ratelimit.runtime.background import Background
 from ratelimit.stores import breaker as module
 from ratelimit.stores import failover as failovers
@@ -408,3 +409,34 @@ def test_a_share_that_a_cost_cannot_pass_is_refused() -> None:
     rules = RuleSet((Rule("all", "10/day", cost=6),), share=Fraction(1, 2))
     with pytest.raises(ValueError, match="cost is 6 and can never pass"):
         RateLimiter(rules)
+
+
+async def test_the_parts_of_a_concurrency_add_up_to_the_whole(redis_server: Server) -> None:
+    """Whoever has one more than others, or none, is another one for each identity."""
+    redis_server.command("FLUSHALL")
+    stores = [RedisStore(redis_server.url, deadline=5) for _ in range(4)]
+    workers = [Failover(store, 4, local=True) for store in stores]
+    try:
+        for _ in range(2):  # the first has heard of all
+            for each in workers:
+                await each.store.heartbeat(each._own_name(), 60)  # type: ignore[attr-defined]
+                await each._find_place()
+        for quota in (1, 2, 4, 7, 20):
+            limit = Concurrency(quota)
+            whoever = set()
+            for identity in map(str, range(50)):
+                parts = []
+                for number, each in enumerate(workers):
+                    check = Check(limit, identity, 1, "exports")
+                    held = 0
+                    each.held = lambda _: held  # noqa: B023  # called at once
+                    while (await each.decide_locally([check]))[0].allowed:
+                        held += 1
+                    parts.append(held)
+                    if held > quota // 4:
+                        whoever.add(number)
+                assert sum(parts) == quota
+            assert len(whoever) == (4 if quota % 4 else 0)
+    finally:
+        for each in workers:
+            await each.aclose()

@@ -1,4 +1,4 @@
-"""An exact model of the five algorithms: fractions and plain tuples, no code of the package.
+"""An exact model of the five algorithms, and of what is under way at once: fractions and tuples.
 
 It follows the written promise alone and knows nothing of how the Lua keeps its numbers. A counter
 is a pair of the time of its last charge and what is counted; `look` gives that pair as it stands at
@@ -16,13 +16,18 @@ State = tuple[int, Any]
 
 
 class Ask(NamedTuple):
-    """One check. ``action`` is charge, shadow, force or give_back; a give-back names a charge."""
+    """One check. ``action`` is charge, shadow, force, give_back or renew.
+
+    A give-back names a charge, and a renewal what it was last told. ``worker`` says whose places
+    they are, where they are counted at once.
+    """
 
     limit: Any
     key: str
     cost: int = 1
     action: str = "charge"
     charge: "Answer | None" = None
+    worker: int = 0
 
 
 class Answer(NamedTuple):
@@ -234,6 +239,79 @@ class SlidingCounter(Window):
         return None
 
 
+class AtOnce:
+    """Counts what is under way by the word of each worker: (worker, until, serial, count).
+
+    A new word's serial is the time, and each unit that is charged or given back raises it.
+    """
+
+    tick_us = 1
+
+    def __init__(self, limit: Any, worker: int) -> None:
+        self.window_us: int = limit.window_us
+        self.capacity: int = limit.quota
+        self.worker = worker
+
+    def anchor(self, state: State | None, now_us: int) -> tuple[State, bool]:
+        """The words that hold now; none holds for longer than a lease."""
+        if state is None:
+            return (now_us, ()), False
+        latest = now_us + self.window_us
+        words = tuple((who, min(until, latest), *rest) for who, until, *rest in state[1])
+        return (now_us, words), words != state[1]
+
+    def moved(self, state: State, time_us: int) -> Any:
+        return tuple(word for word in state[1] if word[1] > time_us)
+
+    def empty(self) -> Any:
+        return ()
+
+    def is_empty(self, view: State) -> bool:
+        return not view[1]
+
+    def free(self, view: State) -> int:
+        return int(self.capacity - sum(word[3] for word in view[1]))
+
+    def own(self, view: State) -> tuple[int, int]:
+        """Serial and count of the worker's word."""
+        own = ((word[2], word[3]) for word in view[1] if word[0] == self.worker)
+        return next(own, (view[0] % 2**40, 0))
+
+    def written(self, view: State, serial: int, count: int) -> State:
+        others = tuple(word for word in view[1] if word[0] != self.worker)
+        word = self.worker, view[0] + self.window_us, serial % 2**40, count
+        return view[0], (*others, word) if count else others
+
+    def charged(self, view: State, cost: int) -> State:
+        serial, before = self.own(view)
+        return self.written(view, serial + cost, before + cost)
+
+    def returned(self, state: State, view: State, cost: int, charge: Answer) -> State | None:
+        serial, before = self.own(view)
+        return self.written(view, serial + cost, max(0, before - cost)) if before else None
+
+    def renewed(self, view: State, count: int, told: Answer | None) -> tuple[State | None, bool]:
+        """The words after a renewal, if it writes any, and whether the worker's has stayed."""
+        serial, before = self.own(view)
+        if not before and not count:
+            return None, False
+        if before and (told is None or told.level != serial):
+            return self.written(view, serial, before), True
+        return self.written(view, serial, count), False
+
+    def passes_at(self, view: State, cost: int) -> int:
+        return view[0] + 1_000_000
+
+    def empty_at(self, view: State) -> int:
+        return int(max(word[1] for word in view[1]))
+
+    def delay_us(self, view: State, now_us: int) -> int:
+        return 0
+
+    def level(self, view: State) -> Fraction:
+        return Fraction(self.own(view)[0])
+
+
 FAMILIES: dict[str, Any] = {
     "token_bucket": Bucket,
     "leaking_bucket": Bucket,
@@ -250,13 +328,17 @@ class Model:
         self.states: dict[Any, State] = {}
         self.families: dict[Any, Any] = {}
 
-    def family(self, limit: Any) -> Any:
-        if limit not in self.families:
-            self.families[limit] = FAMILIES[limit.algorithm](limit)
-        return self.families[limit]
+    def family(self, limit: Any, worker: int = 0) -> Any:
+        if (limit, worker) not in self.families:
+            at_once = limit.algorithm == "concurrency"
+            made = AtOnce(limit, worker) if at_once else FAMILIES[limit.algorithm](limit)
+            self.families[limit, worker] = made
+        return self.families[limit, worker]
 
     def anchored(self, family: Any, state: State | None, now_us: int) -> tuple[State, bool]:
         """The counter as remembered, or where that was broken with its time taken as now."""
+        if isinstance(family, AtOnce):
+            return family.anchor(state, now_us)
         tick_us = now_us - now_us % family.tick_us
         if state is None:
             return (tick_us, family.empty()), False
@@ -273,7 +355,7 @@ class Model:
 
     def give_back(self, now_us: int, ask: Ask) -> Answer:
         """Returns what a charge took; of a log whose clock was broken, nothing is known by time."""
-        family, name = self.family(ask.limit), (ask.key, ask.limit)
+        family, name = self.family(ask.limit, ask.worker), (ask.key, ask.limit)
         state = self.states.get(name)
         assert ask.charge is not None
         if state is not None:
@@ -287,8 +369,19 @@ class Model:
                         del self.states[name]
         return self.answer(now_us, ask, True, self.look(family, self.states.get(name), now_us))
 
+    def renew(self, now_us: int, ask: Ask) -> Answer:
+        """A worker's word on what it has under way."""
+        family, name = self.family(ask.limit, ask.worker), (ask.key, ask.limit)
+        view = self.look(family, self.states.get(name), now_us)
+        renewed, stayed = family.renewed(view, ask.cost, ask.charge)
+        if renewed is not None:
+            self.states[name] = view = renewed
+            if family.is_empty(renewed):
+                del self.states[name]
+        return self.answer(now_us, ask, True, view)._replace(delay_us=int(stayed))
+
     def answer(self, now_us: int, ask: Ask, allowed: bool, left: State) -> Answer:
-        family = self.family(ask.limit)
+        family = self.family(ask.limit, ask.worker)
         free = max(0, family.free(left))
         reset_us = 0 if family.is_empty(left) else family.empty_at(left) - now_us
         return Answer(allowed, free, 0, reset_us, 0, left[0], family.level(left))
@@ -300,13 +393,15 @@ class Model:
         """
         if asks and asks[0].action == "give_back":
             return [self.give_back(now_us, ask) for ask in asks]
+        if asks and asks[0].action == "renew":
+            return [self.renew(now_us, ask) for ask in asks]
         tried: dict[Any, State] = {}
         taken: dict[Any, int] = {}
         order = sorted(range(len(asks)), key=lambda place: asks[place].action == "shadow")
         seen: dict[int, tuple[bool, State, State, int]] = {}
         for place in order:
             ask = asks[place]
-            family, name = self.family(ask.limit), (ask.key, ask.limit)
+            family, name = self.family(ask.limit, ask.worker), (ask.key, ask.limit)
             found = left = self.look(family, tried.get(name, self.states.get(name)), now_us)
             allowed = ask.cost == 0 or ask.action == "force" or ask.cost <= family.free(found)
             before = taken.get(name, 0)
@@ -320,7 +415,7 @@ class Model:
         answers = []
         for place, ask in enumerate(asks):
             allowed, found, left, before = seen[place]
-            family, name = self.family(ask.limit), (ask.key, ask.limit)
+            family, name = self.family(ask.limit, ask.worker), (ask.key, ask.limit)
             cost = ask.cost
             if not passed:
                 # The request comes again as a whole: with what its earlier checks would take.
@@ -340,7 +435,8 @@ class Model:
             name = (ask.key, ask.limit)
             if not seen[place][0] and name in self.states:
                 # The one write of a refusal: without it a key ahead of the clock stays shut.
-                kept, broken = self.anchored(self.family(ask.limit), self.states[name], now_us)
+                family = self.family(ask.limit, ask.worker)
+                kept, broken = self.anchored(family, self.states[name], now_us)
                 if broken:
                     self.states[name] = kept
         return answers

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limits import BUCKETS, Algorithm, Limit
 from ratelimit.stores import Store
@@ -23,7 +24,12 @@ QUOTAS = (
 )  # fmt: skip
 """Tiny and huge, with common divisors and without, on fine and coarse ticks: (quota, window_us)."""
 
-ACTIONS = {"charge": Action.CHARGE, "shadow": Action.SHADOW, "force": Action.FORCE}
+ACTIONS = {
+    "charge": Action.CHARGE,
+    "shadow": Action.SHADOW,
+    "force": Action.FORCE,
+    "renew": Action.RENEW,
+}
 
 
 def random_limit(rng: Random, algorithm: Algorithm | None = None) -> Limit:
@@ -41,6 +47,13 @@ def random_limit(rng: Random, algorithm: Algorithm | None = None) -> Limit:
         rounding="up" if algorithm == "sliding_counter" and rng.random() < 0.5 else "down",
         max_delay=delay if algorithm == "leaking_bucket" and rng.random() < 0.4 else None,
         free=free if algorithm == "leaking_bucket" and rng.random() < 0.4 else None,
+    )
+
+
+def random_concurrency(rng: Random) -> Concurrency:
+    """Few at once, or many, by leases of a second to an hour."""
+    return Concurrency(
+        rng.choice((1, 2, 3, 20)), rng.choice((1_000_000, 10_000_000, 3_600_000_000))
     )
 
 
@@ -67,6 +80,16 @@ def random_ask(rng: Random, limit: Limit, key: str) -> Ask:
     return Ask(limit, key, cost, action)
 
 
+def checked(ask: Ask, serial: int = 0) -> Check:
+    """The check of a request; where it is counted at once, with the name of its worker."""
+    at_us = level = 0
+    if isinstance(ask.limit, Concurrency):
+        at_us = (serial % 2**20) * 2**32 + 7 + ask.worker
+        level = (serial // 2**20) * 2**32 + 2**32 - 1
+    action = ACTIONS[ask.action]
+    return Check(ask.limit, ask.key, ask.cost, action=action, at_us=at_us, level=level)
+
+
 @dataclass
 class Timeline:
     """A store and the model side by side; each step moves the clock and decides one request."""
@@ -78,10 +101,13 @@ class Timeline:
     steps: list[str] = field(default_factory=list)
     decided: int = 0
     charges: list[tuple[Ask, Check, Answer, Decision]] = field(default_factory=list)
+    words: list[tuple[Ask, Answer, Decision]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = self.rng
-        limits = (random_limit(rng) for _ in range(rng.randint(1, 3)))
+        limits: list[Limit] = [random_limit(rng) for _ in range(rng.randint(1, 3))]
+        if rng.random() < 0.4:
+            limits.append(random_concurrency(rng))
         # Limits of the same numbers share a counter, which the model does not know.
         self.limits = list({limit.digest: limit for limit in limits}.values())
         token = secrets.token_hex(6)
@@ -96,12 +122,23 @@ class Timeline:
             ask, check, answer, decision = self.charges.pop(rng.randrange(len(self.charges)))
             asks = [ask._replace(action="give_back", charge=answer)]
             checks = [check.given_back(decision)]
+        elif self.words and rng.random() < 0.15:
+            # What a worker has last heard, or something older.
+            ask, answer, decision = self.words[
+                -1 - min(rng.choice((0, 0, 1, 5)), len(self.words) - 1)
+            ]
+            asks = [ask._replace(action="renew", cost=rng.randint(0, 4), charge=answer)]
+            checks = [checked(asks[0], decision.level)]
         else:
             many = rng.choice((1, 1, 1, 2, 3))
+            worker = rng.randrange(3)
             asks = [
-                random_ask(rng, rng.choice(self.limits), rng.choice(self.keys)) for _ in range(many)
+                random_ask(rng, rng.choice(self.limits), rng.choice(self.keys))._replace(
+                    worker=worker
+                )
+                for _ in range(many)
             ]
-            checks = [Check(a.limit, a.key, a.cost, action=ACTIONS[a.action]) for a in asks]
+            checks = [checked(each) for each in asks]
         decisions = await self.store.decide(checks)
         answers = self.model.decide(self.clock(), asks)
         self.decided += len(asks)
@@ -110,11 +147,17 @@ class Timeline:
         self.compare(asks, decisions, answers)
         enforced = (d for a, d in zip(asks, decisions, strict=True) if a.action != "shadow")
         passed = all(d.allowed for d in enforced)
+        if passed:
+            self.words += [
+                (ask, answer, decision)
+                for ask, answer, decision in zip(asks, answers, decisions, strict=True)
+                if isinstance(ask.limit, Concurrency) and decision.allowed and answer.level
+            ]
         if passed and asks[0].action != "give_back":
             self.charges += [
                 four
                 for four in zip(asks, checks, answers, decisions, strict=True)
-                if four[0].cost and four[3].allowed
+                if four[0].cost and four[3].allowed and four[0].action != "renew"
             ]
 
     async def move(self, step_us: int) -> None:

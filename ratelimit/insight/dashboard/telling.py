@@ -75,13 +75,14 @@ def rules_of(limiter: RateLimiter) -> dict[str, Any]:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
-    groups = rule.tiers.items() if rule.tiers else [("", rule.limits)]
+    groups = rule.tiers.items() if rule.tiers else [("", rule.asks)]
     found = [(f"{tier}: " if tier else "", limits) for tier, limits in groups]
     texts, worst = [], []
     for tier, limits in found:
         for limit in limits:
             texts.append(f"{tier}{_spelled(limit)}")
-            worst.append(f"{tier}{limit.worst_case} per {str(limit).partition('/')[2]}")
+            per = str(limit).partition("/")[2]
+            worst.append(f"{tier}{limit.worst_case} per {per}" if per else f"{tier}{limit}")
         if not limits and rule.dynamic is None:
             texts.append(f"{tier}unlimited")
             worst.append(f"{tier}unbounded")
@@ -107,7 +108,7 @@ def _spelled(limit: Limit) -> str:
     if isinstance(limit, Ban):
         return f"ban {limit}"
     burst = f" burst {limit.burst}" if limit.burst not in (None, limit.quota) else ""
-    return f"{limit}{burst}, {limit.algorithm.value.replace('_', ' ')}"
+    return f"{limit}{burst}, {str(limit.algorithm).replace('_', ' ')}"
 
 
 def numbers_of(

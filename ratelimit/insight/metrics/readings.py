@@ -144,6 +144,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         attrgetter("waiting"), "{request}",
     ),
     Metric(
+        "ratelimit.in_flight", "gauge", "Requests that hold a place of a concurrency.",
+        lambda limiter: {
+            (rule,): held for rule, held in limiter.in_flight.most_common(MOST_RULES)
+        },
+        "{request}", ("rule",),
+    ),
+    Metric(
         "ratelimit.banned", "gauge", "Identities that this process knows to be banned.",
         attrgetter("banned"), "{identity}",
     ),

@@ -12,6 +12,7 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.hosts import host_of
 from ratelimit.insight.replay.counting import Distinct
 from ratelimit.insight.replay.entries import Entry, as_path
+from ratelimit.insight.replay.outcomes import missing_outcome
 from ratelimit.limiter.in_force import InForce
 from ratelimit.rules.matching import Matching, Plan
 from ratelimit.rules.rule import Rule
@@ -41,7 +42,8 @@ class Group:
         self.by_address = plan is not None and all(_OF_ADDRESS.issuperset(r.by) for r in rules)
         """Whether keys depend on the client's address alone."""
         asked = () if plan is None else plan.asked
-        self.in_run = self.alike if len(asked) <= MOST_OF_ONE else None
+        alone = plan is not None and bool(plan.undecided)
+        self.in_run = self.alike if len(asked) <= MOST_OF_ONE and not alone else None
         """Its checks, where it may be decided in a run of others."""
         self.cost = sum(cost for _, _, cost, _, _ in asked)
         self.names = tuple(dict.fromkeys(name for _, _, _, name, _ in asked))
@@ -210,6 +212,8 @@ def missing(rules: RuleSet, fields: frozenset[str], *, options: bool) -> list[st
                 f"rule {rule.name!r} has tiers by {rule.tier}, which is not logged; everybody was "
                 f"played as of the tier {next(iter(rule.tiers))!r}"
             )
+        if rule.charge is not None:
+            said.append(f"rule {rule.name!r} {missing_outcome(rule.charge, fields)}")
         if rule.host is not None and "host" not in fields:
             said.append(
                 f"rule {rule.name!r} is for some hosts, and none is logged; it applied to nothing"

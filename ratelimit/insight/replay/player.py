@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ratelimit.decisions import Action, Alike, Check, Decision
 from ratelimit.insight.replay.asking import Asked, Asker, scope_of
+from ratelimit.insight.replay.outcomes import Logged
 from ratelimit.insight.replay.recording import Recording, at_once
 from ratelimit.insight.replay.tally import RuleTally
 from ratelimit.limiter.limiter import Admission, RateLimiter
@@ -81,6 +82,7 @@ class Player:
         """Requests that came again, beside those of the log."""
         self.gave_up = 0
         """Refused requests that came again in vain, or could never pass, or had no room."""
+        self._logged = Logged(rules, self._store)
         self._modes = {rule.name: rule.mode for rule in rules.rules}
         self._retries: list[tuple[int, int, Asked, int]] | None = [] if retries else None
         self._numbers = count()
@@ -221,7 +223,10 @@ class Player:
         if plan is None or not plan.asked:
             return _PASSED
         decisions = at_once(self._store.decide(plan.checks(keys)))
-        return self._conclude(asked, plan.asked, keys, _outcomes(decisions))
+        verdict = self._conclude(asked, plan.asked, keys, _outcomes(decisions))
+        if plan.undecided and verdict[0]:
+            self._logged.settle(plan, keys, decisions, asked[3])
+        return verdict
 
     def _conclude(
         self,
@@ -282,6 +287,7 @@ class Player:
         recording.last = ((), ())
         before = {name: limiter.counts[name, "turned-away"] for name in self.rules}
         admission: Admission = at_once(limiter.admit(scope_of(asked[3])))
+        self._logged.settle_all(admission, asked[3])
         checks: Sequence[Check] = recording.last[0]
         decisions = recording.last[1]
         told = [(each.limit, n, each.cost, each.rule, each.action) for n, each in enumerate(checks)]
@@ -306,8 +312,10 @@ class Player:
             self.gave_up += 1
             return
         at_us = asked[0] + seconds * _SECOND
-        # The line itself, which may be long, only where the whole limiter is to be asked again.
-        again: Asked = (at_us, asked[1], asked[2], asked[3] if asked[2] is None else _NO_ENTRY)
+        # The line itself, which may be long, only where more is to be asked of it.
+        plan = asked[1].plan
+        more = asked[2] is None or (plan is not None and plan.undecided)
+        again: Asked = (at_us, asked[1], asked[2], asked[3] if more else _NO_ENTRY)
         heappush(waiting, (at_us, next(self._numbers), again, tries + 1))
 
     def _come_again(self, until_us: int) -> None:

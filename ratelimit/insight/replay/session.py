@@ -59,6 +59,8 @@ class Replay:
         against: RuleSet | None = None,
         compare: bool = False,
     ) -> None:
+        self._at_once = [rule.name for rule in rules.rules if rule.concurrency is not None]
+        rules = rules.without_concurrency()
         self.rules = rules
         self.log = log
         self.interrupted = False
@@ -76,6 +78,7 @@ class Replay:
             self.compared = list(self._compared(rules, orders)) if compare else []
             self.differences: list[Difference] = []
             if against is not None:
+                against = against.without_concurrency()
                 old = Asker(against, log.fields)
                 for order in orders:
                     new = next(
@@ -139,6 +142,11 @@ class Replay:
         """Sentences on what this log cannot tell, or was not able to."""
         log = self.log
         said = missing(self._asker.now.rules, log.fields, options=self._options)
+        said += [
+            f"rule {name!r} has a concurrency, and a log does not tell what is under way at once; "
+            "it was left out"
+            for name in self._at_once
+        ]
         if "status" not in log.fields and any(p.reading != "logged" for p in self.passes):
             said.append(
                 "no status is logged, so that no retry can be told in the log: the readings leave "

@@ -72,6 +72,10 @@ def _delay(value: object) -> object:
     """Seconds, or None for no bound."""
     if value == "none":
         return None
+    return _seconds(value)
+
+
+def _seconds(value: object) -> object:
     duration_us: Any = _duration_us(value)
     return duration_us / 1_000_000
 
@@ -120,6 +124,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "charge": dict[str, Annotated[list[str], BeforeValidator(_listed)]],
     "delay": Annotated[float | None, BeforeValidator(_delay)],
     "duration": Annotated[int, BeforeValidator(_duration_us)],
+    "flag": Annotated[Literal["true", "false"], AfterValidator(lambda word: word == "true")],
     "hosts": Annotated[list[str], BeforeValidator(_listed)],
     "methods": list[str],
     "names": Annotated[list[str], BeforeValidator(_listed)],
@@ -128,6 +133,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "paths": Annotated[list[str], BeforeValidator(_listed)],
     "proxies": list[Annotated[_Network, AfterValidator(_proxies)]],
     "secrets": Annotated[list[str], BeforeValidator(_listed)],
+    "seconds": Annotated[float, BeforeValidator(_seconds)],
     "share": Annotated[Fraction, BeforeValidator(_share)],
     "shed": dict[str, str],
     "tiers": dict[str, str],
@@ -180,6 +186,7 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "name": ("[A-Za-z][A-Za-z0-9_.:-]{0,63}",),
     "path": (r"/([^?#%\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2}))*",),
     "priority": (_NAME,),
+    "seconds": (_DURATION,),
     "store": (
         "memory://",
         r"((redis|valkey)s?(\+cluster)?)://\S+",
@@ -247,6 +254,7 @@ _SHAPES: Final[Mapping[str, Callable[[Form], dict[str, Any]]]] = {
         "additionalProperties": False,
     },
     "file": lambda _: {"type": "string", "minLength": 1},
+    "flag": lambda _: {"anyOf": [{"enum": [True, False, "true", "false"]}, VARIABLE]},
     "limits": lambda _: {"$ref": "#/$defs/limits"},
     "methods": lambda form: _list(
         {"anyOf": [{"enum": list(form.words)}, text(_any_case(form.words))]}, minItems=1

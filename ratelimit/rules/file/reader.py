@@ -297,7 +297,7 @@ class _Checker:
         """Holds a rule to ``limit``, or to ``limits`` with ``tier``; gives the keys in error."""
         keys = node.keys
         failed: set[str] = set()
-        if "limit" not in keys and "limits" not in keys:
+        if keys.keys().isdisjoint(("limit", "limits", "concurrency")):
             self.missing(node, place, "limit")
             failed.add("limit")
         if "limit" in keys and "limits" in keys:

@@ -37,8 +37,14 @@ def schema() -> dict[str, Any]:
         "$defs": {
             "rule": {
                 **_object(RuleKeys.__doc__, RULE_KEYS),
-                "oneOf": [{"required": ["limit"]}, {"required": ["limits", "tier"]}],
-                "dependentRequired": {"limits": ["tier"], "tier": ["limits"]},
+                "anyOf": [{"required": [key]} for key in ("limit", "limits", "concurrency")],
+                "not": {"required": ["limit", "limits"]},
+                "dependentRequired": {
+                    "limits": ["tier"],
+                    "tier": ["limits"],
+                    "lease": ["concurrency"],
+                    "until": ["concurrency"],
+                },
                 "dependentSchemas": {
                     "burst": _only_with("algorithm", sorted(BUCKETS), given=True),
                     "max_delay": _only_with("algorithm", [Algorithm.LEAKING_BUCKET], given=True),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, Decision, Repeated, identity_digest
 
 __all__ = ["LONGEST_US", "DenyCache"]
@@ -239,6 +240,8 @@ def _steady_us(check: Check, decision: Decision) -> int:
         return 0
     if decision.remaining and not decision.allowed and check.action == _CHARGE:
         return 0
+    if isinstance(check.limit, Concurrency):  # a place may be given up at any moment
+        return LONGEST_US if decision.allowed else 0
     return LONGEST_US if decision.level < 0 else decision.level
 
 

@@ -23,13 +23,15 @@ Clock = Callable[[], int]
 DENIALS_FOR: Final = 600  # seconds in which denials are counted together
 MOST_DENIED: Final = 1_000  # names kept of them
 
+RENEWED_WITHIN: Final = 1.0  # seconds at least that a renewal may take
+
 MOST_BREAKERS: Final = 1_000  # nodes of a cluster, which come and go
 
 MOST_SWITCHES: Final = 1000
 """Rules that can be turned off one by one."""
 
 MOST_RULES: Final = 10_000
-"""Names of rules that are kept of what workers report."""
+"""Names of rules that are kept of what workers report, and of workers that are read."""
 
 SERIALS_FOR: Final = 86_400
 """Seconds that the last addition of a worker is remembered, so that it is not added twice."""
@@ -126,6 +128,8 @@ class RedisStore:
         """Whether the server is asked; of a cluster, whether all of its nodes are."""
         self._breakers: dict[Address | None, Breaker] = {}
         self._ways: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]] = {}
+        self._apart: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]] = {}
+        """Those for renewals."""
         self._last: tuple[Any, Any] = (None, None)
 
     async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
@@ -189,6 +193,36 @@ class RedisStore:
         numbers, start = await way.ask(asked, past=past)
         return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
 
+    def send(self, check: Check) -> asyncio.Future[Any]:
+        """Sends one check at once, in this event loop; for give-backs, which nobody waits for.
+
+        Gives the future of what `decided` reads.
+        """
+        way = self._way()
+        asked = (check,)
+        self._denials.changed(asked)
+        future: asyncio.Future[Any] = way.ask(asked, way.slot(check) if way.is_cluster else 0)
+        return future
+
+    @staticmethod
+    def decided(check: Check, answer: Any) -> Decision:
+        """The decision in the result of what `send` gave."""
+        numbers, start = answer
+        decisions = tuple(numbers) if start < 0 else read_reply((check,), numbers, start)
+        return decisions[0]
+
+    async def decide_apart(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """As `decide`, over connections of its own, which no load delays and no breaker bars.
+
+        For renewals, which may be late by a second.
+        """
+        way = self._way(apart=True)
+        asked = tuple(checks)
+        if way.is_cluster:
+            return await way.decide(asked, past=True)  # type: ignore[no-any-return]  # a Cluster
+        numbers, start = await way.ask(asked, past=True)
+        return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
+
     async def _probe_server(self) -> None:
         await self._decide((PROBE,), past=True)
 
@@ -247,6 +281,12 @@ class RedisStore:
         Workers keep their own clocks out of it: the server's counts, to the second.
         """
         return await self._sign_of_life("workers", (worker,), alive_for)
+
+    async def workers(self) -> frozenset[str]:
+        """The names of at most 10,000 workers that have made themselves known of late."""
+        key = f"{self._prefix}workers"
+        names = _list(await self._way().command(key, "ZRANGE", key, "0", str(MOST_RULES - 1)))
+        return frozenset(name.decode("utf-8", "replace") for name in names)
 
     async def report_rules(self, names: Sequence[str], alive_for: float) -> None:
         """Makes names of rules known for ``alive_for`` seconds, by the server's clock.
@@ -404,8 +444,9 @@ class RedisStore:
             return
         for breaker in (self.breaker, *self._breakers.values()):
             await breaker.aclose()
-        if loop in self._ways:
-            await self._ways[loop][1].aclose()
+        for ways in (self._apart, self._ways):
+            if loop in ways:
+                await ways[loop][1].aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -413,48 +454,66 @@ class RedisStore:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _way(self) -> Any:
-        """This event loop's connections: a `Link`, or a `Cluster` of them."""
+    def _way(self, *, apart: bool = False) -> Any:
+        """This event loop's connections, or those for renewals: a `Link`, or a `Cluster`."""
         loop = _running_loop()
-        known = self._ways.get(loop)
+        ways = self._apart if apart else self._ways
+        known = ways.get(loop)
         if known is None:
-            for other in [each for each in self._ways if each.is_closed()]:
-                gone = self._ways.pop(other, None)  # another thread may have been faster
+            for other in [each for each in ways if each.is_closed()]:
+                gone = ways.pop(other, None)  # another thread may have been faster
                 if gone is not None:
                     gone[0].let_go()
-            way = self._make_way(loop)
-            life = self._until_closed(loop, way)
+            way = self._make_way(loop, apart=apart)
+            life = self._until_closed(loop, way, ways)
             # Begun here, so that the event loop knows it, and ends it when it is closed itself.
             with suppress(StopIteration):
                 life.__anext__().send(None)
-            known = self._ways[loop] = way, life
-        self._last = (loop, known[0])
+            known = ways[loop] = way, life
+        if not apart:
+            self._last = (loop, known[0])
         return known[0]
 
     async def _until_closed(
-        self, loop: asyncio.AbstractEventLoop, way: Any
+        self, loop: asyncio.AbstractEventLoop, way: Any, ways: dict[asyncio.AbstractEventLoop, Any]
     ) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            self._ways.pop(loop, None)
+            ways.pop(loop, None)
             self._last = (None, None)
             await way.close()
 
-    def _make_way(self, loop: asyncio.AbstractEventLoop) -> Any:
+    def _make_way(self, loop: asyncio.AbstractEventLoop, *, apart: bool) -> Any:
         from ratelimit.stores.redis.cluster import Cluster
         from ratelimit.stores.redis.pipeline import Link
         from ratelimit.stores.redis.queue import Load
         from ratelimit.stores.redis.wire import Packer
 
         packer = Packer(self._prefix, self._clock, allow_oom=self._allow_oom)
-        load = Load(self.trips, self.sizes)
+        load = Load() if apart else Load(self.trips, self.sizes)
+        deadline = max(self._deadline, RENEWED_WITHIN) if apart else self._deadline
         if self._target.is_cluster:
-            return Cluster(loop, self._target, packer, self._deadline, self._breaker_of, load)
-        return Link(loop, self._target.dialer(), packer, self._deadline, self.breaker, load)
+            breaker_of = _Unbroken.of_each() if apart else self._breaker_of
+            return Cluster(loop, self._target, packer, deadline, breaker_of, load)
+        breaker = _Unbroken() if apart else self.breaker
+        return Link(loop, self._target.dialer(), packer, deadline, breaker, load)
 
     def _key(self, check: Check) -> str:
         return str(self._way().key(check))
+
+
+class _Unbroken(Breaker):
+    """A breaker that never opens, for what is sent again in a moment anyway."""
+
+    @classmethod
+    def of_each(cls) -> Callable[[Address | None], Breaker]:
+        """Gives the same one for every server: it has no state but the last failure."""
+        one = cls()
+        return lambda _: one
+
+    def failed(self, error: StoreUnavailable) -> None:
+        self.note(error)
 
 
 def _failures(key: str) -> str:

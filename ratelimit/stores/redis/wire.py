@@ -142,11 +142,11 @@ class Packer:
             alike = True
             limit, identity, cost, rule, action, at_us, level = checks[0]
             name: tuple[object, ...] = (limit.digest, rule, cost, action)
-            if len(checks) > 1 or action == _GIVE_BACK:
+            if at_us or len(checks) > 1 or action == _GIVE_BACK:
                 parts: list[object] = []
                 for limit, key, cost, rule, action, at_us, level in checks:
                     parts += (limit.digest, rule, cost, action)
-                    if action == _GIVE_BACK:
+                    if at_us or action == _GIVE_BACK:
                         parts += (at_us, level)
                     if key != identity:
                         alike = False

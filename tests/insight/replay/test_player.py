@@ -1,14 +1,24 @@
 """Verdicts of a replay, beside those of the live middleware."""
 
 import os
+import random
+import re
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, RedisStore, RuleSet, Store
+from ratelimit import (
+    MemoryStore,
+    RateLimiter,
+    RateLimitMiddleware,
+    RedisStore,
+    Rule,
+    RuleSet,
+    Store,
+)
 from ratelimit.insight.replay.asking import Asker
 from ratelimit.insight.replay.detection import format_of
 from ratelimit.insight.replay.log import Log
@@ -59,6 +69,13 @@ rules:
 """
 
 
+def with_outcomes(requests: Iterable[Request], seed: int) -> Iterator[Request]:
+    """Requests of which some have failed."""
+    chance = random.Random(seed)
+    for each in requests:
+        yield each._replace(status=chance.choice([200, 200, 204, 401, 401, 404, 429, 500, 302]))
+
+
 def replayed(rules: str, log: Log) -> list[Verdict]:
     """The verdicts of a replay, one for each request."""
     parsed = RuleSet.loads(rules)
@@ -82,8 +99,11 @@ async def live(
         admission.turns = ()
         return receive
 
+    ran: list[int] = []
+
     async def app(_: Any, __: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        ran.append(request.status)
+        await send({"type": "http.response.start", "status": request.status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
     patch.setattr("ratelimit.asgi.middleware.take_turn", take_turn)
@@ -104,9 +124,10 @@ async def live(
             sent.append(message)
 
         waits.clear()
+        ran.clear()
         await limited(scope, _nothing, send)
         headers = dict(sent[0]["headers"])
-        passed = sent[0]["status"] == 200
+        passed = bool(ran)
         after = headers.get(b"retry-after")
         retry = 0 if passed else None if after is None else int(after)
         verdicts.append((passed, retry, sum(waits)))
@@ -117,6 +138,26 @@ async def live(
 async def _nothing() -> Any:
     return {"type": "http.request", "body": b"", "more_body": False}
 
+
+BY_OUTCOME = """\
+version: 1
+rules:
+  - name: guesses
+    limit: 4/minute
+    algorithm: {algorithm}
+    charge: {{on_status: [401, 5xx]}}
+  - name: account
+    by: "path:id"
+    match: {{path: "/items/{{id}}"}}
+    limit: 3/10 seconds
+    algorithm: {algorithm}
+    charge: {{on_status: [401, 404], reset_on: [200]}}
+  - name: clients
+    limit: 30/minute
+    algorithm: {algorithm}
+    overrides: {{"10.0.0.1": 100/minute}}
+    charge: {{on_status: 4xx}}
+"""
 
 NUMBER = 100_000 if os.environ.get("RATELIMIT_TEST_ALL") else 3_000
 
@@ -216,3 +257,98 @@ def test_the_counts_of_a_replay_are_those_of_its_verdicts(
     assert tallies[0][3] == passed
     assert tallies[0][0] == 3_000 - passed > 0
     assert tallies[0][5] == sum(each[2] for each in verdicts)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+async def test_a_replay_keeps_the_charges_that_the_middleware_keeps_by_the_status_in_the_log(
+    algorithm: Algorithm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = BY_OUTCOME.format(algorithm=algorithm.value)
+    requests = list(with_outcomes(traffic(NUMBER, seed=8), seed=9))
+    log = Log([written(tmp_path / "log", map(msec, requests))], format_of(MSEC, {}))
+    clock = ManualClock()
+    found = replayed(text, log)
+    expected = await live(text, requests, MemoryStore(clock=clock), clock, monkeypatch)
+    assert [
+        n for n, both in enumerate(zip(found, expected, strict=True)) if both[0] != both[1]
+    ] == []
+    kept = re.sub("    charge: .*\n", "", text)
+    log = Log([written(tmp_path / "log", map(msec, requests))], format_of(MSEC, {}))
+    refused = sum(not passed for passed, _, _ in found)
+    assert 0 < refused < sum(not passed for passed, _, _ in replayed(kept, log))
+
+
+@pytest.mark.parametrize(
+    ("status", "passed"), [("200", 5), ("401", 2), ("499", 2), ("-", 2), ("999", 2)]
+)
+def test_a_charge_stays_where_the_log_tells_no_status_that_was_sent(
+    status: str, passed: int, tmp_path: Path
+) -> None:
+    rules = """\
+version: 1
+rules: [{name: a, limit: 2/minute, algorithm: sliding_log, charge: {on_status: [401]}}]
+"""
+    line = f"192.0.2.1 1700352000.000 GET / {status}"
+    log = Log([written(tmp_path / "log", [line] * 5)], format_of(MSEC, {}))
+    assert [verdict[0] for verdict in replayed(rules, log)].count(True) == passed
+
+
+def test_a_request_that_comes_again_has_the_outcome_that_was_logged(tmp_path: Path) -> None:
+    rules = """\
+version: 1
+rules: [{name: a, limit: 1/10s, algorithm: sliding_log, charge: {on_status: [401]}}]
+"""
+    lines = [f"192.0.2.1 170035200{n}.000 GET /{n} {status}" for n, status in enumerate([401] * 3)]
+    log = Log([written(tmp_path / "log", lines)], format_of(MSEC, {}))
+    replay = Replay(RuleSet.loads(rules), log, readings=("retry-after",), orders=("logged",))
+    replay.run()
+    (played,) = replay.passes
+    # Two come again ten seconds later, of whom one passes and fails, and the other comes once more.
+    assert (played.player.refused_first, played.player.retried, played.player.gave_up) == (2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("format_", "sentence"),
+    [
+        (MSEC, "each was played as decided when it came, which refuses least"),
+        ("$remote_addr $msec $request_method $request_uri",
+         "charges by outcome, and no status is logged; every charge was kept"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_of_outcomes_is_said(format_: str, sentence: str, tmp_path: Path) -> None:
+    rule = Rule("a", "9/minute", charge={"on_status": [401]})
+    line = "192.0.2.1 1700352000.000 GET /" + (" 200" if format_ is MSEC else "")
+    log = Log([written(tmp_path / "log", [line])], format_of(format_, {}))
+    replay = Replay(RuleSet([rule]), log)
+    replay.run()
+    (said,) = [each for each in replay.unknown() if each.startswith("rule 'a' ")]
+    assert said.endswith(sentence)
+
+
+def test_whether_a_function_keeps_a_charge_is_not_known(tmp_path: Path) -> None:
+    both = [
+        Rule("a", "1/minute", charge_if=lambda _: False),
+        Rule("b", "3/minute", charge={"on_status": [401]}),
+    ]
+    log = Log(
+        [written(tmp_path / "log", ["192.0.2.1 1700352000.000 GET / 200"] * 9)], format_of(MSEC, {})
+    )
+    replay = Replay(RuleSet(both), log, readings=("logged",), orders=("logged",))
+    replay.run()
+    (played,) = replay.passes
+    assert (played.player.rules["a"].refused, played.player.rules["b"].refused) == (8, 0)
+    assert "rule 'a' has a charge_if, which only the application knows; every charge was kept" in (
+        replay.unknown()
+    )
+
+
+def test_nothing_stays_undecided_in_the_limiter_that_a_replay_asks(tmp_path: Path) -> None:
+    rule = Rule("a", "9/minute", charge={"on_status": [401]}, overrides={"192.0.2.9": "1/day"})
+    lines = [f"192.0.2.1 1700352000.000 GET / {status}" for status in (200, 401, 499)]
+    log = Log([written(tmp_path / "log", lines)], format_of(MSEC, {}))
+    rules = RuleSet([rule])
+    player = Player(Asker(rules, log.fields), rules)
+    for entries in log.seconds():
+        player.play(player._asker.ask(entries))
+    assert player.limiter._decider._outcomes.open == {}
+    assert player._logged._outcomes.open == {}

@@ -433,6 +433,7 @@ def test_tiers_and_lists_are_read_as_they_are_written() -> None:
         denylist=(ip_network("203.0.113.7"), ip_network("2001:db8:bad::/48")),
         headers=("legacy", "draft-03"),
         retry_jitter_us=2_000_000,
+        retry_hints=True,
         preflights="count",
     )
     names = ["offices", "blocked", "keys", "proxies", "clients"]

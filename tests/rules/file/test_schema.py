@@ -169,9 +169,13 @@ VALUES: dict[str, list[Any]] = {
 }  # fmt: skip
 TOP: dict[str, list[Any]] = {
     "deadline": ["50ms", "50 MS", "50", 50, "1:30"],
-    "headers": [[], ["draft", "legacy", "draft-03"], ["draft", "draft"], ["x"], "draft"],
+    "headers": [
+        [], ["draft", "legacy", "draft-03"], ["openai", "anthropic"], ["draft", "draft"], ["x"],
+        "draft",
+    ],
     "ipv6_prefix": [16, 128, 15, 129],
     "preflights": ["free", "count", "on"],
+    "retry_hints": [True, False, "true", "yes", 1],
     "secret": ["a secret of many characters", ["x" * 16, "y" * 15], [], "short", 1],
     "share": ["50%", 0.5, 2],
     "store": [

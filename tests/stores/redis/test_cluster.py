@@ -7,11 +7,22 @@ from contextlib import nullcontext
 
 import pytest
 import pytest_asyncio
+from starlette.types import Receive, Scope, Send
 
-from ratelimit import Algorithm, Check, Limit, RedisStore, StoreUnavailable
+from ratelimit import (
+    Algorithm,
+    Check,
+    Limit,
+    RateLimiter,
+    RateLimitMiddleware,
+    RedisStore,
+    Rule,
+    StoreUnavailable,
+)
 from ratelimit.testing import MakeStore, ManualClock, StoreSuite
 from tests.stores.redis.test_connections import RIGHTS
 from tests.stores.redis.test_store import assert_exact_from_eight_processes
+from tests.support.asgi import ask
 from tests.support.clusters import Cluster, cluster
 from tests.support.servers import binaries, serving
 
@@ -307,3 +318,46 @@ async def test_a_failover_raises_nothing_but_unavailable() -> None:
         assert failed > 0
         assert 0 <= look.remaining - max(0, 50 - passed) <= 50
         await store.aclose()
+
+
+async def test_places_of_many_identities_are_held_renewed_and_given_up(
+    store: RedisStore, fresh: Cluster
+) -> None:
+    """Beside a rule of another slot, which refuses some, and in nodes that forget."""
+    go_on = asyncio.Event()
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    rules = [
+        Rule("each", concurrency=2, lease=1),
+        Rule("all", "31/hour", by="global", algorithm="fixed_window"),
+    ]
+    limiter = RateLimiter(rules, store=store)
+    app = RateLimitMiddleware(inner, limiter)
+    clients = [f"192.0.2.{number}" for number in range(15)]
+
+    async def left(client: str) -> int:
+        return (await limiter.peek("each", client))[0].remaining
+
+    async def becomes(number: int) -> None:
+        while {await left(client) for client in clients} != {number}:  # noqa: ASYNC110  # of nodes
+            await asyncio.sleep(0.01)
+
+    asked = [asyncio.create_task(ask(app, client=(each, 1))) for each in clients * 2]
+    await becomes(0)
+    for each in clients[:5]:
+        assert (await ask(app, client=(each, 1))).problem["violated-policies"] == ["each"]
+    for node in fresh.masters():
+        node.command("FLUSHALL")
+    await becomes(0)
+    go_on.set()
+    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    await becomes(2)
+    # A place that was charged beside a refusal is given back, and whoever has it knows of it.
+    statuses = [(await ask(app, client=(clients[0], 1))).status for _ in range(40)]
+    assert statuses == [200] * 31 + [429] * 9
+    await becomes(2)
+    await store.aclose()

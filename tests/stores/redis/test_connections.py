@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from ratelimit import Check, Limit, RedisStore, StoreUnavailable
+from ratelimit.concurrency import Concurrency
 from ratelimit.testing import TABLES, ManualClock, check_table
 from tests.support.servers import (
     Binary,
@@ -30,7 +31,8 @@ PASSWORD: Final = "p@ss:w/rd?#%& é+"
 # what the script calls. A database other than 0 needs +select as well.
 RIGHTS: Final = (
     "evalsha", "script|load", "del",
-    "get", "lindex", "lrange", "lset", "ltrim", "pexpire", "rpush", "set", "srandmember", "time",
+    "get", "hdel", "hgetall", "hset", "lindex", "lrange", "lset", "ltrim", "pexpire", "rpush",
+    "set", "srandmember", "time",
 )  # fmt: skip
 
 
@@ -228,6 +230,11 @@ async def everything(url: str) -> None:
         for table in TABLES.values():
             clock.set_us(ManualClock()())
             await check_table(store, clock, table)
+        at_once = Check(Concurrency(2), "someone", at_us=1, level=1)
+        (charged,) = await store.decide([at_once])
+        if problem := getattr(charged, "problem", None):
+            raise problem
+        await store.decide([at_once.given_back(charged)])
 
 
 def granted(*without: str) -> list[str]:
