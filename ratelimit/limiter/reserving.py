@@ -264,9 +264,10 @@ class Reservation:
 
 def from_token(settler: Settler, signer: Signer, token: str) -> Reservation:
     """The reservation of a token; raises ValueError where no secret of the limiter's signed it."""
-    version, identifier, told, names, cost = signer.read(token)
+    version, *content = signer.read(token)
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
+    identifier, told, names, cost = content
     parts = [
         Part(
             budget,

@@ -192,7 +192,7 @@ def streaming(limits: RateLimiter, *, middleware: bool = True, **options: Any) -
     [
         lambda: RateLimiter(enabled=False),
         lambda: RateLimiter(store=Away()),
-        lambda: RateLimiter(),
+        RateLimiter,
     ],
     ids=["off", "away", "counted"],
 )
@@ -206,6 +206,7 @@ async def test_without_a_middleware_a_stream_is_not_committed_when_its_endpoint_
     limits = RateLimiter()
     app = streaming(limits, middleware=False, cost=10)
     assert len((await ask(app, "/stream", "POST")).body) == 9
+    await limits._settler.aclose()
     (decision,) = await limits.peek("tokens", "192.0.2.1")
     assert decision.remaining == 90  # and not 99, by what it was when the endpoint returned
 

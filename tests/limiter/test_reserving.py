@@ -265,6 +265,13 @@ async def test_nobody_makes_a_token_up(store: Store) -> None:
     assert await left(limits) == 200
 
 
+async def test_a_token_of_another_version_says_so(store: Store) -> None:
+    limits = limiter(store, secret=SECRET)
+    for content in ([2], [2, "id", {"another": "shape"}]):
+        with pytest.raises(ValueError, match="another version"):
+            await limits.commit(limits._signer.sign(content), 1)
+
+
 async def test_without_a_secret_there_is_no_token(store: Store) -> None:
     reservation = await limiter(store).reserve("tokens", "alice", cost=1)
     with pytest.raises(RuntimeError, match="no secret to sign"):
