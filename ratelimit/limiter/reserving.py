@@ -98,7 +98,8 @@ class Reservation:
     def commit_sync(self, actual: int | Sequence[int]) -> bool:
         """Commits from a thread that the event loop does not run in, and waits for it.
 
-        Raises RuntimeError in the event loop's own thread, which would wait for ever.
+        Raises RuntimeError in the event loop's own thread, which would wait for ever, and where
+        that loop is closed.
         """
         try:
             asyncio.get_running_loop()
@@ -106,6 +107,8 @@ class Reservation:
             pass
         else:
             raise RuntimeError("commit_sync is for threads; write `await reservation.commit(...)`")
+        if self._loop is not None and self._loop.is_closed():
+            raise RuntimeError("the event loop that made this reservation is closed")
         if self._loop is None:
             return from_thread.run(self.commit, actual)
         waits: Future[bool] = asyncio.run_coroutine_threadsafe(self.commit(actual), self._loop)

@@ -94,6 +94,14 @@ class Settler:
             return await job
         return await asyncio.shield(task)
 
+    async def finish_all(self, jobs: Sequence[Job]) -> None:
+        """Does jobs to their ends as `finish` does, together where the event loop lets them."""
+        if self.at_once or not _is_asyncio():
+            for job in jobs:
+                await job
+            return
+        await asyncio.shield(asyncio.gather(*map(self._keep, jobs)))
+
     async def aclose(self) -> None:
         """Waits for the jobs of this event loop, which the store's deadline bounds."""
         try:
@@ -313,8 +321,8 @@ class Outcome:
     async def _forget(self, waits: Awaitable[object] | None, made: Sequence[_Made]) -> None:
         if waits is not None:
             await waits
-        for each in made:
-            await self._outcomes.settler.finish(self._give_back_failures(each.check))
+        jobs = [self._give_back_failures(each.check) for each in made]
+        await self._outcomes.settler.finish_all(jobs)
 
     async def _give_back_failures(self, check: Check) -> None:
         """Gives back what the failures of a counter were charged."""

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from ratelimit import RateLimit, RateLimiter, RateLimitMiddleware, Reservation, Rule, limit
 from ratelimit.asgi import decorators
-from ratelimit.decisions import Decision
+from ratelimit.decisions import Check, Decision
 from ratelimit.stores import MemoryStore, StoreUnavailable
 from ratelimit.testing import ManualClock
 from tests.support.asgi import Counting, Inner, ask
@@ -135,6 +135,29 @@ async def test_a_success_gives_back_the_newest_failures_few_at_a_time() -> None:
         (decision,) = await limits.peek("login", "alice")
         assert decision.remaining == left
     assert store.most == 50
+
+
+async def test_a_success_waits_for_all_its_limits_at_once() -> None:
+    """A store that is slow, or away, holds it up once, and not once for each limit and rule."""
+
+    class Meeting(Counting):
+        """A store in which each of two has to be asked before one is answered."""
+
+        both = asyncio.Barrier(2)
+
+        async def take_failures(self, check: Check) -> list[Check]:
+            await self.both.wait()
+            return await super().take_failures(check)
+
+    store = Meeting(ManualClock())
+    charge = {**FAILURES, "reset_on": [200]}
+    rule = Rule("login", "5/hour; 9/day", by="header:x-account", charge=charge)
+    limits = RateLimiter([rule], store=store)
+    async with asyncio.timeout(10):
+        for status in (401, 200):
+            app = RateLimitMiddleware(Answering(status), limits)
+            await ask(app, "/login", "POST", [("x-account", "alice")])
+    assert [each.remaining for each in await limits.peek("login", "alice")] == [5, 9]
 
 
 class Answering:

@@ -318,6 +318,15 @@ async def test_a_thread_commits_and_waits_for_it(store: Store) -> None:
     assert await left(limits) == 900
 
 
+def test_a_thread_that_outlives_the_event_loop_is_told_so() -> None:
+    async def reserve() -> Reservation:
+        return await RateLimiter([tokens()]).reserve("tokens", "alice", cost=1)
+
+    reservation = asyncio.run(reserve())
+    with pytest.raises(RuntimeError, match="made this reservation is closed"):
+        reservation.commit_sync(1)
+
+
 # --- on a route ----------------------------------------------------------------------------------
 
 
