@@ -1,6 +1,6 @@
 """Requests a second through real proxies that ask the limiter, beside a service that only says yes.
 
-`python benchmarks/gateway.py [--rounds 7] [--seconds 2] [--proxies nginx caddy envoy]` starts, for
+`python benchmarks/gateway.py [--rounds 7] [--seconds 2] [--proxies nginx envoy-rls]` starts, for
 each proxy that is found (tests/support/gateways.py says where), three of it by its recipe: beside a
 service of the same server that allows everything and knows nothing, beside `ratelimit serve` that
 counts in process, and beside one that counts in Redis. They are kept busy in turns, each round in
@@ -36,7 +36,7 @@ from tests.support.gateways import (
     program,
     recipe,
     run_proxy,
-    serve,
+    serve_for,
 )
 from tests.support.servers import binaries, free_port, serving, temporary_folder
 
@@ -88,11 +88,25 @@ async def allow(scope: Any, _: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b""})
 
 
+async def allow_calls(port: int) -> None:
+    """The rate limit service that knows nothing."""
+    from ratelimit.gateway.calls import Answered, Server  # noqa: PLC0415  # h2 is an extra
+    from ratelimit.gateway.messages import Answer, write  # noqa: PLC0415  # as above
+
+    message = write(Answer(over=False))
+
+    async def answer(*_: object) -> Answered:
+        return Answered(message)
+
+    await Server(answer, lambda _: True).open("127.0.0.1", port, share=False)
+    await asyncio.Event().wait()
+
+
 def serve_part(part: str, port: int) -> None:
     """A part that stands beside the proxies, in the process that was started for it."""
-    if part == "application":
+    if part != "allow":
         with asyncio.Runner(loop_factory=__import__("uvloop").new_event_loop) as runner:
-            runner.run(listen(port))
+            runner.run(listen(port) if part == "application" else allow_calls(port))
     uvicorn.run(
         allow, port=port, ws="none", lifespan="off", proxy_headers=False, server_header=False,
         date_header=False, access_log=False, log_level="warning", timeout_keep_alive=3_700,
@@ -227,7 +241,7 @@ def faults(name: str, folder: Path, behind: int) -> Iterator[Fault]:
         rules = folder / "faults.yaml"
         rules.write_text(RULES.format(store=redis.url, deadline="50ms"))
         asked, port = free_port(), open_port()
-        service = serve(folder, rules, asked, f"--dialect={name}")
+        service = serve_for(name, folder, rules, asked)
         stack.callback(service.end)
         text = recipe(name, listen=port, service=asked, behind=behind, patience=None)
         stack.callback(run_proxy(name, folder, text, port).end)
@@ -260,12 +274,14 @@ def measured(name: str, options: argparse.Namespace) -> list[str]:
         folder.chmod(0o755)
         redis = stack.enter_context(serving(binaries()[0].path))
         behind, _ = stack.enter_context(part("application", folder))
-        services: Services = {BARE: stack.enter_context(part("allow", folder))}
+        services: Services = {
+            BARE: stack.enter_context(part(f"allow{'-calls' * name.endswith('-rls')}", folder))
+        }
         for row, store in (("in process", "memory://"), ("in Redis", redis.url)):
             rules = folder / f"{row}.yaml"
             rules.write_text(RULES.format(store=store, deadline="200ms"))
             port = free_port()
-            service = serve(folder, rules, port, f"--dialect={name}")
+            service = serve_for(name, folder, rules, port)
             stack.callback(service.end)
             services[row] = port, service.process.pid
         proxies: Services = {}
@@ -308,7 +324,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def version(name: str) -> str:
     """What a proxy calls itself."""
-    flag = {"nginx": "-v", "caddy": "version", "envoy": "--version"}[name]
+    flag = {"nginx": "-v", "caddy": "version", "envoy": "--version"}[name.removesuffix("-rls")]
     said = subprocess.run([str(program(name)), flag], capture_output=True, text=True, check=True)
     return " ".join((said.stdout + said.stderr).split())
 
@@ -318,6 +334,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--proxies", nargs="+", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--result", default=RESULT.name)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -343,7 +360,7 @@ def main() -> None:
             report = [*report, *measured(name, options)]
     text = "\n".join(report) + "\n"
     print(text)
-    RESULT.write_text(text)
+    RESULT.with_name(options.result).write_text(text)
 
 
 if __name__ == "__main__":

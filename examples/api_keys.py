@@ -57,10 +57,17 @@ def plan(connection: HTTPConnection) -> str | None:
 
 limiter = RateLimiter(
     [
-        Rule("unknown-keys", "10/minute", path="/v1/{rest:path}", charge={"on_status": [401]}),
+        Rule(
+            "unknown-keys",
+            "10/minute",
+            algorithm="sliding_log",
+            path="/v1/{rest:path}",
+            charge={"on_status": [401]},
+        ),
         Rule(
             "api",
             {"free": "3/minute", "pro": "10/minute", "internal": "unlimited"},
+            algorithm="sliding_log",
             path="/v1/{rest:path}",
             by="owner",
             tier="plan",

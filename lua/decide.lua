@@ -9,8 +9,9 @@ ARGV[2]   how many different kinds of request follow, each as how many checks it
           to which 8 times a number of its own may be added, and its five numbers (limit[2] ..
           limit[6] in that file's header); the cost; the action (0 charge, 1 shadow, 2 force, 3 give
           back, 4 renew); and for a give-back the charge's time (microseconds) and level, for a
-          concurrency who asks (its header says how), for the others 0 and 0
-then      for each request, its kind's place
+          concurrency who asks (its header says how), for the others 0 and 0. Where how many there
+          are is negative, costs, times and levels come with each request instead
+then      for each request, its kind's place, behind which may be three numbers for each check
 Returns   for each check six whole numbers: remaining, retry (microseconds; 0 where it is allowed,
           -1 for never), reset, delay, at (when it was decided) and level (a bucket's, after the
           charge; else 0; -1 where a debt was cut, of which nothing is given back; but of a request
@@ -283,8 +284,9 @@ if not now_us then
 end
 local kinds = {}
 for i = 1, next_number() do
-  local checks = {}
-  for j = 1, next_number() do
+  local count = next_number()
+  local checks = {own = count < 0}
+  for j = 1, checks.own and -count or count do
     local limit = {
       next_number(), next_number(), next_number(), next_number(), next_number(), next_number(),
     }
@@ -349,11 +351,18 @@ local function decide_without(now_us, checks, count, reply, start, problem)
 end
 
 local reply, known = {}, 0
-for i = at + 1, #ARGV do
-  local checks = kinds[tonumber(ARGV[i])]
+while at < #ARGV do
+  at = at + 1
+  local checks = kinds[tonumber(ARGV[at])]
   local count = #checks
   for j = 1, count do
-    checks[j].key = KEYS[known + j]
+    local check = checks[j]
+    check.key = KEYS[known + j]
+    if checks.own then
+      check.cost = next_number()
+      check.charged_us = next_number()
+      check.charged_level = next_number()
+    end
   end
   local start = known * FIELDS
   local fine, problem = pcall(decide, now_us, checks, count, reply, start)

@@ -4,6 +4,7 @@ A store is one entry of STORES: its name, and a function from pytest's request a
 store. A server is started by a session fixture that the entry asks the request for by name.
 """
 
+import asyncio
 import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,6 +51,19 @@ def redis_server() -> Iterator[Server]:
     """One server for the whole run; its tests use keys of their own, or flush it."""
     with serving(binaries()[0].path) as server:
         yield server
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def end_what_a_test_leaves_running() -> AsyncIterator[None]:
+    """Ends the background of limiters that a test has not closed: all tests share one loop."""
+    before = asyncio.all_tasks()
+    yield
+    left = [
+        each for each in asyncio.all_tasks() - before if each.get_name().startswith("ratelimit ")
+    ]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 @pytest.fixture

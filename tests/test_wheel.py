@@ -92,7 +92,7 @@ def test_the_wheel_holds_the_package_with_its_lua_and_types_and_nothing_else(whe
     expected |= {"ratelimit/py.typed", "ratelimit/rules.schema.json", "ratelimit/stores/memory.lua"}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert len(list((ROOT / "lua").glob("*.lua"))) == 6
+    assert len(list((ROOT / "lua").glob("*.lua"))) == 8
     assert "ratelimit/insight/dashboard/page/index.html" in expected
     assert names == expected
 

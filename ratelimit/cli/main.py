@@ -14,6 +14,7 @@ except ImportError:
         "the ratelimit command needs click and rich: pip install 'ratelimit-asgi[cli]'"
     ) from None
 
+from ratelimit.cli.convert import convert
 from ratelimit.cli.counters import inspect, kill, reset, revive, top, unban
 from ratelimit.cli.explain import explain
 from ratelimit.cli.plan import plan
@@ -27,6 +28,7 @@ __all__ = ["main"]
 @click.group(
     commands=[
         check,
+        convert,
         explain,
         inspect,
         kill,

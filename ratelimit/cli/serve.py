@@ -11,7 +11,7 @@ import click
 from ratelimit.cli.output import fail, say
 from ratelimit.cli.rulefiles import MISTAKES, load
 from ratelimit.gateway.dialects import DIALECTS
-from ratelimit.gateway.service import AUTH, PAGE, Plan, built, write_log
+from ratelimit.gateway.service import AUTH, PAGE, Plan, application, write_log
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import shown
 
@@ -55,6 +55,11 @@ class Place(NamedTuple):
     help="Where it asks; or unix:PATH.",
 )
 @click.option(
+    "--envoy-grpc",
+    metavar="HOST:PORT",
+    help="Where Envoy's rate limit service listens as well; or unix:PATH.",
+)
+@click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes."
 )
 @click.option("--watch", is_flag=True, help="Follow the rule file; SIGHUP reads it again anyway.")
@@ -65,7 +70,13 @@ class Place(NamedTuple):
     help="Open the live page to peers in this network, such as 127.0.0.1.",
 )
 def serve(
-    rules: str, dialect: str, listen: str, workers: int, watch: bool, page: tuple[str, ...]
+    rules: str,
+    dialect: str,
+    listen: str,
+    envoy_grpc: str | None,
+    workers: int,
+    watch: bool,
+    page: tuple[str, ...],
 ) -> None:
     """Answers a proxy (nginx, Caddy, Traefik, Envoy) by the RULES of a file.
 
@@ -77,11 +88,14 @@ def serve(
     except ImportError:
         fail("to serve needs uvicorn: pip install 'ratelimit-asgi[serve]'", 2)
     place = _place(listen)
-    _check_trust(load(rules), place)
+    calls = None if envoy_grpc is None else _place(envoy_grpc)
+    known = load(rules)
+    for each in filter(None, (place, calls)):
+        _check_trust(known, each)
     write_log()
-    plan = Plan(os.path.abspath(rules), dialect, page, workers, watch)  # noqa: PTH100  # as it is
+    plan = Plan(os.path.abspath(rules), dialect, page, workers, watch, calls)  # noqa: PTH100  # as it is
     try:
-        app: Any = built(plan)
+        app: Any = application(plan)
     except (ValueError, ImportError) as error:
         fail(str(error), 2)
     options: dict[str, Any] = {
@@ -100,6 +114,8 @@ def serve(
         "h11_max_incomplete_event_size": MOST_HEAD,
     }
     say(f"{dialect} asks at {place}{AUTH}")
+    if calls is not None:
+        say(f"envoy asks by gRPC at {calls}")
     if page:
         say(f"the live page is at {place}{PAGE}/ for {', '.join(page)}")
     if workers == 1:

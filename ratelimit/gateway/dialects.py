@@ -13,10 +13,14 @@ from urllib.parse import unquote_to_bytes
 
 from ratelimit.rules.paths import route_path
 
-__all__ = ["DIALECTS", "Dialect", "Reader", "TooLong", "Unsaid"]
+__all__ = ["DIALECTS", "ROOT", "Dialect", "Reader", "TooLong", "Unsaid", "target"]
 
 LONGEST_URI: Final = 65_536
 """Bytes of a request's URI that are read; nginx takes 8 KiB of one unless told, Envoy 60."""
+
+
+ROOT: Final = "/envoy:"
+"""The start of the paths of descriptors, for which `rls` has rules: no request's path has it."""
 
 
 class Unsaid(ValueError):
@@ -95,11 +99,11 @@ class Reader:
                 method = said[self._method].decode("latin-1")
             paths: Sequence[str] = ()
             if self._uri is not None:
-                paths, raw, query = _target(said[self._uri])
+                paths, raw, query = target(said[self._uri])
         except KeyError as missing:
             raise Unsaid(f"there is no {missing.args[0].decode()}") from None
         if self._uri is None:
-            paths = (route_path(scope),)
+            paths = (_as_request(route_path(scope)),)
             raw, query = scope.get("raw_path", b""), scope["query_string"]
         if method == "CONNECT" and paths[0].startswith("/"):
             method = "GET"  # RFC 8441: a WebSocket through HTTP/2, a GET to applications
@@ -129,7 +133,7 @@ class Reader:
                 raise Unsaid(f"{name.decode()} is there twice")
 
 
-def _target(uri: bytes) -> tuple[Sequence[str], bytes, bytes]:
+def target(uri: bytes) -> tuple[Sequence[str], bytes, bytes]:
     """The decoded paths, the path as sent and the query of a request's target (RFC 9112, 3.2)."""
     if len(uri) > LONGEST_URI:
         raise TooLong(f"the URI has {len(uri)} bytes; {LONGEST_URI} are read")
@@ -152,4 +156,11 @@ def _decoded(path: bytes) -> str:
     """A path as servers decode it."""
     if b"%" in path:
         path = unquote_to_bytes(path)
-    return path.decode("utf-8", "replace")
+    return _as_request(path.decode("utf-8", "replace"))
+
+
+def _as_request(path: str) -> str:
+    """A request's path, which is not a descriptor's, however a server would read it."""
+    if "envoy:" not in path:
+        return path
+    return re.sub(r"([/\\])envoy:", r"\1envoy=3A", path)

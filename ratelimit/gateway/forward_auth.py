@@ -23,7 +23,7 @@ from ratelimit.responses.problems import problem
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.words import near, shown
 
-__all__ = ["PROBLEM", "STATUS", "ForwardAuth"]
+__all__ = ["MOST_PEERS", "PROBLEM", "STATUS", "TOO_LONG", "ForwardAuth", "doubts", "unheard"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
@@ -45,7 +45,7 @@ _UNTRUSTED: Final = problem(
     403, "about:blank", "Forbidden",
     "The rate limiter does not take the word of who asks it; its log says why.",
 )  # fmt: skip
-_TOO_LONG: Final = problem(
+TOO_LONG: Final = problem(
     414, "about:blank", "URI Too Long", "The URI is longer than any that is served."
 )
 
@@ -110,7 +110,7 @@ class ForwardAuth:
                 if len(paths) > 1 and admission.refusal is None:
                     await limiter.admit({**request, "path": paths[1], SCOPE_KEY: admission})
                 if admission.turns and admission.refusal is None:
-                    await take_turn(admission, _unheard)
+                    await take_turn(admission, unheard)
                 refusal = admission.refusal
                 if refusal is None:
                     headers = [*_ALLOWED, *admission.headers()]
@@ -120,7 +120,7 @@ class ForwardAuth:
             self._once("proxy-unclear", f"a question of {scope.get('client')}: {unsaid}")
             refusal = _UNTRUSTED
         except TooLong:
-            refusal = _TOO_LONG
+            refusal = TOO_LONG
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
         finally:
@@ -239,7 +239,7 @@ def _longest_wait(limit: Limit) -> float:
     return drained if limit.max_delay is None else min(drained, limit.max_delay)
 
 
-async def _unheard() -> Message:
+async def unheard() -> Message:
     """Hears nothing: where a proxy gives up, its request goes on, and must stay counted."""
     await anyio.sleep_forever()
     raise RuntimeError("it slept for ever")

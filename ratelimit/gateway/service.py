@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Self
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.identity.addresses import read_address
@@ -24,7 +24,17 @@ from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.stores import MemoryStore
 
-__all__ = ["AUTH", "PAGE", "Plan", "Service", "built", "make", "write_log"]
+__all__ = [
+    "AUTH",
+    "PAGE",
+    "Plan",
+    "Service",
+    "WithCalls",
+    "application",
+    "built",
+    "make",
+    "write_log",
+]
 
 AUTH: Final = "/auth"
 """The path below which proxies ask."""
@@ -45,6 +55,8 @@ class Plan(NamedTuple):
     workers: int = 1
     watch: bool = False
     """Whether the rule file is followed."""
+    calls: tuple[str, int, str | None] | None = None
+    """The host and the port, or the unix socket, where Envoy's rate limit service listens."""
 
     def leave(self) -> None:
         """Leaves it to the workers that this process starts."""
@@ -53,8 +65,8 @@ class Plan(NamedTuple):
     @classmethod
     def found(cls) -> Self:
         """The plan that was left to this process."""
-        rules, dialect, page, workers, watch = json.loads(os.environ[_PLAN])
-        return cls(rules, dialect, tuple(page), workers, watch)
+        rules, dialect, page, workers, watch, calls = json.loads(os.environ[_PLAN])
+        return cls(rules, dialect, tuple(page), workers, watch, calls and tuple(calls))
 
 
 class Service:
@@ -135,13 +147,60 @@ def _metrics(limiter: RateLimiter, *, shared: bool) -> ASGIApp:
     return make_asgi_app(registry)
 
 
-def make() -> Service:
+class WithCalls:
+    """A service that also takes Envoy's calls, from its start to its end.
+
+    Raises ImportError, in one sentence, without the extra ``envoy``.
+    """
+
+    def __init__(
+        self, service: Service, place: tuple[str, int, str | None], *, share: bool
+    ) -> None:
+        try:
+            from ratelimit.gateway.calls import Server  # noqa: PLC0415  # an extra
+            from ratelimit.gateway.rls import RateLimitService  # noqa: PLC0415  # which needs it
+        except ImportError:
+            raise ImportError(
+                "Envoy's rate limit service needs h2: pip install 'ratelimit-asgi[envoy]'"
+            ) from None
+        answers = RateLimitService(service.auth.limiter)
+        self._server = Server(answers, answers.trusts)
+        self._service = service
+        self._place = place
+        self._share = share
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or the lifespan of the whole."""
+        if scope["type"] != "lifespan":
+            await self._service(scope, receive, send)
+            return
+
+        async def heard() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":  # while the store is still open
+                await self._server.aclose()
+            return message
+
+        async def said(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                host, port, unix = self._place
+                try:
+                    await self._server.open(host, port, unix, share=self._share)
+                except OSError as error:
+                    failed = f"{unix or f'{host}:{port}'} cannot be listened on: {error.strerror}"
+                    message = {"type": "lifespan.startup.failed", "message": failed}
+            await send(message)
+
+        await self._service(scope, heard, said)
+
+
+def make() -> ASGIApp:
     """The service that a worker runs, by the plan that was left to it.
 
     Raises what reading the rule file raises, and ValueError, in one sentence, for what cannot be.
     """
     write_log()
-    return built(Plan.found())
+    return application(Plan.found())
 
 
 def write_log() -> None:
@@ -165,3 +224,11 @@ def built(plan: Plan) -> Service:
             "which each counts for itself; name a Redis"
         )
     return Service(limiter, plan.dialect, page=plan.page, shared=shared)
+
+
+def application(plan: Plan) -> ASGIApp:
+    """The service of a plan, and Envoy's beside it where the plan has one."""
+    service = built(plan)
+    if plan.calls is None:
+        return service
+    return WithCalls(service, plan.calls, share=plan.workers > 1)

@@ -90,9 +90,16 @@ class TurnedAway(Exception):
 
 
 async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
-    rule: Rule, path_params: Mapping[str, object], request: Request, *, strict: bool
+    rule: Rule,
+    path_params: Mapping[str, object],
+    request: Request,
+    *,
+    strict: bool,
+    times: int = 1,
 ) -> Question | None:
     """The checks of a rule for a request that it matches; None where it does not apply after all.
+
+    ``times`` is the number of times that the request counts.
 
     A client may be able to make a function of the application's fail, and must not gain by it:
     the request then counts by its address, at the first tier, at a cost of 1, and is not skipped.
@@ -152,7 +159,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
         return None  # it is unlimited, also in how many are under way at once
     limits = rule.asks if limits is rule.limits else with_concurrency(limits, rule.concurrency)
     cost = await cost_of(rule, request, strict=strict)
-    asked = _asked(rule, limits, key, cost, override)
+    asked = _asked(rule, limits, key, cost * times, override)
     return asked if rule.ban is None else asked._replace(ban=_ban(rule, rule.ban, asked, request))
 
 

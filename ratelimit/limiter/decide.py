@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
+from ratelimit.concurrency import Concurrency
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import ALL, Switches
@@ -22,11 +23,12 @@ from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, 
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases, withdraw
+from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.settling import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
-from ratelimit.responses.headers import forbid, refuse
+from ratelimit.limiter.together import Asked, Part
+from ratelimit.responses.headers import forbid, new_told, refuse
 from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
@@ -35,6 +37,8 @@ from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
 __all__ = ["Decider"]
 
+_CHARGE: Final = int(Action.CHARGE)
+_FORCE: Final = int(Action.FORCE)
 _SHADOW: Final = int(Action.SHADOW)
 _NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
 _NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
@@ -265,6 +269,94 @@ class Decider:
         known = [each for each in decisions if not each.degraded]
         return admission, (*known, *admission.degraded)
 
+    async def decide_alone(self, part: Part, registered: Registered) -> Admission:
+        """Decides a part that has no other beside it, as any request is decided."""
+        admission = Admission(self._owner, None)
+        await self.decide(admission, part.scope, (), part.find, registered, admission.template)
+        part.told = list(admission.told)
+        if admission.refusal is not None:
+            part.over = not part.told
+            await admission.give_back()
+        return admission
+
+    async def decide_together(  # noqa: PLR0911, PLR0912  # as `decide`
+        self, parts: Sequence[Part], registered: Registered
+    ) -> Admission:
+        """Decides what is to pass together: every part is charged, or none is.
+
+        Leaves with each part what was told of it, and whether it is why nothing passes.
+        """
+        owner = self._owner
+        admission = Admission(owner, None)
+        if not (owner.enabled and owner.everywhere):
+            return admission
+        matching: Matching = []
+        plan, keys = _NOTHING, list[str]()
+        try:
+            matching, asked = self._gathered(admission, parts, registered)
+            if any(part.over for part in parts):
+                return admission
+            shedder = owner.shedder
+            if asked and not asked[0].part.forced and shedder is not None and shedder.watching:
+                index = self.now.rules.index
+                if await shedder.refuses(admission, asked[0].request, matching, index):
+                    return admission
+            if not matching:
+                return admission
+            admission.decided = ((self._store, matching),)
+            plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
+            if not keys:
+                return admission
+            ask = self._ask
+            if bans and not parts[0].forced:
+                jitter_us = self.now.rules.retry_jitter_us
+                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+            if plan.holds:
+                decisions = await self._leases.ask(admission, plan, keys, ask)
+            else:
+                decisions = await ask(plan.checks(keys))
+            if admission.refusal is not None:
+                return admission
+            lost = self._conclude(admission, plan, keys, decisions)
+            for (_, key, *_, action), policy, decision in zip(
+                plan.asked, plan.policies, decisions, strict=True
+            ):
+                if action != _SHADOW and not decision[8]:
+                    asked[key].part.told.append(new_told((policy, decision)))
+            if lost:
+                await self._without_store(admission, matching, plan, keys, lost)
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            await self._fallback.answer(
+                self.now.rules, admission, matching, problem, plan.checks(keys), plan.policies
+            )
+        except BaseException:  # as above
+            withdraw(admission, 0)
+            raise
+        if admission.refusal is not None:
+            await admission.give_back()
+        return admission
+
+    def _gathered(
+        self, admission: Admission, parts: Sequence[Part], registered: Registered
+    ) -> tuple[Matching, list[Asked]]:
+        """The rules for all parts, and whose each is; none of whom the lists decide about."""
+        owner = self._owner
+        listed = not (owner.denylist.empty and owner.allowlist.empty)
+        matching: list[tuple[Rule, Mapping[str, object]]] = []
+        asked: list[Asked] = []
+        for part in parts:
+            client = self.now.proxies.client(part.scope)
+            if listed and self._is_listed(admission, client):
+                if admission.refusal is not None:
+                    part.over = True
+                    break
+                continue
+            found = self._still_on(part.find(part.scope)[0])
+            request = self.request(part.scope, registered, client, admission.template)
+            matching += found
+            asked += [Asked(request, part)] * len(found)
+        return matching, asked
+
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
@@ -324,10 +416,17 @@ class Decider:
             if plan.holds and admission.refusal is None:
                 self._leases.assume(admission, plan, keys, places)
 
-    async def _question(  # as above
-        self, admission: Admission, matching: Matching, request: Request
+    async def _question(  # noqa: PLR0912  # as `question`
+        self,
+        admission: Admission,
+        matching: Matching,
+        request: Request,
+        together: list[Asked] | None = None,
     ) -> tuple[Plan, list[str], list[Banning]]:
-        """The plan of what a request asks by these rules, its keys and bans; none if it is over."""
+        """The plan of what a request asks by these rules, its keys and bans; none if it is over.
+
+        ``together`` has who asks by each rule, and what is left of it in the end is by each key.
+        """
         asked: list[Question | None] = [None] * len(matching)
         order = self.now.rules.index.order
         places: Sequence[int] = range(len(matching))
@@ -341,22 +440,22 @@ class Decider:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
                     continue
+                times = 1
+                if together is not None:
+                    request, part = together[place]
+                    times = part.times
                 if "user" in rule.by and rule.on_missing != "client":
                     self._say_unreadable(request.scope.get("user"))
                 try:
-                    word = rule.on_store_failure or self.now.rules.on_store_failure
-                    strict = word == "deny"
-                    found = asked[place] = await question(rule, path_params, request, strict=strict)
-                except TurnedAway:
-                    raise
-                except Exception as problem:  # noqa: BLE001  # the law of this module
-                    # A client may be able to make it fail, which must not open the other rules.
-                    await self._fallback.answer(
-                        self.now.rules, admission, [(rule, path_params)], problem
+                    found = asked[place] = await self._asked(
+                        admission, rule, path_params, request, times
                     )
-                    if admission.refusal is not None:
-                        return _NOTHING, [], []
-                    continue
+                except TurnedAway:
+                    if together is not None:
+                        part.over = True
+                    raise
+                if admission.refusal is not None:
+                    return _NOTHING, [], []
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
                     if rule.replaces and found.action != _SHADOW:
@@ -370,8 +469,29 @@ class Decider:
             tell_blocked(self._events, admission, turned)
             return _NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
-        plan = self.now.rules.index.plan_of(_terms(matching, asked))
+        if together is not None:
+            together[:] = [who for who, each in zip(together, asked, strict=True) if each]
+        plan = self.now.rules.index.plan_of(_terms(matching, asked, together))
         return plan, keys, _bans(matching, asked)
+
+    async def _asked(
+        self,
+        admission: Admission,
+        rule: Rule,
+        path_params: Mapping[str, object],
+        request: Request,
+        times: int,
+    ) -> Question | None:
+        """The question of one rule; None where it has none, or cannot be known."""
+        word = rule.on_store_failure or self.now.rules.on_store_failure
+        try:
+            return await question(rule, path_params, request, strict=word == "deny", times=times)
+        except TurnedAway:
+            raise
+        except Exception as problem:  # noqa: BLE001  # the law of this module
+            # A client may be able to make it fail, which must not open the other rules.
+            await self._fallback.answer(self.now.rules, admission, [(rule, path_params)], problem)
+            return None
 
     async def _skips(self, skip: Ask[bool], request: Request) -> bool:
         """Whether the application wants no rule to apply; where it cannot say, they do."""
@@ -469,9 +589,11 @@ class Decider:
                 self._counts[rule, outcome] += 1
 
 
-def _terms(matching: Matching, asked: Sequence[Question | None]) -> list[Terms]:
-    """All that rules ask, but the keys."""
-    return [
+def _terms(
+    matching: Matching, asked: Sequence[Question | None], together: Sequence[Asked] | None
+) -> list[Terms]:
+    """The terms of rules for a request, or for parts of one, which may be forced."""
+    terms = [
         Terms(
             rule.name,
             counter_of(rule),
@@ -484,6 +606,26 @@ def _terms(matching: Matching, asked: Sequence[Question | None]) -> list[Terms]:
         for (rule, _), each in zip(matching, asked, strict=True)
         if each is not None
     ]
+    if together is None:
+        return terms
+    return [
+        _forced(each) if who.part.forced else each
+        for each, who in zip(terms, together, strict=True)
+    ]
+
+
+def _forced(terms: Terms) -> Terms:
+    """Terms that charge without asking; nothing is under way any more where they do."""
+    pairs = [
+        pair
+        for pair in zip(terms.limits, terms.policies, strict=True)
+        if not isinstance(pair[0], Concurrency)
+    ]
+    return terms._replace(
+        limits=tuple(limit for limit, _ in pairs),
+        policies=tuple(policy for _, policy in pairs),
+        action=_FORCE if terms.action == _CHARGE else terms.action,
+    )
 
 
 def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:

@@ -142,13 +142,13 @@ class Leases:
                 told(None, answer.exception())
             else:
                 found = answer.result()
-                told(self._store.decided(check, found) if self._sends else found[0])
+                told(self._store.decided((check,), found)[0] if self._sends else found[0])
 
         try:
             if self._memory is not None:
                 told(_at_once(self._memory, check))
             elif self._sends:
-                self._store.send(check).add_done_callback(answered)
+                self._store.send((check,)).add_done_callback(answered)
             else:
                 worker.task(_answer(self._ask, (check,))).add_done_callback(answered)
         except Exception as problem:  # noqa: BLE001  # the renewal tells it

@@ -34,14 +34,16 @@ from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases
+from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.reserving import Reservation, Reserving, from_token
 from ratelimit.limiter.rooms import Waits
-from ratelimit.limiter.settling import Outcomes, Settler
+from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
+from ratelimit.limiter.together import Part
 from ratelimit.limiter.tokens import Signer
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
 from ratelimit.rules.advice import doubts
@@ -51,7 +53,7 @@ from ratelimit.rules.paths import route_path
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.rules.shed import PRIORITIES, Shed
-from ratelimit.rules.values import BUILT_IN_BY
+from ratelimit.rules.values import BUILT_IN_BY, secrets
 from ratelimit.runtime.histogram import Histogram
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
 from ratelimit.stores.failover import Breaker, Failover
@@ -109,8 +111,8 @@ class RateLimiter:
     ``secret``, text of at least 16 characters, signs the tokens of reservations; of several, the
     first signs, and each is believed. Without one, the rules' own is taken.
 
-    Raises ValueError where a rule names a function that nobody registered, and TypeError where
-    ``on_event`` is async.
+    Raises ValueError where a rule names a function that nobody registered, or a secret is short,
+    and TypeError where ``on_event`` is async.
     """
 
     everywhere: ClassVar[bool] = True
@@ -178,7 +180,7 @@ class RateLimiter:
         """Requests that wait for their turn."""
         self._reports = Reports(rule_set, self.events)
         self._fallback = Fallback(self._failover, self._reports, self.counts, self.events, self)
-        self._secret = secret
+        self._secret = secret if secret is None else secrets(secret)
         self._settler = Settler(store, self._failover.decide, self._reports)
         # The store in process cannot fail.
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
@@ -291,8 +293,8 @@ class RateLimiter:
             self.shedder.end()
         self.shedder = None
         if isinstance(shed, Shed) and shed.mode != "off":
-            secrets = self.rules.secret if self._secret is None else self._secret
-            salt = salt_of(secrets, self._uri)
+            own = self.rules.secret if self._secret is None else self._secret
+            salt = salt_of(own, self._uri)
             self.shedder = Shedder(shed, salt, self.events, self.counts, self.shed)
 
     def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
@@ -503,7 +505,6 @@ class RateLimiter:
         cost = await cost_of(rule, self._decider.request(scope, self._registered))
         return Reservation(self._settler, self._signer, (), [rule.name], [min(cost, MOST_COST)])
 
-    @property
     def _signer(self) -> Signer:
         """Signs by the secrets that hold now: a rule file may bring others."""
         return Signer(self.rules.secret if self._secret is None else self._secret)
@@ -728,13 +729,25 @@ class RateLimiter:
         admission = scope.get("ratelimit")
         if admission is None:
             admission = Admission(self, route)
-        find = self._find if route is None else partial(self._find, route=route)
+        find = self.find if route is None else partial(self.find, route=route)
         deciding = self._decider.decide(
             admission, scope, (), find, self._registered, admission.template
         )
         return deciding if self.around is None else self.around(deciding)
 
-    def _find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
+    async def admit_together(self, parts: Sequence[Part]) -> Admission:
+        """Decides what is to pass together: every part is charged, or none is; never raises.
+
+        Each part says itself which rules apply to it, and has afterwards what was told of it.
+        """
+        self._begin()
+        if len(parts) == 1 and parts[0].is_plain:  # as most are
+            deciding = self._decider.decide_alone(parts[0], self._registered)
+        else:
+            deciding = self._decider.decide_together(parts, self._registered)
+        return await (deciding if self.around is None else self.around(deciding))
+
+    def find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
         """The rules for a request by its path, but none where it meets an exempt route."""
         method = scope["method"] if scope["type"] == "http" else "GET"
         path = route_path(scope) if scope.get("root_path") else scope["path"]

@@ -43,7 +43,7 @@ class Reservation:
     def __init__(
         self,
         settler: Settler,
-        signer: Signer,
+        signer: Callable[[], Signer],
         parts: Sequence[Part],
         names: Sequence[str],
         cost: Sequence[int],
@@ -65,6 +65,8 @@ class Reservation:
         """The last answer to a progress that was charged."""
         self._id = identifier
         """Text that names it before the store, once it may be committed elsewhere."""
+        self._going = 0
+        """Progresses whose charges are on their way."""
         self._lock = asyncio.Lock()
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -72,7 +74,13 @@ class Reservation:
             self._loop = None
 
     @classmethod
-    def of(cls, settler: Settler, signer: Signer, charged: Charged, cost: Sequence[int]) -> Self:
+    def of(
+        cls,
+        settler: Settler,
+        signer: Callable[[], Signer],
+        charged: Charged,
+        cost: Sequence[int],
+    ) -> Self:
         """The reservation that these charges are; what no store has counted is no part of it."""
         parts = [
             Part(budget, check, [(check.cost, decision.at_us, decision.level)])
@@ -93,7 +101,20 @@ class Reservation:
         if self.committed:
             return False
         self.committed = True
+        parts = self._parts
+        if self._settler.sends and len(parts) == 1 and not (self._id or self._going):
+            return await self._settle_one(parts[0], numbers[parts[0].budget])
         return await self._settler.finish(self._quietly(numbers))
+
+    async def _settle_one(self, part: Part, actual: int) -> bool:
+        """Does as `_quietly` does for a single limit, whose check is sent before anybody waits."""
+        try:
+            asked = part.to(actual)
+            if asked:
+                await self._settler.send(asked)
+        except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
+            self._settler.reports.fault(problem)
+        return True
 
     def commit_sync(self, actual: int | Sequence[int]) -> bool:
         """Commits from a thread that the event loop does not run in, and waits for it.
@@ -128,6 +149,7 @@ class Reservation:
         self._reported = [max(each) for each in zip(before, numbers, strict=True)]
         if all(part.total >= self._reported[part.budget] for part in self._parts):
             return self._left
+        self._going += 1
         return await self._settler.finish(self._go_on())
 
     @property
@@ -143,7 +165,7 @@ class Reservation:
             for part in self._parts
         ]
         content = [_VERSION, identifier, parts, list(self._names), list(self.cost)]
-        token = self._signer.sign(content)
+        token = self._signer().sign(content)
         self._id = identifier
         return token
 
@@ -247,6 +269,8 @@ class Reservation:
         except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
             self._settler.reports.fault(problem)
             return True
+        finally:
+            self._going -= 1
 
     @property
     def life_us(self) -> int:
@@ -265,9 +289,9 @@ class Reservation:
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
 
 
-def from_token(settler: Settler, signer: Signer, token: str) -> Reservation:
+def from_token(settler: Settler, signer: Callable[[], Signer], token: str) -> Reservation:
     """The reservation of a token; raises ValueError where no secret of the limiter's signed it."""
-    version, *content = signer.read(token)
+    version, *content = signer().read(token)
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
     identifier, told, names, cost = content

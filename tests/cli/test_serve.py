@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.calls import Caller, descriptor
 from tests.support.commands import run
 from tests.support.gateways import Client, Process, serve
 from tests.support.servers import Server, free_port, temporary_folder, wait_until
@@ -71,6 +72,53 @@ def test_it_answers_until_it_is_told_to_end(file: Path) -> None:
     assert "Application shutdown complete" in said
     assert "proxy-untrusted: ('127.0.0.2'," in said
     assert "Traceback" not in said
+
+
+CALLED = """\
+version: 1
+trusted_proxies: [127.0.0.1]
+rules:
+  - {name: plan, match: {path: "/envoy:edge/plan/{plan}"}, by: path:plan, limit: 2/day}
+"""
+
+
+def test_envoys_rate_limit_service_is_answered_beside_the_rest(file: Path) -> None:
+    file.write_text(CALLED)
+    calls = free_port()
+    plan = descriptor([("plan", "free")])
+    with serving(file, f"--envoy-grpc=127.0.0.1:{calls}") as (process, port):
+        with Caller(calls) as envoy:
+            assert [envoy.ask(plan).over for _ in range(3)] == [False, False, True]
+            with Client(port, "127.0.0.1") as operator:
+                assert b'rule="plan"' in operator.ask("/metrics").body
+            assert process.end() in (0, -signal.SIGTERM)
+        said = process.said()
+    assert f"envoy asks by gRPC at 127.0.0.1:{calls}" in said
+    assert "Application shutdown complete" in said
+    assert "Traceback" not in said
+
+
+def test_workers_share_the_port_of_envoys_service(file: Path, redis_server: Server) -> None:
+    redis_server.command("FLUSHALL")
+    file.write_text(CALLED + f"store: {redis_server.url}\ndeadline: 2s\n")
+    calls = free_port()
+    plan = descriptor([("plan", "free")])
+    with serving(file, f"--envoy-grpc=127.0.0.1:{calls}", "--workers=2") as (process, _):
+        wait_until(lambda: process.said().count("startup complete") == 2, "both workers serve", 30)
+        overs = []
+        for _ in range(4):
+            with Caller(calls) as envoy:
+                overs.append(envoy.ask(plan).over)
+        assert overs == [False, False, True, True]
+
+
+def test_a_port_for_calls_that_is_taken_is_told(file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=f"{place} cannot be listened on"):
+            end_at_once(file, free_port(), f"--envoy-grpc={place}", code=3)
 
 
 def test_the_live_page_is_opened_by_a_network(file: Path) -> None:
@@ -194,10 +242,10 @@ def test_a_port_that_is_taken_is_told(file: Path) -> None:
             end_at_once(file, taken.getsockname()[1])
 
 
-def end_at_once(file: Path, port: int) -> None:
+def end_at_once(file: Path, port: int, *options: str, code: int = 1) -> None:
     """Serves on a port, and raises what it said before it ended."""
-    code = "from ratelimit.cli.main import main; main()"
-    words = [sys.executable, "-c", code, "serve", str(file), f"--listen=127.0.0.1:{port}"]
-    process = Process(words, file.parent / "log")
-    assert process.process.wait(30) == 1
+    start = "from ratelimit.cli.main import main; main()"
+    words = [sys.executable, "-c", start, "serve", str(file), f"--listen=127.0.0.1:{port}"]
+    process = Process([*words, *options], file.parent / "log")
+    assert process.process.wait(30) == code
     raise RuntimeError(process.said())

@@ -43,6 +43,7 @@ PROXIES: Final = [
     pytest.param("caddy"),
     pytest.param("nginx", marks=pytest.mark.slow),
     pytest.param("envoy", marks=pytest.mark.slow),
+    pytest.param("envoy-rls", marks=pytest.mark.slow),
 ]
 """`make test` runs the one that is a small wheel."""
 OURS: Final = ("ratelimit", "ratelimit-policy", "retry-after", "content-type")
@@ -364,7 +365,7 @@ def test_workers_share_the_counters_of_redis(name: str, redis_server: Server) ->
 
 
 def test_every_recipe_is_run_or_says_that_it_is_not() -> None:
-    named = {each.name for each in RECIPES.iterdir()} - {"rules.yaml"}
+    named = {each.name for each in RECIPES.iterdir()} - {"rules.yaml", "rules-rls.yaml"}
     not_run = {name for name in named if "NOT RUN" in (RECIPES / name).read_text()}
     assert not_run == {"traefik.yaml"}
     assert named - not_run == set(FILES.values())
@@ -374,6 +375,8 @@ def test_every_recipe_is_run_or_says_that_it_is_not() -> None:
 def test_the_rules_of_the_recipes_can_be_loaded() -> None:
     rules = RuleSet.load(RECIPES / "rules.yaml")
     assert [rule.name for rule in rules.rules] == ["api", "login"]
+    descriptors = RuleSet.load(RECIPES / "rules-rls.yaml")
+    assert [rule.name for rule in descriptors.rules] == ["api", "login", "free-plan"]
     assert RateLimiter(rules).proxies.believes
 
 

@@ -77,7 +77,7 @@ def unlimited_in(rule_set: RuleSet) -> int:
     """Tiers and overrides without a limit; a rule without one raises."""
     found = 0
     for rule in rule_set.rules:
-        assert rule.limits or any(rule.tiers.values())
+        assert rule.limits or any(rule.tiers.values()) or rule.concurrency
         found += sum(not limits for limits in rule.tiers.values())
         own = (limits for limits in rule.overrides.values() if limits is not BLOCKED)
         found += sum(not limits for limits in own)

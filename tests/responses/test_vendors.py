@@ -300,7 +300,7 @@ def test_hints_are_on_or_off() -> None:
 
 
 async def test_a_share_that_is_counted_in_the_worker_is_hinted_as_well(mortal: Server) -> None:
-    rule = Rule("a", "1/hour", on_store_failure="local")
+    rule = Rule("a", "1/hour", algorithm="sliding_log", on_store_failure="local")
     store = RedisStore(mortal.url, deadline=0.5)
     rules = RuleSet([rule], headers=["openai"], retry_hints=True)
     async with RateLimiter(rules, store=store) as limiter:

@@ -60,7 +60,6 @@ def test_who_chooses_his_own_identity_is_never_refused() -> None:
         (Rule("all", "100/minute", by="user", on_missing="skip"), False),
         (Rule("all", {"free": "9/minute", "pro": "unlimited"}, tier="user:plan"), False),
     ],
-    ids=str,
 )
 def test_a_rule_by_client_beside_it_bounds_what_clients_choose(other: Rule, enough: bool) -> None:
     assert ("client-chosen" not in codes(CHOSEN, other)) == enough

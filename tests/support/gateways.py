@@ -39,11 +39,18 @@ INSTALL: Final = {
     "nginx": "apt install nginx, or RATELIMIT_NGINX=/path/to/nginx",
 }
 
-FILES: Final = {"caddy": "Caddyfile", "nginx": "nginx.conf", "envoy": "envoy.yaml"}
+FILES: Final = {
+    "caddy": "Caddyfile",
+    "nginx": "nginx.conf",
+    "envoy": "envoy.yaml",
+    "envoy-rls": "envoy-rls.yaml",
+}
+"""The recipes by the doors that they ask at: Envoy has two."""
 
 
 def program(name: str) -> str | None:
     """The path of a proxy's program; None where it is not installed."""
+    name = name.removesuffix("-rls")
     packages = [Path(sysconfig.get_path("purelib")), *map(Path, sys.path)]
     places = [
         os.environ.get(f"RATELIMIT_{name.upper()}"),
@@ -57,6 +64,7 @@ def program(name: str) -> str | None:
 
 def needed(name: str) -> str:
     """The path of a proxy's program; skips the test where it is missing, and fails in CI."""
+    name = name.removesuffix("-rls")
     found = program(name)
     if found is None:
         reason = f"{name} NOT TESTED: it is not installed ({INSTALL[name]})"
@@ -165,6 +173,16 @@ class Process:
         return self.process.returncode
 
 
+def serve_for(name: str, folder: Path, rules: Path, port: int, *options: str) -> Process:
+    """`ratelimit serve` for a door, once it listens there."""
+    if not name.endswith("-rls"):
+        return serve(folder, rules, port, f"--dialect={name}", *options)
+    calls = f"--envoy-grpc=127.0.0.1:{port}"
+    process = serve(folder, rules, free_port(), "--dialect=envoy", calls, *options)
+    process.wait_for(port)
+    return process
+
+
 def serve(folder: Path, rules: Path, port: int, *options: str) -> Process:
     """`ratelimit serve`, once it listens."""
     code = "from ratelimit.cli.main import main; main()"
@@ -246,7 +264,7 @@ def gateway(name: str, rules: str, *options: str, application_port: int = 0) -> 
         file = folder / "rules.yaml"
         file.write_text(rules)
         asked, listen = free_port(), open_port()
-        service = serve(folder, file, asked, f"--dialect={name}", *options)
+        service = serve_for(name, folder, file, asked, *options)
         stack.callback(service.end)
         target = application_port or behind.server_port
         text = recipe(name, listen=listen, service=asked, behind=target)

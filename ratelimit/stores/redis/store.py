@@ -193,23 +193,22 @@ class RedisStore:
         numbers, start = await way.ask(asked, past=past)
         return tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
 
-    def send(self, check: Check) -> asyncio.Future[Any]:
-        """Sends one check at once, in this event loop; for give-backs, which nobody waits for.
+    def send(self, checks: Sequence[Check]) -> asyncio.Future[Any]:
+        """Sends checks of one identity at once, in this event loop, whoever waits for the answer.
 
-        Gives the future of what `decided` reads.
+        For what is given back and forced. Gives the future of what `decided` reads.
         """
         way = self._way()
-        asked = (check,)
+        asked = tuple(checks)
         self._denials.changed(asked)
-        future: asyncio.Future[Any] = way.ask(asked, way.slot(check) if way.is_cluster else 0)
+        future: asyncio.Future[Any] = way.ask(asked, way.slot(asked[0]) if way.is_cluster else 0)
         return future
 
     @staticmethod
-    def decided(check: Check, answer: Any) -> Decision:
-        """The decision in the result of what `send` gave."""
+    def decided(checks: Sequence[Check], answer: Any) -> tuple[Decision, ...]:
+        """The decisions in the result of what `send` gave."""
         numbers, start = answer
-        decisions = tuple(numbers) if start < 0 else read_reply((check,), numbers, start)
-        return decisions[0]
+        return tuple(numbers) if start < 0 else read_reply(checks, numbers, start)
 
     async def decide_apart(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         """As `decide`, over connections of its own, which no load delays and no breaker bars.

@@ -25,12 +25,12 @@ __all__ = [
     "reader",
 ]
 
-MOST_KINDS: Final = 1_000  # of requests, spelt and kept; what is given back is of a kind of its own
+MOST_KINDS: Final = 1_000  # of requests, spelt and kept
 LONGEST_KEPT: Final = 64  # characters, of a byte each, of an identity whose digest is kept
 LARGEST: Final = 2**53  # what Lua counts to
 
-_GIVE_BACK: Final = int(Action.GIVE_BACK)
-_FORCE: Final = int(Action.FORCE)
+_FORCE: Final = int(Action.FORCE)  # of the actions from here on, hardly two are alike
+_OWN: Final = ""  # stands for the cost in the name of a kind whose requests bring their own
 _DELAY: Final = 3  # the place of the delay among a decision's six numbers
 
 
@@ -140,24 +140,29 @@ class Packer:
             checks = request.checks
             key_count += len(checks)
             alike = True
-            limit, identity, cost, rule, action, at_us, level = checks[0]
+            limit, identity, cost, rule, action, at_us, _ = checks[0]
             name: tuple[object, ...] = (limit.digest, rule, cost, action)
-            if at_us or len(checks) > 1 or action == _GIVE_BACK:
+            own = at_us or action >= _FORCE
+            if own or len(checks) > 1:
                 parts: list[object] = []
-                for limit, key, cost, rule, action, at_us, level in checks:
+                for limit, key, cost, rule, action, at_us, _ in checks:
                     parts += (limit.digest, rule, cost, action)
-                    if at_us or action == _GIVE_BACK:
-                        parts += (at_us, level)
+                    own = own or at_us or action >= _FORCE
                     if key != identity:
                         alike = False
+                if own:  # then costs hardly ever repeat
+                    parts[2::4] = [_OWN] * len(checks)
                 name = tuple(parts)
             kind = kinds.get(name)
             if kind is None:
-                around, numbers = self._kinds.get(name) or self._spell(name, checks)
+                around, numbers = self._kinds.get(name) or self._spell(name, checks, own=own)
                 described.append(numbers)
                 kind = kinds[name] = (around, _argument(len(described)))
             around, place = kind
             places.append(place)
+            if own:
+                for _, _, cost, _, _, at_us, level in checks:
+                    places += (_argument(cost), _argument(at_us), _argument(level))
             if alike:
                 keys.append(_digest(identity).join(around))
             else:
@@ -171,21 +176,21 @@ class Packer:
         text = "".join([head, *keys, arguments, "\r\n"])
         return text.encode("utf-8", "surrogatepass")
 
-    def _spell(self, name: tuple[object, ...], checks: Sequence[Check]) -> tuple[list[str], str]:
+    def _spell(
+        self, name: tuple[object, ...], checks: Sequence[Check], *, own: object
+    ) -> tuple[list[str], str]:
         """The text around the identities where a request's keys are arguments, and its numbers."""
         around = [""]
-        numbers = [len(checks)]
-        for limit, _, cost, rule, action, at_us, level in checks:
+        numbers = [-len(checks) if own else len(checks)]
+        for limit, _, cost, rule, action, _, _ in checks:
             behind = f"}}:{limit.digest}:{rule}"
             length = len(self._prefix.encode()) + 16 + len(behind.encode("utf-8", "surrogatepass"))
             around[-1] += f"\r\n${length}\r\n{self._prefix}"
             around.append(behind)
-            numbers += (*limit.numbers, cost, action, at_us, level)
-        kind = around, "".join(map(_argument, numbers))
-        if all(check[4] != _GIVE_BACK for check in checks):  # each of which is a kind of its own
-            if len(self._kinds) >= MOST_KINDS:
-                self._kinds.clear()
-            self._kinds[name] = kind
+            numbers += (*limit.numbers, 0 if own else cost, action, 0, 0)
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        kind = self._kinds[name] = (around, "".join(map(_argument, numbers)))
         return kind
 
 
