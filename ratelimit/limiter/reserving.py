@@ -111,7 +111,7 @@ class Reservation:
         try:
             asked = part.to(actual)
             if asked:
-                await self._settler.send(asked)
+                _insist(await self._settler.send(asked))
         except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
             self._settler.reports.fault(problem)
         return True
@@ -241,10 +241,7 @@ class Reservation:
                     asked += part.to(numbers[part.budget])
                 if asked:
                     decisions = await self._settler.ask(asked)
-                    for each in decisions:
-                        if each[8]:
-                            problem = getattr(each, "problem", None)
-                            raise problem or StoreUnavailable("no answer came", "shard", "shard")
+                    _insist(decisions)
                     fresh = fresh and (not self._id or decisions[0].allowed)
             return fresh
 
@@ -287,6 +284,14 @@ class Reservation:
         part = self._parts[0]
         (now,) = await self._settler.ask([part.check._replace(cost=0, action=Action.CHARGE)])
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
+
+
+def _insist(decisions: Sequence[Decision]) -> None:
+    """Raises what kept the store from deciding one of them."""
+    for each in decisions:
+        if each[8]:
+            problem = getattr(each, "problem", None)
+            raise problem or StoreUnavailable("no answer came", "shard", "shard")
 
 
 def from_token(settler: Settler, signer: Callable[[], Signer], token: str) -> Reservation:

@@ -18,6 +18,7 @@ from ratelimit import (
     RateLimiter,
     RateLimitExceeded,
     RateLimitMiddleware,
+    RedisStore,
     Rule,
     RuleFileError,
     RuleSet,
@@ -26,6 +27,7 @@ from ratelimit import (
 from ratelimit.limiter.reserving import Reservation
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.asgi import ask, call, http_scope
+from tests.support.servers import Server
 
 ALGORITHMS = [
     "token_bucket", "leaking_bucket", "fixed_window", "sliding_log", "sliding_counter",
@@ -142,6 +144,18 @@ async def test_a_commit_beside_progress_that_is_on_its_way_is_what_it_cost(store
         reservation.progress(500),
     )
     assert await left(limits) == 958
+
+
+async def test_a_commit_that_its_key_does_not_take_is_told_in_the_log(
+    redis_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.command("FLUSHALL")
+    limits = limiter(RedisStore(redis_server.url, deadline=10))
+    reservation = await limits.reserve("tokens", "alice", cost=10)
+    (key,) = redis_server.ask("KEYS", "rl:*")
+    redis_server.command("SET", key, "of somebody else")
+    assert await reservation.commit(100)
+    assert caplog.text.count("check-failed") == 1
 
 
 async def test_a_block_that_ends_is_committed_at_the_last_progress(store: Store) -> None:
