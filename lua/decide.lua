@@ -29,7 +29,7 @@ is struck where one of the checks that it covers, which are those behind it, is 
 
 A ban's check costs 0: it takes nothing, and fits unless the ban is on. Forced, it strikes as often
 as it costs. What a strike comes to is told at once, so that the request that begins a ban has its
-end, and a level of 0. A request names a ban once.
+end, and a level of 0. Where a request names a ban twice, the first check tells what comes of it.
 
 A counter is its numbers, which an algorithm reads and writes together; in Redis they are one
 string. An algorithm's counter is a table with `key` and `limit`, to which its look adds `room` (the
@@ -151,13 +151,17 @@ local function judge(now_us, checks, count, reply, start)
 end
 
 -- Strikes a ban, the check number `i`, for each unit that was forced, and once where a check that
--- it covers was denied; tells what comes of it.
-local function strike(checks, i, forced, reply, start)
+-- it covers, or a later check of the same ban does, was denied; tells what comes of it.
+local function strike(checks, count, i, forced, reply, start)
   local ban, units = checks[i], forced
-  for j = i + 1, i + ban.limit[6] do
-    local covered = checks[j]
-    if covered and covered.root and not covered.fits then
-      units = forced + 1
+  for k = i, count do
+    if checks[k].root == ban then
+      for j = k + 1, k + checks[k].limit[6] do
+        local covered = checks[j]
+        if covered and covered.root and not covered.fits then
+          units = forced + 1
+        end
+      end
     end
   end
   if units > 0 or ban.broken then
@@ -180,7 +184,7 @@ local function settle(checks, count, reply, start, first)
       busy = i
       local charged = passed and root.taken or 0
       if root.limit[1] == BAN then
-        strike(checks, i, charged, reply, start)
+        strike(checks, count, i, charged, reply, start)
       elseif (charged > 0 or root.broken and root.denied)
         and root.algorithm.charge(root, charged) then
         for j = 1, count do

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY, answer, register_refused
-from ratelimit.asgi.ending import ended, raised, returned
+from ratelimit.asgi.ending import ended, raised, returned, unseen
 from ratelimit.asgi.endpoints import (
     awaited,
     is_async,
@@ -171,23 +171,33 @@ class RateLimit:
             scope[CONNECTION_KEY] = connection  # whose body an estimate may read
         try:
             admission = await _admit(connection, [self._met(scope)], identities)
+            if admission.refusal is not None:
+                raise _error(scope, admission, admission.refusal)
+            reservation = None
+            if self._reserves:
+                reservation = await self._reserved(admission, passed, scope)
         finally:
             scope.pop(CONNECTION_KEY, None)
-        if admission.refusal is not None:
-            raise _error(scope, admission, admission.refusal)
         if self.rule.websocket is not None and isinstance(connection, WebSocket):
             limited_here(connection, admission, passed)
         if SCOPE_KEY not in scope:
             _tell(response, admission)
             if admission.held:
-                _end_with_call(admission, scope, response)
-        return self._reserved(admission, passed) if self._reserves else None
+                if self.rule.charge is not None and not limits_of(scope.get("endpoint")):
+                    _say_unsettled()
+                _end_with_call(admission, scope)
+        return reservation
 
-    def _reserved(self, admission: Admission, passed: int) -> Reservation:
+    async def _reserved(self, admission: Admission, passed: int, scope: Scope) -> Reservation:
         """The reservation of what was charged since so many others had passed."""
         made = admission.passed[passed:]
-        limiter = made[0][0] if made else admission.limiter
-        reservation: Reservation = limiter.reserved(made[0][1:] if made else None)
+        reservation: Reservation
+        if made:
+            limiter, *charges = made[0]
+            reservation = limiter.reserved(charges)
+        else:
+            reservation = await (self.limiter or admission.limiter).unreserved(self.rule, scope)
+        reservation.by_response = SCOPE_KEY in scope
         admission.held.append(reservation)
         return reservation
 
@@ -326,7 +336,7 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
                     result = await result
         except BaseException as error:
             if admission.held and SCOPE_KEY not in scope:
-                await raised(admission, error)
+                await raised(admission, error, scope)
             raise
         if SCOPE_KEY not in scope:
             told = result if isinstance(result, Response) else response
@@ -367,8 +377,8 @@ def _wrap(  # noqa: PLR0915  # what it knows of a function, the functions in it 
     return whole  # type: ignore[no-any-return]  # frameworks await what an endpoint returns
 
 
-def _end_with_call(admission: Admission, scope: Scope, response: Response) -> None:
-    """Tells what a dependency holds when FastAPI is done with the request, its response sent.
+def _end_with_call(admission: Admission, scope: Scope) -> None:
+    """Tells what a dependency holds when FastAPI is done with the request, its response unseen.
 
     FastAPI leaves the stack of what it closes then in the scope.
     """
@@ -383,9 +393,9 @@ def _end_with_call(admission: Admission, scope: Scope, response: Response) -> No
 
         async def end(_: object, error: BaseException | None, __: object) -> None:
             if error is None:
-                await returned(admission, scope, response)
+                unseen(admission)
             else:
-                await raised(admission, error)
+                await raised(admission, error, scope)
 
         stack.push_async_exit(end)
 
@@ -506,6 +516,15 @@ def _fallback() -> RateLimiter:
         "limiter= beside it; it is counted in this process alone"
     )
     return RateLimiter()
+
+
+@functools.cache
+def _say_unsettled() -> None:
+    _LOG.warning(
+        "charge-unsettled: a dependency charges by outcome, but there is no RateLimitMiddleware "
+        "around its route, so nobody sees what an endpoint answers, and all but an exception keeps "
+        "its charge"
+    )
 
 
 def _parts(by: object) -> tuple[Any, Dependency | None]:

@@ -9,7 +9,7 @@ from starlette.types import Message, Send
 
 from ratelimit.limiter.admission import Admission
 
-__all__ = ["ended", "raised", "returned", "send_and_tell"]
+__all__ = ["ended", "raised", "returned", "send_and_tell", "unseen"]
 
 _REFUSED = 403
 """The answer to a handshake that is closed before it was accepted."""
@@ -53,13 +53,22 @@ def ended(admission: Admission, error: BaseException | None) -> None:
         each.ended(error)
 
 
-async def raised(admission: Admission, error: BaseException) -> None:
+async def raised(admission: Admission, error: BaseException, scope: Mapping[str, Any]) -> None:
     """Tells what is held that an endpoint has raised, where no middleware sees the response."""
     if isinstance(error, Exception) and not admission.status:
-        await _answered(
-            admission, error.status_code if isinstance(error, HTTPException) else 500, ()
-        )
+        status = _of_error(error, scope)
+        if not status:
+            ended(admission, None)
+            return
+        await _answered(admission, status, ())
     ended(admission, error)
+
+
+def unseen(admission: Admission) -> None:
+    """Tells what is held that a request is over, of whose response nobody has seen anything."""
+    for each in admission.held:
+        each.sent()
+    ended(admission, None)
 
 
 async def returned(
@@ -79,6 +88,14 @@ def _of_route(scope: Mapping[str, Any]) -> int:
     if scope["type"] == "websocket":
         return _SWITCHED
     return getattr(scope.get("route"), "status_code", None) or 200
+
+
+def _of_error(error: Exception, scope: Mapping[str, Any]) -> int:
+    """The status of the answer to an exception; 0 where a handler of the application's gives it."""
+    if isinstance(error, HTTPException):
+        return error.status_code
+    handlers = scope.get("starlette.exception_handlers", ({}, {}))[0]
+    return 0 if any(kind in handlers for kind in type(error).__mro__) else 500
 
 
 def _is_last(kind: str, message: Message, *, trails: bool) -> bool:

@@ -158,9 +158,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     if not limits and (is_own or rule.tiers or rule.concurrency is None):
         return None  # it is unlimited, also in how many are under way at once
     limits = rule.asks if limits is rule.limits else with_concurrency(limits, rule.concurrency)
-    cost = rule.cost
-    if not isinstance(cost, int):
-        cost = await _or(_cost(cost, request), 1, rule, request, "it costs 1", strict=strict)
+    cost = await cost_of(rule, request, strict=strict)
     asked = _asked(rule, limits, key, cost * times, override)
     return asked if rule.ban is None else asked._replace(ban=_ban(rule, rule.ban, asked, request))
 
@@ -218,6 +216,14 @@ async def _or(
             raise
         request.failed(f"rule {rule.name!r}", words, problem)
         return otherwise
+
+
+async def cost_of(rule: Rule, request: Request, *, strict: bool = False) -> int:
+    """The cost of a request by a rule; 1 where a function fails, unless ``strict``."""
+    if isinstance(rule.cost, int):
+        return rule.cost
+    cost = _cost(rule.cost, request)
+    return await _or(cost, 1, rule, request, "it costs 1", strict=strict)
 
 
 async def _cost(given: Any, request: Request) -> int:

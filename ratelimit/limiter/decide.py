@@ -149,7 +149,7 @@ class Decider:
                 plan = self.now.rules.index.plan(matching)
             shedder = owner.shedder
             if shedder is not None and shedder.watching and ALL not in self._switches.off:
-                request = self._request(scope, client, registered, route)
+                request = self.request(scope, registered, client, route)
                 if await shedder.refuses(admission, request, matching, self.now.rules.index):
                     return admission
             if not matching:
@@ -164,7 +164,7 @@ class Decider:
                 for place in plan.watched if keys is not None else ():
                     self._say_missing(*matching[place], scope)
             if plan is None or keys is None:
-                request = self._request(scope, client, registered, route)
+                request = self.request(scope, registered, client, route)
                 plan, keys, bans = await self._question(admission, matching, request)
                 if not keys:
                     return admission
@@ -204,13 +204,14 @@ class Decider:
             raise
         return admission
 
-    def _request(
+    def request(
         self,
         scope: Mapping[str, Any],
-        client: Address | None,
         registered: Registered,
-        route: Callable[[], str | None],
+        client: Address | None = None,
+        route: Callable[[], str | None] = lambda: None,
     ) -> Request:
+        """A request as functions of the application's are asked about it."""
         failed = self._reports.function_failed
         return Request(scope, client, self.now.proxies, registered, route, failed)
 
@@ -354,7 +355,7 @@ class Decider:
                     break
                 continue
             found = self._still_on(part.find(part.scope)[0])
-            request = self._request(part.scope, client, registered, admission.template)
+            request = self.request(part.scope, registered, client, admission.template)
             matching += found
             asked += [Asked(request, part)] * len(found)
         return matching, asked

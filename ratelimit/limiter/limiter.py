@@ -29,7 +29,7 @@ from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
 from ratelimit.limiter.charged import Charged
-from ratelimit.limiter.checks import Registered, TurnedAway
+from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
@@ -499,16 +499,19 @@ class RateLimiter:
         none = Charged((), (), (), names)
         return Reservation.of(self._settler, self._signer, charged[0] if charged else none, costs)
 
-    def reserved(
-        self, passed: tuple[Plan, Sequence[str], Sequence[Decision]] | None
-    ) -> Reservation:
-        """The reservation that the charges of a plan are; none of it was made where it is None."""
-        charged = Charged((), (), (), ("",)) if passed is None else Charged.by(*passed)
+    def reserved(self, passed: tuple[Plan, Sequence[str], Sequence[Decision]]) -> Reservation:
+        """The reservation that the charges of a plan are, of which each rule is a budget."""
+        charged = Charged.by(*passed)
         costs: list[int] = []
         for check, budget in zip(charged.checks, charged.budgets, strict=True):
             if budget == len(costs):
                 costs.append(check.cost)
         return Reservation.of(self._settler, self._signer, charged, costs or [0])
+
+    async def unreserved(self, rule: Rule, scope: Mapping[str, Any]) -> Reservation:
+        """The reservation of a request that nothing counts: its estimate, and no charge."""
+        cost = await cost_of(rule, self._decider.request(scope, self._registered))
+        return Reservation(self._settler, self._signer, (), [rule.name], [min(cost, MOST_COST)])
 
     def _signer(self) -> Signer:
         """Signs by the secrets that hold now: a rule file may bring others."""

@@ -27,8 +27,8 @@ FAILED: Final = 500
 NEVER_RESETS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods whose success proves nothing."""
 
-MOST_RETURNED: Final = 200
-"""Charges that are given back at once; a store decides at most 500 at a time."""
+MOST_RETURNED: Final = 50
+"""Failures that are given back at once: a sliding log is walked for each, and others wait."""
 
 
 class _Made(NamedTuple):
@@ -93,6 +93,11 @@ class Outcome:
         self._made = made
         self._resets = resets
 
+    def __del__(self) -> None:
+        """Forgets what nobody has told the end of: its charge stays."""
+        if self._made:
+            self._outcomes.close(self._made)
+
     def answered(
         self, status: int, headers: Sequence[tuple[bytes, bytes]]
     ) -> Awaitable[object] | None:
@@ -151,6 +156,9 @@ class Outcome:
                     keeps = True
                     failed = self._outcomes.settler.reports.function_failed
                     failed(f"rule {each.rule!r}", "its charge is kept", problem)
+                except BaseException:  # cancelled: nothing was sent, which `ended` decides by
+                    self._made = made
+                    raise
             kept.append(bool(keeps))
         waits = self._settle(made, kept, status)
         if waits is not None:
@@ -224,8 +232,8 @@ class Outcome:
     async def _forget(self, waits: Awaitable[object] | None, made: Sequence[_Made]) -> None:
         if waits is not None:
             await waits
-        for each in made:
-            await self._outcomes.settler.finish(self._give_back_failures(each.check))
+        jobs = [self._give_back_failures(each.check) for each in made]
+        await self._outcomes.settler.finish_all(jobs)
 
     async def _give_back_failures(self, check: Check) -> None:
         """Gives back what the failures of a counter were charged."""
@@ -234,7 +242,8 @@ class Outcome:
         if not isinstance(store, Failures):
             return
         try:
-            forgotten = await store.take_failures(check)
+            # The newest first: a sliding log is walked from its newest charge.
+            forgotten = (await store.take_failures(check))[::-1]
             for first in range(0, len(forgotten), MOST_RETURNED):
                 await settler.ask(forgotten[first : first + MOST_RETURNED])
         except Exception as problem:  # noqa: BLE001  # the law of this module

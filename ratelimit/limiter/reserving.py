@@ -57,10 +57,16 @@ class Reservation:
         """The estimate of each budget."""
         self.committed = False
         """Whether it was committed, or asked to be, by this handle."""
+        self.by_response = True
+        """Whether the end of a response commits it."""
         self._reported: list[int] | None = None
         """The last progress of each budget."""
+        self._left = True
+        """The last answer to a progress that was charged."""
         self._id = identifier
         """Text that names it before the store, once it may be committed elsewhere."""
+        self._going = 0
+        """Progresses whose charges are on their way."""
         self._lock = asyncio.Lock()
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -96,7 +102,7 @@ class Reservation:
             return False
         self.committed = True
         parts = self._parts
-        if self._settler.sends and len(parts) == 1 and not (self._id or self._lock.locked()):
+        if self._settler.sends and len(parts) == 1 and not (self._id or self._going):
             return await self._settle_one(parts[0], numbers[parts[0].budget])
         return await self._settler.finish(self._quietly(numbers))
 
@@ -105,7 +111,7 @@ class Reservation:
         try:
             asked = part.to(actual)
             if asked:
-                await self._settler.send(asked)
+                _insist(await self._settler.send(asked))
         except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
             self._settler.reports.fault(problem)
         return True
@@ -113,7 +119,8 @@ class Reservation:
     def commit_sync(self, actual: int | Sequence[int]) -> bool:
         """Commits from a thread that the event loop does not run in, and waits for it.
 
-        Raises RuntimeError in the event loop's own thread, which would wait for ever.
+        Raises RuntimeError in the event loop's own thread, which would wait for ever, and where
+        that loop is closed.
         """
         try:
             asyncio.get_running_loop()
@@ -121,6 +128,8 @@ class Reservation:
             pass
         else:
             raise RuntimeError("commit_sync is for threads; write `await reservation.commit(...)`")
+        if self._loop is not None and self._loop.is_closed():
+            raise RuntimeError("the event loop that made this reservation is closed")
         if self._loop is None:
             return from_thread.run(self.commit, actual)
         waits: Future[bool] = asyncio.run_coroutine_threadsafe(self.commit(actual), self._loop)
@@ -130,7 +139,8 @@ class Reservation:
         """Reports what it has cost so far; False once a budget that has a say is used up.
 
         Up to the estimate nothing is asked. What goes beyond is charged at once, into debt. A
-        response that ends without a commit is committed at the last progress.
+        response that ends without a commit is committed at the last progress, unless its token was
+        read: then it is for who has that.
         """
         numbers = self.numbers(total)
         if self.committed:
@@ -138,7 +148,8 @@ class Reservation:
         before = self._reported or [0] * len(numbers)
         self._reported = [max(each) for each in zip(before, numbers, strict=True)]
         if all(part.total >= self._reported[part.budget] for part in self._parts):
-            return True
+            return self._left
+        self._going += 1
         return await self._settler.finish(self._go_on())
 
     @property
@@ -148,12 +159,15 @@ class Reservation:
         To be read after the last progress. Good for an hour, or the longest window if that is
         longer. Raises RuntimeError where the limiter has no secret.
         """
-        self._id = self._id or secrets.token_hex(8)
+        identifier = self._id or secrets.token_hex(8)
         parts = [
             [part.budget, part.check.limit._value(), part.check.key, part.check.rule, part.taken]  # noqa: SLF001  # as it is pickled
             for part in self._parts
         ]
-        return self._signer().sign([_VERSION, self._id, parts, list(self._names), list(self.cost)])
+        content = [_VERSION, identifier, parts, list(self._names), list(self.cost)]
+        token = self._signer().sign(content)
+        self._id = identifier
+        return token
 
     # --- what becomes of it with the response ----------------------------------------------------
 
@@ -161,14 +175,14 @@ class Reservation:
         """Waits for the end of the response, which may take long."""
 
     def sent(self) -> None:
-        """Commits at the last progress, where there was one and nothing was committed."""
-        if self._reported is not None and not self.committed:
+        """Commits at the last progress, where there was one and nobody else is to commit."""
+        if self.by_response and self._reported is not None and not (self.committed or self._id):
             self.committed = True
             self._settler.leave(self._close(self._reported))
 
     async def close(self) -> None:
         """Commits at the last progress, as `sent` does, and waits for that."""
-        if self._reported is not None:
+        if self._reported is not None and not self._id:
             await self.commit(self._reported)
 
     async def _close(self, numbers: Sequence[int]) -> None:
@@ -227,10 +241,7 @@ class Reservation:
                     asked += part.to(numbers[part.budget])
                 if asked:
                     decisions = await self._settler.ask(asked)
-                    for each in decisions:
-                        if each[8]:
-                            problem = getattr(each, "problem", None)
-                            raise problem or StoreUnavailable("no answer came", "shard", "shard")
+                    _insist(decisions)
                     fresh = fresh and (not self._id or decisions[0].allowed)
             return fresh
 
@@ -250,10 +261,13 @@ class Reservation:
                         part.taken.append((check.cost, decision.at_us, decision.level))
                         if part.check.action != _SHADOW and decision.remaining == 0:
                             left = False
+                self._left = left
                 return left
         except Exception as problem:  # noqa: BLE001  # a fault of ours is none of the application
             self._settler.reports.fault(problem)
             return True
+        finally:
+            self._going -= 1
 
     @property
     def life_us(self) -> int:
@@ -272,11 +286,20 @@ class Reservation:
         return now.at_us - min(at_us for _, at_us, _ in part.taken)
 
 
+def _insist(decisions: Sequence[Decision]) -> None:
+    """Raises what kept the store from deciding one of them."""
+    for each in decisions:
+        if each[8]:
+            problem = getattr(each, "problem", None)
+            raise problem or StoreUnavailable("no answer came", "shard", "shard")
+
+
 def from_token(settler: Settler, signer: Callable[[], Signer], token: str) -> Reservation:
     """The reservation of a token; raises ValueError where no secret of the limiter's signed it."""
-    version, identifier, told, names, cost = signer().read(token)
+    version, *content = signer().read(token)
     if version != _VERSION:
         raise ValueError("this token is of another version of the library")
+    identifier, told, names, cost = content
     parts = [
         Part(
             budget,

@@ -98,6 +98,14 @@ class Settler:
             return await job
         return await asyncio.shield(task)
 
+    async def finish_all(self, jobs: Sequence[Job]) -> None:
+        """Does jobs to their ends as `finish` does, together where the event loop lets them."""
+        if self.at_once or not _is_asyncio():
+            for job in jobs:
+                await job
+            return
+        await asyncio.shield(asyncio.gather(*map(self._keep, jobs)))
+
     async def aclose(self) -> None:
         """Waits for the jobs of this event loop, which the store's deadline bounds."""
         try:

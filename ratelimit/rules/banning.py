@@ -50,7 +50,7 @@ def _unknown(key: object) -> None:
 def _count(value: object) -> int:
     if type(value) is int:
         return value
-    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,14}", value, re.ASCII):
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,29}", value, re.ASCII):
         return int(value)  # as a file has it
     raise ValueError(f"after is {shown(str(value))}; it is a whole number of at least 1")
 

@@ -75,7 +75,7 @@ def charge(value: object, reading: Reading) -> Charge:
             "that anybody's success with an account of his own would clear his guesses at others; "
             "count by an account or a user, or leave reset_on out",
         )
-    if not found.on_status and "charge_if" not in reading.given:
+    if "on_status" not in value and "charge_if" not in reading.given:
         raise ValueError("charge has no on_status, so that no outcome would keep a charge")
     return found
 

@@ -6,7 +6,7 @@ from ratelimit.decisions import Action, Check
 
 __all__ = ["MOST_FAILURES", "Failures", "as_text", "from_text"]
 
-MOST_FAILURES: Final = 1_000
+MOST_FAILURES: Final = 200
 """Failures of one counter that are remembered, the newest."""
 
 

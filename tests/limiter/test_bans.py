@@ -24,6 +24,7 @@ from ratelimit import (
     RateLimitMiddleware,
     Rule,
     RuleSet,
+    Store,
     limit,
 )
 from ratelimit.bans import Ban, covering
@@ -302,6 +303,18 @@ async def test_a_reservation_is_refused_by_a_ban_and_its_refusals_are_strikes() 
             await world.limiter.reserve("tokens", "192.0.2.9", cost=101)
         assert json.loads(refused.value.refusal.body)["type"] in (kind, NEVER)
     assert world.limiter.counts["tokens", "banned"] == 2
+
+
+async def test_a_budget_that_is_named_twice_strikes_by_either(store: Store) -> None:
+    limits = RateLimiter([Rule("tokens", "10/minute", ban=BAN)], store=store)
+    budgets = [("tokens", "192.0.2.9", 8), ("tokens", "192.0.2.9", 5)]
+    told = []
+    for _ in range(4):
+        with pytest.raises(RateLimitExceeded) as refused:
+            await limits.reserve_all(budgets)
+        told.append(json.loads(refused.value.refusal.body)["type"])
+    assert told == [NEVER, NEVER, ABNORMAL, ABNORMAL]
+    await limits.aclose()
 
 
 async def test_what_a_route_refuses_is_a_strike_of_its_own_ban() -> None:

@@ -18,6 +18,7 @@ from ratelimit import (
     RateLimiter,
     RateLimitExceeded,
     RateLimitMiddleware,
+    RedisStore,
     Rule,
     RuleFileError,
     RuleSet,
@@ -26,6 +27,7 @@ from ratelimit import (
 from ratelimit.limiter.reserving import Reservation
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.asgi import ask, call, http_scope
+from tests.support.servers import Server
 
 ALGORITHMS = [
     "token_bucket", "leaking_bucket", "fixed_window", "sliding_log", "sliding_counter",
@@ -131,6 +133,29 @@ async def test_progress_charges_what_goes_beyond_the_estimate_and_says_when_it_i
         assert not await reservation.progress(1100)
         assert await reservation.commit(900)
     assert await left(limits) == 100
+
+
+async def test_a_commit_beside_progress_that_is_on_its_way_is_what_it_cost(store: Store) -> None:
+    limits = limiter(store)
+    reservation = await limits.reserve("tokens", "alice", cost=10)
+    await asyncio.gather(
+        *(reservation.progress(total) for total in (60, 120)),
+        reservation.commit(42),
+        reservation.progress(500),
+    )
+    assert await left(limits) == 958
+
+
+async def test_a_commit_that_its_key_does_not_take_is_told_in_the_log(
+    redis_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.command("FLUSHALL")
+    limits = limiter(RedisStore(redis_server.url, deadline=10))
+    reservation = await limits.reserve("tokens", "alice", cost=10)
+    (key,) = redis_server.ask("KEYS", "rl:*")
+    redis_server.command("SET", key, "of somebody else")
+    assert await reservation.commit(100)
+    assert caplog.text.count("check-failed") == 1
 
 
 async def test_a_block_that_ends_is_committed_at_the_last_progress(store: Store) -> None:
@@ -265,6 +290,13 @@ async def test_nobody_makes_a_token_up(store: Store) -> None:
     assert await left(limits) == 200
 
 
+async def test_a_token_of_another_version_says_so(store: Store) -> None:
+    limits = limiter(store, secret=SECRET)
+    for content in ([2], [2, "id", {"another": "shape"}]):
+        with pytest.raises(ValueError, match="another version"):
+            await limits.commit(limits._signer().sign(content), 1)
+
+
 async def test_without_a_secret_there_is_no_token(store: Store) -> None:
     reservation = await limiter(store).reserve("tokens", "alice", cost=1)
     with pytest.raises(RuntimeError, match="no secret to sign"):
@@ -309,6 +341,15 @@ async def test_a_thread_commits_and_waits_for_it(store: Store) -> None:
     thread.start()
     await to_thread.run_sync(thread.join)
     assert await left(limits) == 900
+
+
+def test_a_thread_that_outlives_the_event_loop_is_told_so() -> None:
+    async def reserve() -> Reservation:
+        return await RateLimiter([tokens()]).reserve("tokens", "alice", cost=1)
+
+    reservation = asyncio.run(reserve())
+    with pytest.raises(RuntimeError, match="made this reservation is closed"):
+        reservation.commit_sync(1)
 
 
 # --- on a route ----------------------------------------------------------------------------------

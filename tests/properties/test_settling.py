@@ -26,6 +26,8 @@ class Held:
         self.taken: list[list[tuple[int, Answer]]] = [[] for _ in limits]
         self.cost = cost
         self.reported = 0
+        self.left = True
+        """Whether there was something left at the last progress that was charged."""
         self.lost = False
         """Whether its worker was killed: nothing is ever committed."""
 
@@ -143,9 +145,8 @@ class History:
         if held.reported > held.total():
             self.set_to(held, held.reported)
             looked = self.decide(self.asks(held, 0))
-            assert left == all(each.remaining > 0 for each in looked)
-        else:
-            assert left
+            held.left = all(each.remaining > 0 for each in looked)
+        assert left == held.left
 
     async def time(self) -> None:
         self.clock.advance(self.rng.choice((0.001, 0.1, 0.5, 1.0, 3.7, 60.0, 4000.0)))

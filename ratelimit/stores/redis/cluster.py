@@ -444,7 +444,10 @@ class Cluster:
         return self._packer.key(check)
 
     async def command(self, key: str | None, *arguments: str) -> Any:
-        """One command at the node of a key's slot, or at any; not for charges."""
+        """One command at the node of a key's slot, or at any; not for charges.
+
+        It follows one word that the slot has moved, not those that it is just moving.
+        """
         slot: int = 0 if key is None else key_slot(key.encode("utf-8", "surrogatepass"))
         if self._slots.owner(slot) is None:
             self._slots = await self._ask_slots()
@@ -458,6 +461,10 @@ class Cluster:
             raise
         if isinstance(reply, ReplyError) and reply.code == "MOVED":
             self._refresh()
+            address = self._redirected(owner, str(reply))
+            if address is not None:
+                self._slots.moved[slot] = address
+                reply = await self._link(address).command(key, *arguments)
         return reply
 
     def let_go(self) -> None:

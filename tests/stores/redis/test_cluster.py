@@ -116,6 +116,27 @@ async def test_a_moved_slot_is_found_without_an_error(store: RedisStore, fresh: 
     await store.aclose()
 
 
+async def test_failures_are_found_where_their_slot_has_moved(
+    store: RedisStore, fresh: Cluster
+) -> None:
+    """A success after the cluster was resharded forgets what was noted before, and reset works."""
+    check = Check(LIMIT, "a")
+    slot = store._way().slot(check)
+    (charged,) = await store.decide([check])
+    for command in ("note", "take", "reset"):
+        source = fresh.master_of(slot)
+        target = next(node for node in fresh.masters() if node is not source)
+        await asyncio.to_thread(fresh.migrate, slot, source, target)
+        if command == "note":
+            await store.add_failure(check.given_back(charged), 60_000_000)
+        elif command == "take":
+            assert await store.take_failures(check) == [check.given_back(charged)]
+        else:
+            await store.reset([check])
+    assert (await store.decide([check]))[0].remaining == 4
+    await store.aclose()
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 async def test_a_slot_that_moves_under_load_counts_exactly(
     store: RedisStore, fresh: Cluster, algorithm: Algorithm

@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -261,6 +261,17 @@ async def test_a_user_with_the_least_rights(guarded: Server) -> None:
     async with acting(guarded, *granted()) as url:
         await everything(url)
         await everything(f"{url}?protocol=2")
+
+
+async def test_a_success_that_forgets_failures_needs_one_right_more(guarded: Server) -> None:
+    check = Check(LIMIT, "someone")
+    for more in ((), ("+eval",)):
+        async with acting(guarded, *granted(), *more) as url, RedisStore(url, deadline=10) as store:
+            (charged,) = await store.decide([check])
+            refused_without = pytest.raises(StoreUnavailable, match="'eval' command")
+            with nullcontext() if more else refused_without:
+                await store.add_failure(check.given_back(charged), 1_000_000)
+                assert await store.take_failures(check) == [check.given_back(charged)]
 
 
 @pytest.mark.parametrize("right", RIGHTS)
