@@ -16,8 +16,9 @@ serve: .venv/.demo
 picture: .venv/.test
 	.venv/bin/python docs/photograph.py
 
+# On as many processors as there are, four at most: each starts servers of its own.
 test: check
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks .venv/.checkers .venv/.gateways
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest

@@ -16,6 +16,17 @@ from tests.insight.replay.logs import combined, traffic, written
 from tests.support.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text()
+NGINX = """
+http {
+    limit_req_zone $binary_remote_addr zone=one:10m rate=10r/s;
+    server {
+        location /search/ {
+            limit_req zone=one burst=5 nodelay;
+            limit_req_status 429;
+        }
+    }
+}
+"""
 COMMANDS = re.findall(r"^\$ ratelimit (.+)$", PAGE, re.MULTILINE)
 
 
@@ -26,9 +37,11 @@ def test_what_the_documentation_types_runs(
     """Against a server and a file of the test's; what is redirected is printed."""
     words = shlex.split(command.partition(" > ")[0])
     log = written(tmp_path / "access.log", map(combined, traffic(100, seed=1)))
+    nginx = tmp_path / "nginx.conf"
+    nginx.write_text(NGINX)
     known = {
         "redis://localhost:6379/0": empty.url, "rules.yaml": rules, "rules/*.yaml": rules,
-        "access.log": log,
+        "access.log": log, "nginx.conf": str(nginx),
     }  # fmt: skip
     if words[0] == "unban":
         banning = tmp_path / "banning.yaml"
