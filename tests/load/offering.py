@@ -41,12 +41,16 @@ class Offer(NamedTuple):
 
 
 class Offered(NamedTuple):
-    """When it began, the answers by path, and how many requests never had one."""
+    """When it began, the answers by path, and which requests never had one.
+
+    ``lost`` are seconds since it began: of requests for which no connection was idle, and of those
+    that were never answered.
+    """
 
     began: float
     first: list[Answer]
     others: list[Answer]
-    lost: int
+    lost: list[float]
 
 
 async def offer(order: Offer) -> Offered:
@@ -84,7 +88,7 @@ async def offer(order: Offer) -> Offered:
     paths = order.first.encode(), order.others.encode()
     began = time.monotonic()
     until = began + order.seconds
-    lost = 0
+    lost: list[float] = []
     if not order.rate:
         for connection in opened:
             ask(connection, paths[0])
@@ -94,7 +98,7 @@ async def offer(order: Offer) -> Offered:
         if wait > 0:
             await asyncio.sleep(wait)
         if not idle:
-            lost += 1
+            lost.append(number / order.rate)
             continue
         place = chance.randrange(len(idle))
         idle[place], idle[-1] = idle[-1], idle[place]
@@ -105,7 +109,7 @@ async def offer(order: Offer) -> Offered:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(done.wait(), ANSWERED_WITHIN)
     found = [answers.get(path, []) for path in paths]
-    return Offered(began, found[0], found[1], lost + len(asked))
+    return Offered(began, found[0], found[1], [*lost, *([order.seconds] * len(asked))])
 
 
 async def _opened(order: Offer) -> list[Connection]:
