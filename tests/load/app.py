@@ -99,7 +99,7 @@ def _application(rules: str) -> Starlette:
         )
 
     paths: dict[str, Any] = {"/x": answer, "/free": answer, "/login": log_in, "/state": state}
-    paths |= {"/work": work, "/work/pay": work, "/wait": wait, "/wait/pay": wait, "/block": block}
+    paths |= {"/busy": work, "/busy/pay": work, "/wait": wait, "/wait/pay": wait, "/block": block}
     app = Starlette(routes=[Route(path, endpoint) for path, endpoint in paths.items()])
     app.add_middleware(RateLimitMiddleware, limiter=limiter)
     return app
