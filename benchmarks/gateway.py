@@ -323,10 +323,11 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def version(name: str) -> str:
-    """What a proxy calls itself."""
+    """What a proxy calls itself, without the folder that it is in."""
     flag = {"nginx": "-v", "caddy": "version", "envoy": "--version"}[name.removesuffix("-rls")]
     said = subprocess.run([str(program(name)), flag], capture_output=True, text=True, check=True)
-    return " ".join((said.stdout + said.stderr).split())
+    words = (said.stdout + said.stderr).split()
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def main() -> None:
