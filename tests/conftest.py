@@ -57,6 +57,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Shows it again: Hypothesis, imported at the end, asks who holds what."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Server]:
     """One server for the whole run; its tests use keys of their own, or flush it."""

@@ -159,7 +159,7 @@ rules:
     charge: {{on_status: 4xx}}
 """
 
-NUMBER = 100_000 if os.environ.get("RATELIMIT_TEST_ALL") else 3_000
+NUMBER = 100_000 if os.environ.get("RATELIMIT_TEST_ALL") else 1_000
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
@@ -190,7 +190,7 @@ async def test_a_replay_comes_to_the_verdicts_of_the_middleware_on_redis(
 ) -> None:
     redis_server.command("FLUSHALL")
     text = EVERY_KIND.format(algorithm=algorithm.value)
-    requests = list(traffic(NUMBER if NUMBER > 3_000 else 600, seed=11))
+    requests = list(traffic(NUMBER if NUMBER > 1_000 else 600, seed=11))
     log = Log([written(tmp_path / "log", map(msec, requests))], format_of(MSEC, {}))
     clock = ManualClock()
     async with RedisStore(redis_server.url, clock=clock, deadline=30) as store:
