@@ -16,9 +16,12 @@ serve: .venv/.demo
 picture: .venv/.test
 	.venv/bin/python docs/photograph.py
 
-# On as many processors as there are, four at most: each starts servers of its own.
+# Some hundred interpreters are started; where bytecode may not be written, each compiles everything.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
+# One process more than there are processors, four at most: each starts servers of its own.
 test: check
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 10
 
 test-all: check .venv/.bench .venv/.fuzz .venv/.docs .venv/.frameworks .venv/.checkers .venv/.gateways
 	RATELIMIT_TEST_ALL=1 .venv/bin/python -m pytest

@@ -39,6 +39,12 @@ def open_redis(server: Server, clock: ManualClock) -> Store:
     return RedisStore(server.url, clock=clock, deadline=10, deny_cache=0)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: tests wait for servers and real time as often as not."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not SLOW:
         skip = pytest.mark.skip(reason="slow: NOT RUN here; `make test-all` runs it")

@@ -95,9 +95,7 @@ def test_the_python_of_a_page_runs(
         asyncio.run(waiting)
 
 
-def test_the_python_of_the_pages_passes_a_type_checker(
-    tmp_path: Path, cache: pytest.Cache
-) -> None:
+def test_the_python_of_the_pages_passes_a_type_checker(tmp_path: Path, cache: pytest.Cache) -> None:
     pytest.importorskip("mypy")
     for page, name, source in SHOWN:
         folder = tmp_path / page.stem.replace("-", "_").lower()

@@ -147,10 +147,13 @@ async def test_an_authority_that_is_not_there(secured: Secured, tmp_path: Path) 
 async def test_a_unix_socket(server: Server) -> None:
     """``unix://`` with the socket's path, percent-encoded, and the database in the query."""
     url = f"unix://{quote(server.folder)}/a%20socket"
-    assert await remaining(RedisStore(url)) == 4
-    assert await remaining(RedisStore(f"{url}?db=1")) == 4
-    assert await remaining(RedisStore(server.url)) == 3
-    assert await remaining(RedisStore(f"unix://named:{quote(PASSWORD, '')}@{url[7:]}")) == 2
+    assert await remaining(RedisStore(url, deadline=1)) == 4
+    assert await remaining(RedisStore(f"{url}?db=1", deadline=1)) == 4
+    assert await remaining(RedisStore(server.url, deadline=1)) == 3
+    assert (
+        await remaining(RedisStore(f"unix://named:{quote(PASSWORD, '')}@{url[7:]}", deadline=1))
+        == 2
+    )
 
 
 async def test_a_unix_socket_that_is_not_there(server: Server) -> None:
@@ -163,15 +166,15 @@ async def test_databases_are_apart(server: Server) -> None:
     """The number after the last slash, or ``db`` in the query; each counts by itself."""
     base = f"redis://127.0.0.1:{server.port}"
     for left in (4, 3):
-        assert await remaining(RedisStore(f"{base}/0")) == left
-        assert await remaining(RedisStore(f"{base}/3")) == left
-    assert await remaining(RedisStore(f"{base}?db=3")) == 2
-    assert await remaining(RedisStore(base)) == 2
+        assert await remaining(RedisStore(f"{base}/0", deadline=1)) == left
+        assert await remaining(RedisStore(f"{base}/3", deadline=1)) == left
+    assert await remaining(RedisStore(f"{base}?db=3", deadline=1)) == 2
+    assert await remaining(RedisStore(base, deadline=1)) == 2
 
 
 async def test_a_database_that_is_not_there(server: Server) -> None:
     """A number above the server's is told as such."""
-    error = await refused(RedisStore(f"redis://127.0.0.1:{server.port}/99"))
+    error = await refused(RedisStore(f"redis://127.0.0.1:{server.port}/99", deadline=1))
     assert error.kind == "database"
 
 
@@ -179,8 +182,13 @@ async def test_a_database_that_is_not_there(server: Server) -> None:
 async def test_a_user_and_a_password_with_special_characters(server: Server, protocol: int) -> None:
     """Percent-encoded in the URI, over either protocol; a wrong one is told and not shown."""
     address = f"127.0.0.1:{server.port}?protocol={protocol}"
-    assert await remaining(RedisStore(f"redis://named:{quote(PASSWORD, '')}@{address}")) == 4
-    error = await refused(RedisStore(f"redis://named:{quote(PASSWORD + '!', '')}@{address}"))
+    assert (
+        await remaining(RedisStore(f"redis://named:{quote(PASSWORD, '')}@{address}", deadline=1))
+        == 4
+    )
+    error = await refused(
+        RedisStore(f"redis://named:{quote(PASSWORD + '!', '')}@{address}", deadline=1)
+    )
     assert error.kind == "password"
     assert PASSWORD not in str(error)
 
@@ -190,7 +198,7 @@ async def test_a_password_alone_with_special_characters(protocol: int) -> None:
     """``redis://:password@`` is the default user's."""
     with serving(binaries()[0].path, "--requirepass", PASSWORD) as locked:
         url = f"redis://:{quote(PASSWORD, '')}@127.0.0.1:{locked.port}/2?protocol={protocol}"
-        assert await remaining(RedisStore(url)) == 4
+        assert await remaining(RedisStore(url, deadline=1)) == 4
 
 
 # --- rights --------------------------------------------------------------------------------------
@@ -286,13 +294,13 @@ async def test_no_right_can_be_left_out(guarded: Server, right: str) -> None:
 async def test_keys_out_of_a_users_reach(guarded: Server) -> None:
     """A user whose keys do not begin with the store's prefix is refused for that."""
     async with acting(guarded, "~other:*", *granted()[1:]) as url:
-        assert (await refused(RedisStore(url))).kind == "permission"
-        assert await remaining(RedisStore(url, prefix="other:")) == 4
+        assert (await refused(RedisStore(url, deadline=1))).kind == "permission"
+        assert await remaining(RedisStore(url, prefix="other:", deadline=1)) == 4
 
 
 async def test_a_database_needs_a_right_of_its_own(guarded: Server) -> None:
     """Any but the first is chosen by SELECT."""
     async with acting(guarded, *granted(), database=1) as url:
-        assert (await refused(RedisStore(url))).kind == "permission"
+        assert (await refused(RedisStore(url, deadline=1))).kind == "permission"
     async with acting(guarded, *granted(), "+select", database=1) as url:
-        assert await remaining(RedisStore(url)) == 4
+        assert await remaining(RedisStore(url, deadline=1)) == 4

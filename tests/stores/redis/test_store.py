@@ -64,7 +64,7 @@ async def refused(store: RedisStore) -> StoreUnavailable:
 
 async def test_a_script_flush_goes_unnoticed(server: Server) -> None:
     """A server that has forgotten the script is given it again, and the charge is made once."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         for left in (4, 3, 2):
             server.command("SCRIPT", "FLUSH")
             (decision,) = await store.decide([Check(LIMIT, "someone")])
@@ -73,7 +73,7 @@ async def test_a_script_flush_goes_unnoticed(server: Server) -> None:
 
 async def test_a_restart_is_noticed_by_nobody_but_the_counters(server: Server) -> None:
     """A connection that died while it was idle is replaced before it is used."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         await store.decide([Check(LIMIT, "someone")])
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
@@ -95,7 +95,7 @@ async def test_a_late_charge_is_never_sent_again(server: Server) -> None:
 
 async def test_a_cancelled_caller_loses_its_answer_and_nothing_else(server: Server) -> None:
     """Its neighbours get theirs, over the same connections."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         limit = Limit("1000/minute", algorithm="fixed_window")
         await store.decide([Check(limit, "warm")])
         before = server.command("INFO", "stats")
@@ -125,7 +125,7 @@ async def test_a_foreign_value_fails_its_own_check_alone(
     """The others of its request are decided and charged without it, and so are its neighbours."""
     command, value = foreign
     limit = Limit("5/minute", algorithm=algorithm)
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         broken, whole = Check(limit, "broken"), Check(limit, "whole")
         server.command(command, store._key(broken), value)
         answers = await asyncio.gather(
@@ -158,7 +158,7 @@ async def test_checks_of_one_request_are_each_counted_under_their_own_identity(
     server: Server,
 ) -> None:
     """Also where two of them, with another between, are of one."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         names = ("one", "other", "one")
         decisions = await store.decide([Check(LIMIT, name) for name in names])
         assert [decision.remaining for decision in decisions] == [4, 4, 3]
@@ -171,7 +171,7 @@ async def test_kinds_of_requests_without_end_are_counted_alike(
 ) -> None:
     """Costs and limits that are made on the fly, in one trip and in many."""
     monkeypatch.setattr(wire, "MOST_KINDS", 2)
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         limits = [Limit(f"{quota}/minute", algorithm="fixed_window") for quota in range(100, 110)]
         checks = [[Check(limit, "someone", cost)] for limit in limits for cost in (3, 5, 3)]
         for spent in (11, 22):
@@ -185,7 +185,7 @@ async def test_kinds_of_requests_without_end_are_counted_alike(
 async def test_keys_hold_no_identity_and_leave_in_time(server: Server) -> None:
     """Every key carries an expiry near its reset, and no more than a digest of who asked."""
     url = f"{server.url}?decode_responses=true"
-    async with RedisStore(server.url) as store, Redis.from_url(url) as client:
+    async with RedisStore(server.url, deadline=1) as store, Redis.from_url(url) as client:
         for algorithm in Algorithm:
             limit = Limit("7/2s", algorithm=algorithm)
             (decision,) = await store.decide([Check(limit, "secret@example.org", 3, "rule")])
@@ -200,7 +200,7 @@ async def test_keys_hold_no_identity_and_leave_in_time(server: Server) -> None:
 
 async def test_reset_forgets(server: Server) -> None:
     """After a reset a key is as if it had never been used."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         check = Check(LIMIT, "someone", 5)
         await store.decide([check])
         await store.reset([check])
@@ -211,7 +211,7 @@ async def test_reset_forgets(server: Server) -> None:
 async def test_a_client_of_the_applications_is_not_closed_and_not_retried(server: Server) -> None:
     """Its settings are used for connections of the store's own, without its retries."""
     client = Redis.from_url(server.url, client_name="the-app")
-    store = RedisStore(client)
+    store = RedisStore(client, deadline=1)
     await store.decide([Check(LIMIT, "someone")])
     await store.aclose()
     assert await client.ping()
@@ -220,7 +220,7 @@ async def test_a_client_of_the_applications_is_not_closed_and_not_retried(server
 
 def test_each_event_loop_has_connections_of_its_own(server: Server) -> None:
     """A store outlives a loop: the next one opens what it needs, and nothing is left open."""
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deadline=1)
 
     async def ask() -> int:
         (decision,) = await store.decide([Check(LIMIT, "someone")])
@@ -269,7 +269,7 @@ async def test_a_full_backlog() -> None:
 async def test_no_redis_at_all() -> None:
     """A web server at the address is told as such."""
     async with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
-        error = await refused(RedisStore(f"redis://127.0.0.1:{port}"))
+        error = await refused(RedisStore(f"redis://127.0.0.1:{port}", deadline=1))
     assert error.kind == "not-redis"
 
 
@@ -278,14 +278,14 @@ async def test_a_server_without_hello() -> None:
     async with listening(
         b"-ERR unknown command 'HELLO', with args beginning with: '3' \r\n"
     ) as port:
-        error = await refused(RedisStore(f"redis://127.0.0.1:{port}"))
+        error = await refused(RedisStore(f"redis://127.0.0.1:{port}", deadline=1))
     assert error.kind == "old"
     assert "protocol=2" in str(error)
 
 
 async def test_resp2_by_option(server: Server) -> None:
     """``?protocol=2`` speaks the older protocol, to the same effect."""
-    async with RedisStore(f"{server.url}?protocol=2") as store:
+    async with RedisStore(f"{server.url}?protocol=2", deadline=1) as store:
         (decision,) = await store.decide([Check(LIMIT, "someone")])
         assert decision.remaining == 4
 
@@ -293,16 +293,16 @@ async def test_resp2_by_option(server: Server) -> None:
 async def test_a_server_without_scripts() -> None:
     """A server that runs no scripts is told as too old."""
     with serving(binaries()[0].path, "--rename-command", "EVALSHA", "") as bare:
-        error = await refused(RedisStore(bare.url))
+        error = await refused(RedisStore(bare.url, deadline=1))
     assert error.kind == "old"
 
 
 async def test_a_password_is_demanded_or_wrong() -> None:
     """Which of the two it is, is said; the password itself is not."""
     with serving(binaries()[0].path, "--requirepass", "s3cret") as locked:
-        missing = await refused(RedisStore(locked.url))
-        wrong = await refused(RedisStore(f"redis://:wr0ng@127.0.0.1:{locked.port}"))
-        async with RedisStore(f"redis://:s3cret@127.0.0.1:{locked.port}") as store:
+        missing = await refused(RedisStore(locked.url, deadline=1))
+        wrong = await refused(RedisStore(f"redis://:wr0ng@127.0.0.1:{locked.port}", deadline=1))
+        async with RedisStore(f"redis://:s3cret@127.0.0.1:{locked.port}", deadline=1) as store:
             assert (await store.decide([Check(LIMIT, "someone")]))[0].allowed
     assert (missing.kind, wrong.kind) == ("password", "password")
     assert "demands a password" in str(missing)
@@ -322,10 +322,10 @@ async def test_a_full_server() -> None:
     with serving(
         binaries()[0].path, "--maxmemory", "1", "--maxmemory-policy", "noeviction"
     ) as full:
-        error = await refused(RedisStore(full.url))
+        error = await refused(RedisStore(full.url, deadline=1))
         assert error.kind == "full"
         full.command("CONFIG", "SET", "maxmemory", "0")
-        async with RedisStore(full.url) as store:
+        async with RedisStore(full.url, deadline=1) as store:
             assert (await store.decide([Check(LIMIT, "someone", 0)]))[0].remaining == 5
 
 
@@ -333,7 +333,7 @@ async def test_a_full_server_is_written_to_by_option() -> None:
     """`allow_oom` counts at maxmemory too, where the server is Redis 7 or newer."""
     binary = next(each for each in binaries() if "-6." not in each.name)
     with serving(binary.path, "--maxmemory", "1", "--maxmemory-policy", "noeviction") as full:
-        async with RedisStore(full.url, allow_oom=True) as store:
+        async with RedisStore(full.url, allow_oom=True, deadline=1) as store:
             await store.ping()
             for left in (4, 3):
                 assert (await store.decide([Check(LIMIT, "someone")]))[0].remaining == left
@@ -347,13 +347,13 @@ async def test_too_many_clients() -> None:
     ):
         held.sendall(b"PING\r\n")
         held.recv(16)
-        error = await refused(RedisStore(small.url))
+        error = await refused(RedisStore(small.url, deadline=1))
     assert error.kind in ("clients", "closed")
 
 
 async def test_ping_tells_the_same(server: Server) -> None:
     """`ping` returns where a decision would be answered, and raises what it would raise."""
-    async with RedisStore(server.url) as store:
+    async with RedisStore(server.url, deadline=1) as store:
         await store.ping()
     silent = RedisStore(f"redis://127.0.0.1:{free_port()}")
     with pytest.raises(StoreUnavailable, match="nothing listens"):
