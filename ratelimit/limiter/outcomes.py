@@ -27,9 +27,6 @@ FAILED: Final = 500
 NEVER_RESETS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods whose success proves nothing."""
 
-MOST_RETURNED: Final = 50
-"""Failures that are given back at once: a sliding log is walked for each, and others wait."""
-
 
 class _Made(NamedTuple):
     """A charge that an outcome decides, and the rule it is by."""
@@ -188,7 +185,7 @@ class Outcome:
         if not (jobs or forgets):
             return None
         waits = outcomes.settler.begin(*jobs)
-        # To forget failures takes two trips, and whoever has succeeded may be back before them.
+        # It is awaited: whoever has succeeded may be back before it.
         return self._forget(waits, forgets) if forgets else waits
 
     def _send_back(self, made: Sequence[_Made]) -> None:
@@ -242,10 +239,7 @@ class Outcome:
         if not isinstance(store, Failures):
             return
         try:
-            # The newest first: a sliding log is walked from its newest charge.
-            forgotten = (await store.take_failures(check))[::-1]
-            for first in range(0, len(forgotten), MOST_RETURNED):
-                await settler.ask(forgotten[first : first + MOST_RETURNED])
+            await store.forget_failures(check)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             settler.reports.fault(problem)
 

@@ -251,13 +251,11 @@ class Cluster:
         self, node: Address, request: Request, error: StoreUnavailable | ReplyError
     ) -> bool:
         """Sends a request on that did not run; False where nothing can be done for it."""
-        if request.slot == NO_SLOT:
-            return False
         request.asking = False
         request.tries += 1
         request.marks = None
-        if request.future.done():
-            return True
+        if request.slot == NO_SLOT or request.future.done():
+            return request.future.done()
         if request.owed >= self._deadline:
             request.fail(no_reply(self._deadline, self._load.why or str(explain(error))))
             return True

@@ -249,10 +249,7 @@ class Link:
             asking = [group[0].asking for group in groups]
             batch = Batch(groups, size, len(groups) + sum(asking))
             data = b"".join(
-                [
-                    (ASKING if group[0].asking else b"") + pack(group)
-                    for group in groups
-                ]
+                [(ASKING if group[0].asking else b"") + pack(group) for group in groups]
             )
         self._in_flight += size
         self._send_batch(line, batch, data)
