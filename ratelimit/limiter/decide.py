@@ -25,9 +25,11 @@ from ratelimit.limiter.in_force import InForce
 from ratelimit.limiter.leases import Leases, withdraw
 from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.rooms import Waits
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.limiter.together import Asked, Part
+from ratelimit.limiter.waiting import asked_in_vain, full
 from ratelimit.responses.headers import forbid, new_told, refuse
 from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
@@ -75,6 +77,10 @@ class Owner(Protocol):
     @property
     def denials(self) -> Denials:
         """Those denied most."""
+
+    @property
+    def waits(self) -> Waits:
+        """The requests that wait for their turn."""
 
 
 class Decider:
@@ -169,7 +175,8 @@ class Decider:
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
-            if self._alike is not None and plan.alike is not None and not bans:
+            in_vain_at = owner.waits.count and full(owner.waits, matching, plan, keys)
+            if self._alike is not None and plan.alike is not None and not (bans or in_vain_at):
                 decisions = self._alike(plan.alike, keys[0])  # none of it holds a place
             else:
                 first = len(admission.held)
@@ -177,6 +184,8 @@ class Decider:
                 if bans:
                     jitter_us = self.now.rules.retry_jitter_us
                     ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+                if in_vain_at:
+                    ask = partial(asked_in_vain, ask, *in_vain_at)
                 if plan.holds:
                     decisions = await self._leases.ask(admission, plan, keys, ask)
                 else:
