@@ -9,9 +9,9 @@ from ratelimit.limiter.admission import Admission, Turn, count
 from ratelimit.limiter.line import Place
 from ratelimit.limiter.rooms import Loop, Room, Wait, Waits, clock_us, in_background
 from ratelimit.limiter.telling import tell_refused
+from ratelimit.limits import Limit
 from ratelimit.responses.headers import Told, refuse
 from ratelimit.responses.problems import closing
-from ratelimit.limits import Limit
 from ratelimit.rules.counting import DEFAULT_MAX_WAITING
 from ratelimit.rules.matching import Matching, Plan
 from ratelimit.rules.route_rule import counter_of
