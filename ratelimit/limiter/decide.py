@@ -17,7 +17,7 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import Admission, Turn, count, told_of
+from ratelimit.limiter.admission import DENYLIST, Admission, Turn, count, told_of
 from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.fallback import Fallback
@@ -374,7 +374,7 @@ class Decider:
         if client is None:
             return False
         if client in self._owner.denylist:
-            self._counts["denylist", "denied"] += 1
+            self._counts[DENYLIST, "turned-away"] += 1
             admission.refuse(forbid())
             tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
@@ -551,8 +551,9 @@ class Decider:
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if short and plan.undecided:
             decisions = self._outcomes.soon(plan, keys, decisions)
-        if short or lost or admission.turns:
-            self._count(plan, decisions, refused=refused)
+        if short or lost or admission.turns or admission.would_ban:
+            self._count(plan, decisions, admission.would_ban, refused=refused)
+            admission.would_ban = ()
         else:
             counts = self._counts
             for each in plan.counted:
@@ -577,7 +578,14 @@ class Decider:
         check = new_check((limit, keys[key], cost, counter, action, 0, 0))
         return Turn(self._owner, plan.allowed[place][0], plan.policies[place], check, decision)
 
-    def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:
+    def _count(
+        self,
+        plan: Plan,
+        decisions: Sequence[Decision],
+        would_ban: Sequence[str],
+        *,
+        refused: bool,
+    ) -> None:
         """Counts the outcome of each rule once: of its limits, the one that is worst for it.
 
         Those who are to wait for it are counted when they begin to.
@@ -595,6 +603,8 @@ class Decider:
                     found = 2, "shadow-denied"
             elif decision[5] and action != _SHADOW and not refused:
                 found = 1, "waited"
+            if rule in would_ban:
+                found = 4, "shadow-banned"
             worst[rule] = max(found, worst.get(rule, found))
         for rule, (_, outcome) in worst.items():
             if outcome != "waited":
