@@ -83,7 +83,7 @@ async def test_a_rule_named_denylist_is_told_apart_from_the_denylist_of_all() ->
 
 @pytest.mark.parametrize("enforced", [False, True])
 async def test_a_ban_on_trial_counts_a_request_once_whatever_refuses_it(enforced: bool) -> None:
-    ban = {"after": 1, "within": "1m", "for": "10m"}
+    ban: dict[str, Any] = {"after": 1, "within": "1m", "for": "10m"}
     rules = [Rule("trial", "1/minute", mode="shadow", ban=ban), Rule("met", "9/minute")]
     if enforced:
         rules.append(Rule("banning", "2/minute", ban=ban))
