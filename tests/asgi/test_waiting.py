@@ -359,14 +359,14 @@ async def test_limits_on_routes_wait_by_the_same_rules(of: str, middleware: bool
     if not middleware:
         options["limiter"] = limiting
     app = FastAPI()
-    wanted = RateLimit("20/second", **options)
+    wanted = RateLimit("4/second", **options)
 
     async def endpoint(request: Request) -> Response:
         ran.append(await request.body())
         return PlainTextResponse("ok")
 
     if of == "decorator":
-        app.post("/")(limit("20/second", **options)(endpoint))
+        app.post("/")(limit("4/second", **options)(endpoint))
     else:
         app.post("/", dependencies=[Depends(wanted)])(endpoint)
     if middleware:
