@@ -7,7 +7,7 @@ from typing import Any, Final
 from ratelimit.bans import Ban
 from ratelimit.limits import parse_duration_us
 from ratelimit.rules.reading import Coded, Reading
-from ratelimit.words import near, shown
+from ratelimit.words import shown
 
 __all__ = ["ban"]
 
@@ -24,9 +24,7 @@ def ban(value: Any, reading: Reading) -> Ban | None:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(f"ban is a mapping of {', '.join(KEYS)}, not {type(value).__name__}")
-    for key in value:
-        if key not in KEYS:
-            reading.at((str(key),), _unknown, key)
+    reading.refuse_unknown(value, KEYS)
     for key in NEEDED:
         if key not in value:
             raise ValueError(
@@ -40,11 +38,6 @@ def ban(value: Any, reading: Reading) -> Ban | None:
     found = Ban(after, within_us, for_us, int(spans.get("up_to") or for_us))
     _refuse_chosen(found, reading)
     return found
-
-
-def _unknown(key: object) -> None:
-    hint = near(str(key), KEYS, write=repr) or f"; known are {', '.join(KEYS)}"
-    raise ValueError(f"the key {shown(str(key))} is unknown{hint}")
 
 
 def _count(value: object) -> int:

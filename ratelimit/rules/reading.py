@@ -1,10 +1,10 @@
 """Options, and the one way to read them: for `Rule`, for `RuleSet` and for rule files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ratelimit.words import near
+from ratelimit.words import near, shown
 
 __all__ = [
     "REQUIRED",
@@ -15,6 +15,7 @@ __all__ = [
     "Options",
     "Place",
     "Reading",
+    "UnknownKey",
     "refuse_unknown",
     "text",
 ]
@@ -32,6 +33,14 @@ class Coded(ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class UnknownKey(Coded):
+    """A key that a mapping does not have, told where the key stands."""
+
+    def __init__(self, mapping: str, key: object, known: Sequence[str]) -> None:
+        hint = near(str(key), known, write=repr) or f"; known are {', '.join(known)}"
+        super().__init__("unknown-key", f"the key {shown(str(key))} of {mapping} is unknown{hint}")
 
 
 class Reading(dict[str, Any]):
@@ -57,6 +66,15 @@ class Reading(dict[str, Any]):
             self.failed.add(self.key)
             self._note((self.key, *place), error)
             return None
+
+    def refuse_unknown(self, value: Mapping[Any, Any], known: Sequence[str]) -> None:
+        """Reports the keys of a mapping that are not known."""
+        for key in value:
+            if key not in known:
+                self.at((str(key),), self._unknown, key, known)
+
+    def _unknown(self, key: object, known: Sequence[str]) -> None:
+        raise UnknownKey(self.key, key, known)
 
 
 class Form(NamedTuple):

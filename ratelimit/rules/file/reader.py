@@ -37,7 +37,7 @@ from ratelimit.rules.file.yaml import (
 )
 from ratelimit.rules.options import FILE, RULE
 from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
-from ratelimit.rules.reading import Coded, Note, Options, Place
+from ratelimit.rules.reading import Coded, Note, Options, Place, UnknownKey
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
 
@@ -375,6 +375,8 @@ class _Checker:
             if option.inside:
                 loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
+            if isinstance(error, UnknownKey):
+                at = node.at("", loc[:-1])[0].keys[str(loc[-1])]
             code = option.code or f"bad-{key.replace('_', '-')}"
             if isinstance(error, Coded):
                 code = error.code
