@@ -36,7 +36,7 @@ def shed(value: object, reading: Reading) -> Shed | None:
     if not isinstance(value, Mapping):
         raise TypeError(f"shed is a mapping such as {{'lag': '20ms'}}, not {type(value).__name__}")
     reading.refuse_unknown(value, tuple(_KEYS))
-    given = {
+    given: dict[str, Any] = {
         key: reading.at((key,), reader, value[key])
         for key, reader in _KEYS.items()
         if key in value
