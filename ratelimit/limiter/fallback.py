@@ -23,6 +23,8 @@ from ratelimit.stores.failover import Failover
 __all__ = ["Fallback"]
 
 _SHADOW: Final = int(Action.SHADOW)
+_OUTCOMES: Final = ("allowed", "waited", "denied", "never")
+"""What a rule's limits come to, the worst for a request last."""
 
 
 class Fallback:
@@ -103,12 +105,18 @@ class Fallback:
         told = [
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
+        worst: dict[str, str] = {}
         for (check, policy), decision in zip(local, decisions, strict=True):
-            rule = names[check.rule]
+            rule, outcome = names[check.rule], "allowed"
             if decision.delay_us:
                 admission.turns += (Turn(self._owner, rule, policy, check, decision),)
-            else:
-                self._counts[rule, "allowed" if decision.allowed else "denied"] += 1
+                outcome = "waited"  # which is counted when it begins to
+            elif not decision.allowed:
+                outcome = "never" if decision.retry_after_us is None else "denied"
+            worst[rule] = max(outcome, worst.get(rule, outcome), key=_OUTCOMES.index)
+        for rule, outcome in worst.items():
+            if outcome != "waited":
+                self._counts[rule, outcome] += 1
         found = [
             (names[check.rule], check, policy, decision)
             for (check, policy), decision in zip(local, decisions, strict=True)
