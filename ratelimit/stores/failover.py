@@ -138,10 +138,12 @@ class Failover:
                 await self._local.decide([taken])
             else:
                 share = self._share(limit)
+            # A share lets through what the whole would, once; what that never would, it never does.
+            asks = action in (Action.CHARGE, Action.SHADOW)
+            units = cost if asks and cost > limit.capacity else min(cost, share.capacity)
             own.append(
-                Check(share, key, min(cost, share.capacity), rule, action=Action(action),
-                      at_us=at_us, level=level)
-            )  # fmt: skip
+                Check(share, key, units, rule, action=Action(action), at_us=at_us, level=level)
+            )
         decisions = await self._local.decide(own)
         if self._guarded and passes(checks, decisions):
             for check, decision in zip(checks, decisions, strict=True):
