@@ -37,9 +37,7 @@ def shed(value: object, reading: Reading) -> Shed | None:
         raise TypeError(f"shed is a mapping such as {{'lag': '20ms'}}, not {type(value).__name__}")
     reading.refuse_unknown(value, tuple(_KEYS))
     given: dict[str, Any] = {
-        key: reading.at((key,), reader, value[key])
-        for key, reader in _KEYS.items()
-        if key in value
+        key: reading.at((key,), reader, value[key]) for key, reader in _KEYS.items() if key in value
     }
     if "lag" not in value:
         raise ValueError("shed is given without lag, such as 20ms, above which this is overloaded")
