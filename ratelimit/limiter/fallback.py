@@ -24,7 +24,7 @@ __all__ = ["Fallback"]
 
 _SHADOW: Final = int(Action.SHADOW)
 _OUTCOMES: Final = ("allowed", "waited", "denied", "never")
-"""What a rule's limits come to, the worst for a request last."""
+"""Outcomes of the limits of a rule, the worst for a request last."""
 
 
 class Fallback:

@@ -29,7 +29,7 @@ from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
 from ratelimit.limiter.charged import Charged
-from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
+from ratelimit.limiter.checks import Registered, TurnedAway, cost_of, refusal_of_blocked
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
@@ -45,7 +45,7 @@ from ratelimit.limiter.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.together import Part
 from ratelimit.limiter.tokens import Signer
-from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
+from ratelimit.responses.headers import RateLimitExceeded, Refusal
 from ratelimit.rules.advice import doubts
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.matching import Found, Plan
@@ -522,7 +522,7 @@ class RateLimiter:
         self.counts[asked.rule.name, "turned-away"] += 1
         admission = Admission(self, None)
         admission.decided = ((self.store, [(asked.rule, {})]),)
-        turned = TurnedAway(asked.rule.name, forbid(), asked.key)
+        turned = TurnedAway(asked.rule.name, refusal_of_blocked(asked.rule), asked.key)
         tell_blocked(self.events, admission, turned)
         return turned.refusal
 
