@@ -43,6 +43,10 @@ class UnknownKey(Coded):
         super().__init__("unknown-key", f"the key {shown(str(key))} of {mapping} is unknown{hint}")
 
 
+class _Unread(LookupError):
+    """A value that is asked for has a mistake of its own."""
+
+
 class Reading(dict[str, Any]):
     """The values kept of the options that were read so far, and the way to report a mistake."""
 
@@ -55,6 +59,9 @@ class Reading(dict[str, Any]):
         self.key = ""
         """The option that is being read."""
         self._note = note
+
+    def __missing__(self, key: str) -> Any:
+        raise _Unread(key)
 
     def at(self, place: Place, reads: Callable[..., T], *arguments: Any) -> T | None:
         """The value that a function gives; None for a mistake, which is noted if not raised."""
@@ -100,7 +107,7 @@ class Option:
     default: Any = None
     """Kept where the option is left out; given as it is, it means the same."""
     needs: tuple[str, ...] = ()
-    """Options whose values it is held against: it is not read where one of them has a mistake."""
+    """Options whose values it is held against, as far as they have no mistake; read before it."""
     shows: tuple[str, ...] = ()
     """Other options whose values a mistake may show."""
     code: str = ""
@@ -132,19 +139,23 @@ class Options(dict[str, Option]):
 
         Without ``note`` the first mistake is raised: a ValueError or TypeError in one sentence.
         With it each is noted, and its option is missing in what is returned, as are those of
-        ``failed`` and what needs them.
+        ``failed`` and what cannot be held against them: of that, the mistakes are noted that can
+        be told without.
         """
         reading = Reading(given, note, failed)
         for key in self._order:
             option = self[key]
             value = given.get(key, option.default)
-            if not reading.failed.isdisjoint((key,) if key not in given else option.needs):
+            if key not in given and key in reading.failed:
                 continue
             if value is option.default:
                 reading[key] = value
                 continue
             reading.key = key
-            kept = reading.at((), option.read, value, reading)
+            try:
+                kept = reading.at((), option.read, value, reading)
+            except _Unread:
+                continue
             if key not in reading.failed:
                 reading[key] = kept
         return reading
