@@ -7,7 +7,7 @@ from typing import Any, Final
 from ratelimit.bans import Ban
 from ratelimit.limits import parse_duration_us
 from ratelimit.rules.reading import Coded, Reading
-from ratelimit.words import shown
+from ratelimit.words import shown, whole
 
 __all__ = ["ban"]
 
@@ -41,10 +41,11 @@ def ban(value: Any, reading: Reading) -> Ban | None:
 
 
 def _count(value: object) -> int:
-    if type(value) is int:
-        return value
     if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,29}", value, re.ASCII):
-        return int(value)  # as a file has it
+        value = int(value)  # as a file has it
+    if type(value) is int:
+        whole("after", value, 1)
+        return value
     raise ValueError(f"after is {shown(str(value))}; it is a whole number of at least 1")
 
 
