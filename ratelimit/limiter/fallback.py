@@ -5,19 +5,22 @@ A fault of the limiter never becomes a fault of the application: it ends as an a
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission, Turn
+from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling import Settler
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores import MemoryStore
 from ratelimit.stores.failover import Failover
 
 __all__ = ["Fallback"]
@@ -44,6 +47,7 @@ class Fallback:
         self._reports = reports
         self._counts = counts
         self._events = events
+        self._outcomes: Outcomes | None = None
 
     async def answer(
         self,
@@ -86,16 +90,16 @@ class Fallback:
         if deny:
             admission.refuse(overloaded() if flooded else unavailable())
         elif local:
-            names = {counter_of(rule): rule.name for rule in rules}
-            await self._decide_locally(rule_set, admission, local, names)
+            await self._decide_locally(rule_set, admission, local, rules)
 
     async def _decide_locally(
         self,
         rule_set: RuleSet,
         admission: Admission,
         local: Sequence[tuple[Check, str]],
-        names: Mapping[str, str],
+        rules: Sequence[Rule],
     ) -> None:
+        names = {counter_of(rule): rule.name for rule in rules}
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
         except Exception as problem:  # noqa: BLE001  # a fault of ours never becomes one of the application
@@ -127,3 +131,20 @@ class Fallback:
                 told, admission.dialects, rule_set.retry_jitter_us, hinted=rule_set.retry_hints
             )
             admission.refuse(refusal, told)
+            return
+        charges = {counter_of(rule): rule.charge for rule in rules if rule.charge is not None}
+        if charges:
+            held = self._undecided().held_locally(
+                (names[check.rule], check, decision, charges[check.rule])
+                for (check, _), decision in zip(local, decisions, strict=True)
+                if check.rule in charges
+            )
+            if held is not None:
+                admission.held.append(held)
+
+    def _undecided(self) -> Outcomes:
+        """The charges in process that the outcome of a request decides."""
+        if self._outcomes is None:
+            ask = self._failover.give_back_locally
+            self._outcomes = Outcomes(Settler(MemoryStore(), ask, self._reports))
+        return self._outcomes

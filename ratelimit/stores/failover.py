@@ -152,6 +152,10 @@ class Failover:
                         self._owe(check)
         return tuple(decision._replace(degraded=True) for decision in decisions)
 
+    async def give_back_locally(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """Returns what was charged at this worker's share, unless the store is asked again."""
+        return () if self._local is None else await self._local.decide(checks)
+
     def _owe(self, check: Check) -> None:
         """Remembers a counter to charge once the store is back, as far as there is room."""
         owed = (check.limit, check.key, check.rule)
