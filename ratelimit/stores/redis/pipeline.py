@@ -34,7 +34,7 @@ from ratelimit.stores.errors import (
     overloaded,
 )
 from ratelimit.stores.redis.connect import Dialer
-from ratelimit.stores.redis.line import Batch, Line, Request, Steps
+from ratelimit.stores.redis.line import NO_SLOT, Batch, Line, Request, Steps
 from ratelimit.stores.redis.names import PATIENCE
 from ratelimit.stores.redis.queue import FEWEST_IN_FLIGHT, Load, Queue
 from ratelimit.stores.redis.wire import (
@@ -53,6 +53,8 @@ LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, wher
 MOST_QUEUED: Final = 20_000  # checks that wait in one event loop
 LONGEST_QUEUED: Final = 1.0  # seconds at least, and 20 deadlines, that a request may wait for us
 
+ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
+
 Reply = tuple[Sequence[Any], int]
 """A script's numbers and where in them a request's begin; or its decisions, and -1."""
 
@@ -60,8 +62,9 @@ Reply = tuple[Sequence[Any], int]
 class Link:
     """The connection to one server in one event loop, and the queue before it.
 
-    A request that finds fewer than two batches in flight leaves at once; those that come meanwhile
-    leave together in the next. The longer the oldest batch is in flight, the more may follow it, so
+    Requests of one turn of the event loop leave together where there are fewer than two batches in
+    flight; where the last one was alone, the next leaves at once. Those that come meanwhile leave
+    together in the next batch. The longer the oldest batch is in flight, the more may follow it, so
     that a long round trip makes nobody wait for a second one. A caller that is cancelled, or whose
     time is up, loses its answer, not the connection and not its neighbours' answers.
 
@@ -106,6 +109,7 @@ class Link:
         self._is_silent = False  # whether the last connection ended without another word
         self._seen = (0, 0)  # replies heard and steps taken at the last tick
         self._flushing = False
+        self._alone = True  # whether the last request in the queue had no other beside it
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -121,7 +125,8 @@ class Link:
     def ask(self, checks: Sequence[Check], slot: int = 0, *, past: bool = False) -> Future[Reply]:
         """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
         request = Request(checks, self._loop.create_future(), slot)
-        request.past = past
+        if past:
+            request.past = True
         self.send(request)
         return request.future
 
@@ -131,7 +136,7 @@ class Link:
         An error that the server replied is a result, a `ReplyError`; whatever else happens is
         raised as StoreUnavailable.
         """
-        request = Request((), self._loop.create_future())
+        request = Request((), self._loop.create_future(), NO_SLOT)
         request.command = packed(arguments)
         request.past = True
         self.send(request)
@@ -147,7 +152,7 @@ class Link:
         return self._packer.key(check)
 
     def send(self, request: Request) -> None:
-        """Puts a request into the next batch, at once where there is room for one."""
+        """Puts a request into the next batch, which leaves at once where it may be alone."""
         if self.breaker.state == "open" and not request.past and self.breaker.turns_away():
             request.fail(self.breaker.away())
             return
@@ -158,7 +163,8 @@ class Link:
         waiting = self._queue.requests
         size = len(request.checks)
         if line is not None:
-            if not line.batches and not waiting and self._takes(line) and self._is_fit(line):
+            alone = self._alone and not waiting and not line.batches
+            if alone and self._takes(line) and self._is_fit(line):
                 if not request.command:
                     self._write(line, [[request]], size)
                 else:
@@ -231,6 +237,7 @@ class Link:
                 continue
             groups, size = queue.take_batch(self._in_flight)
             if groups:
+                self._alone = len(groups) == len(groups[0]) == 1
                 self._write(line, groups, size)
 
     def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:
@@ -244,10 +251,7 @@ class Link:
                 asking = [group[0].asking for group in groups]
                 batch = Batch(groups, size, len(groups) + sum(asking))
                 data = b"".join(
-                    [
-                        (b"*1\r\n$6\r\nASKING\r\n" if group[0].asking else b"") + pack(group)
-                        for group in groups
-                    ]
+                    [(ASKING if group[0].asking else b"") + pack(group) for group in groups]
                 )
         except Exception as problem:  # noqa: BLE001  # a clock of the caller's own, which raises
             for request in chain.from_iterable(groups):
@@ -258,7 +262,8 @@ class Link:
         self._send_batch(line, batch, data)
 
     def _write_command(self, line: Line, request: Request) -> None:
-        self._send_batch(line, Batch([[request]], 0, 1), request.command)
+        data = ASKING + request.command if request.asking else request.command
+        self._send_batch(line, Batch([[request]], 0, 1 + request.asking), data)
 
     def _send_batch(self, line: Line, batch: Batch, data: bytes) -> None:
         batch.loads = line.loads
@@ -293,8 +298,7 @@ class Link:
         self.round_trip = took if known is None or took < known else known + (took - known) / 16
         first = batch.groups[0][0]
         if first.command:
-            if not first.future.done():
-                first.future.set_result(batch.replies[0])
+            self._answer_command(first, batch.replies, took)
             return
         self._load.trips.observe(took)
         self._load.sizes.observe(batch.size)
@@ -324,11 +328,22 @@ class Link:
         else:
             self.breaker.failed(failure)
 
+    def _answer_command(self, request: Request, replies: Sequence[Any], took: float) -> None:
+        asked, reply = replies[0], replies[-1]
+        if isinstance(reply, ReplyError):
+            # As of a script: what was refused was, where ASKING was, refused for that.
+            reply = asked if isinstance(asked, ReplyError) else reply
+            request.owed += min(took, self.round_trip or took)
+            if self._reroute is not None and self._reroute(request, reply):
+                return
+        if not request.future.done():
+            request.future.set_result(reply)
+
     def _load_script(self, line: Line, batch: Batch, groups: list[list[Request]]) -> None:
         """Sends the script, which is not known there (any more), and what has not run once more."""
         if batch.loads == line.loads:
             line.loads += 1
-            load = Request((), self._loop.create_future())
+            load = Request((), self._loop.create_future(), NO_SLOT)
             load.command = packed(("SCRIPT", "LOAD", self._packer.script))
             load.future.add_done_callback(_heard)
             self._write_command(line, load)
@@ -675,7 +690,7 @@ class Link:
             if request.future.done():
                 continue
             counts = counts or not request.command
-            if request.command or self._reroute is None or not self._reroute(request, error):
+            if self._reroute is None or not self._reroute(request, error):
                 request.fail(error)
         if counts:
             self.breaker.failed(error)
