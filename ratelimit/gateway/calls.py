@@ -128,6 +128,8 @@ class _Line(asyncio.Protocol):
                 header_encoding=None,
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
             )
         )
         self._calls: dict[int, _Call] = {}
