@@ -30,6 +30,7 @@ MOST_ENTRIES: Final = 100
 """Most of them in one question, and in one descriptor; Envoy's configuration names each."""
 
 _MOST_32: Final = 2**32 - 1
+_FIELD: Final = b"\x1a%c\x0a%c%b\x12%c%b"
 OK, OVER = b"\x08\x01", b"\x08\x02"
 """The outcome, of an answer and of a status; the latter may have nothing else."""
 _VARINT, _EIGHT, _TEXT, _FOUR = 0, 1, 2, 5
@@ -82,8 +83,9 @@ def _descriptor(data: bytes) -> Descriptor:
     hits: int | None = None
     has_limit = False
     at, end = 0, len(data)
-    while at + 6 <= end and len(entries) < MOST_ENTRIES:
-        # As Envoy writes nearly all: a key and a value, all of it below 128 bytes.
+    for _ in range(MOST_ENTRIES):  # as Envoy writes nearly all: a key and a value, in 129 bytes
+        if at + 6 > end:
+            break
         head, length, first, middle = data[at : at + 4]
         stop, middle = at + 2 + length, at + 4 + middle
         if head != 0x0A or first != 0x0A or length >= 0x80 or stop > end or middle + 2 > stop:
@@ -168,9 +170,14 @@ def write(
 ) -> bytes:
     """An answer; ``headers`` go to the client, as ``body`` does with a refusal."""
     parts = [OVER if over else OK]
-    parts += [_text(b"\x12", each) for each in statuses]
+    for each in statuses:
+        parts.append(_text(b"\x12", each))
     for name, value in headers:  # as value, since this filter of Envoy's skips raw_value
-        parts.append(_text(b"\x1a", _text(b"\x0a", name) + _text(b"\x12", value)))
+        key, length = len(name), len(value)
+        if key + length < 0x7C:  # as most are, of which each number is a byte
+            parts.append(_FIELD % (key + length + 4, key, name, length, value))
+        else:
+            parts.append(_text(b"\x1a", _text(b"\x0a", name) + _text(b"\x12", value)))
     if body:
         parts.append(_text(b"\x2a", body))
     return b"".join(parts)

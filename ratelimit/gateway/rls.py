@@ -115,15 +115,20 @@ class RateLimitService:
         return trusted
 
     async def _answer(self, question: Question) -> bytes:
-        parts = [self._part(question, each) for each in question.descriptors]
-        asked = [part for part in parts if not part.forced]
+        parts: list[Part] = []
+        asked: list[Part] = []
+        owed: list[Part] = []
+        for each in question.descriptors:
+            part = self._part(question, each)
+            parts.append(part)
+            (owed if part.forced else asked).append(part)
         admission = await self._decided(asked) if asked else None
-        if len(asked) < len(parts):  # those are owed, whatever becomes of the others
-            charged = await self._decided([part for part in parts if part.forced])
+        if owed:  # whatever becomes of the others
+            charged = await self._decided(owed)
             admission = admission or charged
         if admission is None or admission.refusal is None:
             fields = () if admission is None else admission.headers()
-            return write([_status(part) for part in parts], fields, over=False)
+            return write(map(_status, parts), fields, over=False)
         all_over = not any(_is_over(part) for part in parts)
         statuses = [_status(part, over=all_over) for part in parts]
         scope = next((part.scope for part in parts if "headers" in part.scope), {})
@@ -246,7 +251,7 @@ def _request(
     return scope, paths
 
 
-def _status(part: Part, *, over: bool = False) -> bytes:
+def _status(part: Part, over: bool = False) -> bytes:
     """The outcome of a descriptor: of its rules, that of the binding one."""
     told = part.told
     if not told:
