@@ -1,7 +1,8 @@
 """The client of a request behind trusted proxies, as X-Forwarded-For or Forwarded tell it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -74,7 +75,12 @@ class Proxies:
             return address
         if self._nodes is None:
             return _only_address(scope, self._header, self._prefix) or address
-        nodes = self._nodes(_lines(scope, self._header))
+        header = self._header
+        values = [value for name, value in scope.get("headers", ()) if name == header]
+        if len(values) == 1 and len(values[0]) <= _LONGEST_ADDRESS and self._nodes is _elements:
+            if b"," not in values[0]:  # the peer's word alone, which is all that most say
+                return _lone_node(values[0], self._prefix) or address
+        nodes = self._nodes(_lines(values))
         for node in islice(nodes, hops or _MOST_HOPS):
             hop = _read_node(node, self._prefix)
             if hop is None:
@@ -109,7 +115,7 @@ class Proxies:
 
 def _only_address(scope: Scope, header: bytes, prefix: int) -> Address | None:
     """The address in a field that is there once and holds nothing else."""
-    values = [value for name, value in scope.get("headers", ()) if name == header]
+    values = _values(scope, header)
     if len(values) != 1 or len(values[0]) > _LONGEST_ADDRESS + 8:
         return None
     return _read_node(values[0].decode("latin-1"), prefix)
@@ -127,7 +133,7 @@ def forwarded_but_untrusted(scope: Scope) -> bool:
     return peer is None or not any(
         _read_node(node, 128) == peer
         for name in named
-        for node in islice(_NODES.get(name, _elements)(_lines(scope, name)), _MOST_HOPS)
+        for node in islice(_NODES.get(name, _elements)(_lines(_values(scope, name))), _MOST_HOPS)
     )
 
 
@@ -137,9 +143,14 @@ def _peer(scope: Scope, prefix: int) -> Address | None:
     return read_address(peer[0], prefix) if peer and isinstance(peer[0], str) else None
 
 
-def _lines(scope: Scope, header: bytes) -> str:
+def _values(scope: Scope, header: bytes) -> list[bytes]:
+    """The lines of a header, in order."""
+    return [value for name, value in scope.get("headers", ()) if name == header]
+
+
+def _lines(values: Sequence[bytes]) -> str:
     """The end of a header's lines, joined, without an element that is cut."""
-    text = b",".join([value for name, value in scope.get("headers", ()) if name == header])
+    text = b",".join(values)
     if len(text) > _LONGEST_FORWARDED:
         text = text[-_LONGEST_FORWARDED:].partition(b",")[2]
     return text.decode("latin-1")
@@ -224,3 +235,9 @@ def _read_node(text: str, prefix: int) -> Address | None:
         if not _PORT.fullmatch(":" + port):
             return None
     return read_address(text, prefix)
+
+
+@lru_cache(maxsize=8_192)
+def _lone_node(value: bytes, prefix: int) -> Address | None:
+    """The address in a field of one element that is no longer than an address."""
+    return _read_node(value.decode("latin-1"), prefix)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from math import comb
 from typing import Any, Final, NamedTuple
 
-from starlette.convertors import FloatConvertor, StringConvertor, UUIDConvertor
+from starlette.convertors import FloatConvertor, PathConvertor, StringConvertor, UUIDConvertor
 from starlette.routing import compile_path
 
 from ratelimit.words import shown
@@ -89,8 +89,8 @@ class Path:
     """
 
     __slots__ = (
-        "_across_lines", "_convertors", "_known", "_last", "_longest", "_patterns", "_regex",
-        "literal", "parameters", "start",
+        "_across_lines", "_convertors", "_is_deep", "_known", "_last", "_longest", "_patterns",
+        "_regex", "literal", "parameters", "start",
     )  # fmt: skip
 
     def __init__(self, text: str) -> None:
@@ -137,8 +137,10 @@ class Path:
         self.start = text if first is None else text[: text.rindex("/", 0, first.start()) + 1]
         """The path itself, or the whole segments before its first parameter."""
         last = names[0] if names and text[len(self.start) :] in _whole(names[0]) else None
-        plain = last is not None and type(self._convertors[last]) is StringConvertor
-        self._last = last if plain else None
+        convertor = None if last is None else type(self._convertors[last])
+        self._is_deep = convertor is PathConvertor
+        """Whether it is all that follows, instead."""
+        self._last = last if convertor in (StringConvertor, PathConvertor) else None
         """The only parameter, where it is the whole last segment and any text."""
         self._longest = _longest(text, self._convertors)
         """Characters of a path up to which the regex is tried: it is faster there, or must be."""
@@ -162,10 +164,13 @@ class Path:
         Never raises: a value that its convertor refuses (5,000 digits for an ``int``) stays text.
         """
         if self._last is not None:  # by far the commonest, and a fifth of the regex's cost
-            segment = path[len(self.start) :]
-            if not segment or "/" in segment or not path.startswith(self.start):
+            if not path.startswith(self.start):
                 return None
-            return {self._last: segment}
+            rest = path[len(self.start) :]
+            if not self._is_deep:
+                return {self._last: rest} if rest and "/" not in rest else None
+            if "\n" not in rest:
+                return {self._last: rest}
         found: re.Match[str] | dict[str, str] | None
         if len(path) <= self._longest:
             found = self._regex.match(path)
@@ -182,9 +187,9 @@ class Path:
         return {name: _converted(each, found[name]) for name, each in self._convertors.items()}
 
 
-def _whole(name: str) -> tuple[str, str]:
-    """A parameter of any text, in both ways to write it."""
-    return "{" + name + "}", "{" + name + ":str}"
+def _whole(name: str) -> tuple[str, str, str]:
+    """A parameter of any text, in all ways to write it."""
+    return "{" + name + "}", "{" + name + ":str}", "{" + name + ":path}"
 
 
 def _converted(convertor: Any, text: str) -> object:

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from sys import getsizeof
@@ -97,12 +97,14 @@ class Failover:
         if self._beats:
             self._heartbeat.run()
 
-    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+    def decide(self, checks: Sequence[Check]) -> Awaitable[tuple[Decision, ...]]:
         """The store's decisions; raises StoreUnavailable at once while it is known to be away."""
         if self._beats:
             self._heartbeat.run()
-        if not self._breaks:
-            return await self.store.decide(checks)
+        # Not a coroutine around the store's own, where that has its own breaker.
+        return self._decide_by_breaker(checks) if self._breaks else self.store.decide(checks)
+
+    async def _decide_by_breaker(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
         breaker = self.breaker
         if breaker.state == "open" and breaker.turns_away():
             raise breaker.away()

@@ -70,6 +70,44 @@ def test_a_long_path_has_the_parameters_that_starlette_gives_it(pattern: str, pa
     assert Path(pattern).match(path) == expected
 
 
+@pytest.mark.parametrize("pattern", ["/{rest:path}", "/api/{rest:path}", "/api/{rest}"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "/",
+        "a",
+        "a/b",
+        "//",
+        "/a/",
+        "a\n",
+        "a/\nb",
+        "\n",
+        "\n\n",
+        "a\n\n",
+        "a\r",
+        "\x85",
+        "\u2028",
+        "é%2F",
+    ],
+)
+@pytest.mark.parametrize(
+    "before", ["/api/", "/api", "/", "", "/apis/", "/Api/", "x/api/", "/api\n/"]
+)
+def test_the_commonest_patterns_are_matched_as_starlette_would(
+    pattern: str, end: str, before: str
+) -> None:
+    path = before + end
+    regex, _, convertors = compile_path(pattern)
+    found = regex.match(path)
+    exact = found and {name: each.convert(found[name]) for name, each in convertors.items()}
+    assert Path(pattern).match(path, exactly=True) == exact
+    if ":path" in pattern:  # whose dot would stop at a new line, and a rule's does not
+        found = found or re.compile(regex.pattern, re.DOTALL).match(path)
+        exact = found and {name: each.convert(found[name]) for name, each in convertors.items()}
+    assert Path(pattern).match(path) == exact
+
+
 def test_an_applications_own_regex_holds_at_least_what_its_route_does() -> None:
     """Of a long path its regex is not asked; the rule then takes anything for the parameter."""
     path = Path("/blog/{slug:slug}/{page:int}")

@@ -59,8 +59,9 @@ Reply = tuple[Sequence[Any], int]
 class Link:
     """The connection to one server in one event loop, and the queue before it.
 
-    A request that finds fewer than two batches in flight leaves at once; those that come meanwhile
-    leave together in the next. The longer the oldest batch is in flight, the more may follow it, so
+    Requests of one turn of the event loop leave together where there are fewer than two batches in
+    flight; where the last one was alone, the next leaves at once. Those that come meanwhile leave
+    together in the next batch. The longer the oldest batch is in flight, the more may follow it, so
     that a long round trip makes nobody wait for a second one. A caller that is cancelled, or whose
     time is up, loses its answer, not the connection and not its neighbours' answers.
 
@@ -105,6 +106,7 @@ class Link:
         self._is_silent = False  # whether the last connection ended without another word
         self._seen = (0, 0)  # replies heard and steps taken at the last tick
         self._flushing = False
+        self._alone = True  # whether the last request in the queue had no other beside it
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -120,7 +122,8 @@ class Link:
     def ask(self, checks: Sequence[Check], slot: int = 0, *, past: bool = False) -> Future[Reply]:
         """The numbers of the Lua's reply for one request; to be awaited by its caller alone."""
         request = Request(checks, self._loop.create_future(), slot)
-        request.past = past
+        if past:
+            request.past = True
         self.send(request)
         return request.future
 
@@ -146,7 +149,7 @@ class Link:
         return self._packer.key(check)
 
     def send(self, request: Request) -> None:
-        """Puts a request into the next batch, at once where there is room for one."""
+        """Puts a request into the next batch, which leaves at once where it may be alone."""
         if self.breaker.state == "open" and not request.past and self.breaker.turns_away():
             request.fail(self.breaker.away())
             return
@@ -157,7 +160,8 @@ class Link:
         waiting = self._queue.requests
         size = len(request.checks)
         if line is not None:
-            if not line.batches and not waiting and self._takes(line) and self._is_fit(line):
+            alone = self._alone and not waiting and not line.batches
+            if alone and self._takes(line) and self._is_fit(line):
                 if not request.command:
                     self._write(line, [[request]], size)
                 else:
@@ -230,6 +234,7 @@ class Link:
                 continue
             groups, size = queue.take_batch(self._in_flight)
             if groups:
+                self._alone = len(groups) == len(groups[0]) == 1
                 self._write(line, groups, size)
 
     def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from ratelimit.decisions import Check, Decision, read_reply
+from ratelimit.decisions import FIELDS, Check, Decision, decision_of, read_reply
 from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
@@ -159,7 +159,10 @@ class RedisStore:
                 decisions = await way.decide(asked)
             else:  # as _decide has it, without a coroutine between
                 numbers, start = await way.ask(asked)
-                decisions = tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
+                if start >= 0 and len(asked) == 1:  # as read_reply has it, without the lists
+                    decisions = (decision_of(asked[0][0], numbers[start : start + FIELDS]),)
+                else:
+                    decisions = tuple(numbers) if start < 0 else read_reply(asked, numbers, start)
         except BaseException:
             denials.changed(asked)  # it may have been charged all the same
             raise

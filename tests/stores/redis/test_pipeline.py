@@ -316,6 +316,18 @@ async def test_a_longer_round_trip_has_more_batches_in_flight() -> None:
         assert len(server.asked) > 5
 
 
+async def test_who_asks_in_one_turn_leaves_together_once_others_did(server: Server) -> None:
+    """The first of a turn does not go ahead by itself, unless the last one was alone."""
+    async with RedisStore(server.url, deny_cache=0) as store:
+        await store.decide([Check(MANY, "warm")])
+        trips, sent = sum(store.sizes.buckets), []
+        for count in (1, 8, 8, 1, 1, 8):
+            await asyncio.gather(*(store.decide([Check(MANY, str(n))]) for n in range(count)))
+            trips, before = sum(store.sizes.buckets), trips
+            sent.append(trips - before)
+    assert sent == [1, 2, 1, 1, 1, 2]
+
+
 # --- our own queue -------------------------------------------------------------------------------
 
 
