@@ -182,15 +182,7 @@ class _Line(asyncio.Protocol):
         if isinstance(event, RequestReceived):
             self._begin(event)
         elif isinstance(event, DataReceived):
-            # The windows are opened again at once: what is kept is bounded by the call itself.
-            length = event.flow_controlled_length
-            if event.stream_ended is not None:  # as most: its own stays as it is
-                self._taken += length
-                if self._taken >= WINDOW // 4:
-                    self._h2.increment_flow_control_window(self._taken)
-                    self._taken = 0
-            elif length:
-                self._h2.acknowledge_received_data(length, event.stream_id)
+            self._open_windows(event)
             call = self._calls.get(event.stream_id)
             if call is not None:
                 self._kept += call.add(event.data, MOST_AT_ONCE - self._kept)
@@ -221,6 +213,18 @@ class _Line(asyncio.Protocol):
             self._h2.send_headers(stream, [(b":status", b"415")], end_stream=True)
             return
         self._calls[stream] = _Call(fields.get(b":path", b"").decode("latin-1"))
+
+    def _open_windows(self, event: DataReceived) -> None:
+        """Lets the caller send as much again, since what is kept is bounded by the call itself."""
+        length = event.flow_controlled_length
+        if event.stream_ended is None:
+            if length:
+                self._h2.acknowledge_received_data(length, event.stream_id)
+            return
+        self._taken += length  # for many calls at once: the connection's is all that counts now
+        if self._taken >= WINDOW // 4:
+            self._h2.increment_flow_control_window(self._taken)
+            self._taken = 0
 
     def _forget(self, stream: int) -> None:
         """A stream that its caller has given up: its request goes on, and must stay counted."""

@@ -169,9 +169,7 @@ def write(
     over: bool,
 ) -> bytes:
     """An answer; ``headers`` go to the client, as ``body`` does with a refusal."""
-    parts = [OVER if over else OK]
-    for each in statuses:
-        parts.append(_text(b"\x12", each))
+    parts = [OVER if over else OK, *[_text(b"\x12", each) for each in statuses]]
     for name, value in headers:  # as value, since this filter of Envoy's skips raw_value
         key, length = len(name), len(value)
         if key + length < 0x7C:  # as most are, of which each number is a byte
