@@ -1,9 +1,10 @@
 """The few messages of Envoy's rate limit service, read and written as protocol buffers.
 
 ``envoy.service.ratelimit.v3`` has one question and one answer, of some twenty fields. By hand they
-are these functions; made by a compiler they are 1,800 files and a library. Fields that are not
-known are skipped, as the format wants it (protobuf.dev, "Encoding"). Text stays bytes: what Envoy
-copies from a client's header need not be UTF-8. Pure.
+are these functions; made by a compiler they are 1,800 files and a library. That library alone,
+given these fields, takes as long for the two, 30 ms to import, and no bound on how many there are.
+Fields that are not known are skipped, as the format wants it (protobuf.dev, "Encoding"). Text stays
+bytes: what Envoy copies from a client's header need not be UTF-8. Pure.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,13 +87,14 @@ def _descriptor(data: bytes) -> Descriptor:
     for _ in range(MOST_ENTRIES):  # as Envoy writes nearly all: a key and a value, in 129 bytes
         if at + 6 > end:
             break
-        head, length, first, middle = data[at : at + 4]
-        stop, middle = at + 2 + length, at + 4 + middle
-        if head != 0x0A or first != 0x0A or length >= 0x80 or stop > end or middle + 2 > stop:
+        key, stop = at + 4, at + 2 + data[at + 1]
+        middle = key + data[at + 3]
+        text = middle + 2
+        if data[at] != 0x0A or data[at + 2] != 0x0A or not text <= stop <= end or stop > at + 129:
             break
-        if data[middle] != 0x12 or data[middle + 1] != stop - middle - 2:
+        if data[middle] != 0x12 or data[middle + 1] != stop - text:
             break
-        entries.append((data[at + 4 : middle], data[middle + 2 : stop]))
+        entries.append((data[key:middle], data[text:stop]))
         at = stop
     for number, value in fields(data, at) if at < end else ():
         if number == 1:
