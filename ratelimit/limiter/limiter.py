@@ -172,8 +172,8 @@ class RateLimiter:
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
         "never", "banned", "shadow-denied", "shadow-allowed", "shadow-banned", "store-failed",
-        "turned-away" (by its denylist, or for want of an identity), "shed"; and ("denylist",
-        "denied")."""
+        "turned-away" (by its denylist, or for want of an identity), "shed"; once for each rule.
+        Those on the denylist of all are ("(denylist)", "turned-away")."""
         self.shed: Counter[tuple[str, str]] = Counter()
         """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
         self.waits = Waits()
@@ -361,6 +361,8 @@ class RateLimiter:
         `Decision.remaining` is the largest cost that would pass now. Every decision is
         ``allowed``, unless the identity is blocked; there is none where nothing limits it. While
         it is banned, one more comes last, which is not: its ``retry_after`` is what is left.
+        Of a rule with ``websocket`` it is the handshakes that are told: messages have counters of
+        their own, which workers charge ahead for, and no call by name reaches.
 
         Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
         cannot be meant, and where a function gives the limits for each request; StoreUnavailable,
