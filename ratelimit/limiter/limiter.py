@@ -749,17 +749,17 @@ class RateLimiter:
         )
         return deciding if self.around is None else self.around(deciding)
 
-    async def admit_together(self, parts: Sequence[Part]) -> Admission:
+    def admit_together(self, parts: Sequence[Part]) -> Coroutine[Any, Any, Admission]:
         """Decides what is to pass together: every part is charged, or none is; never raises.
 
         Each part says itself which rules apply to it, and has afterwards what was told of it.
         """
-        self._begin()
         if len(parts) == 1 and parts[0].is_plain:  # as most are
             deciding = self._decider.decide_alone(parts[0], self._registered)
         else:
+            self._begin()
             deciding = self._decider.decide_together(parts, self._registered)
-        return await (deciding if self.around is None else self.around(deciding))
+        return deciding if self.around is None else self.around(deciding)
 
     def find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
         """The rules for a request by its path, but none where it meets an exempt route."""
