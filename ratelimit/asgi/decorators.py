@@ -37,7 +37,7 @@ from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown

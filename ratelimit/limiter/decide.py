@@ -20,11 +20,11 @@ from ratelimit.identity.users import is_nobody, user_id
 from ratelimit.limiter.admission import Admission, Turn, count, told_of
 from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
+from ratelimit.limiter.concurrency.leases import Leases, withdraw
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
-from ratelimit.limiter.leases import Leases, withdraw
-from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling.outcomes import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
 from ratelimit.limiter.together import Asked, Part

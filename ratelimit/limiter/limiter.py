@@ -28,23 +28,23 @@ from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
 from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
-from ratelimit.limiter.charged import Charged
 from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
+from ratelimit.limiter.concurrency.leases import Leases
 from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
-from ratelimit.limiter.leases import Leases
-from ratelimit.limiter.outcomes import Outcomes
+from ratelimit.limiter.queueing.rooms import Waits
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.reserving import Reservation, Reserving, from_token
-from ratelimit.limiter.rooms import Waits
-from ratelimit.limiter.settling import Settler
+from ratelimit.limiter.settling.charged import Charged
+from ratelimit.limiter.settling.outcomes import Outcomes
+from ratelimit.limiter.settling.reserving import Reservation, Reserving, from_token
+from ratelimit.limiter.settling.settler import Settler
+from ratelimit.limiter.settling.tokens import Signer
 from ratelimit.limiter.shedder import Shedder, salt_of
-from ratelimit.limiter.sockets import Sockets
+from ratelimit.limiter.sockets.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.together import Part
-from ratelimit.limiter.tokens import Signer
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
 from ratelimit.rules.advice import doubts
 from ratelimit.rules.counting import MOST_COST

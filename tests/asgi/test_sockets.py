@@ -31,7 +31,7 @@ from ratelimit import (
     limit,
 )
 from ratelimit.control.events import Event
-from ratelimit.limiter.portions import Lease
+from ratelimit.limiter.sockets.portions import Lease
 from ratelimit.rules.sockets import most_ahead
 from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import ManualClock, by_hand

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 
 from ratelimit.limiter.admission import Admission, Turn, count
-from ratelimit.limiter.line import Place
-from ratelimit.limiter.rooms import Loop, Room, Wait, clock_us, in_background
+from ratelimit.limiter.queueing.line import Place
+from ratelimit.limiter.queueing.rooms import Loop, Room, Wait, clock_us, in_background
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse
 from ratelimit.responses.problems import closing
