@@ -8,6 +8,7 @@ what that puts behind everything that is ready then.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
@@ -16,7 +17,7 @@ from typing import Any, Final
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-__all__ = ["EVERY", "Lateness"]
+__all__ = ["EVERY", "Lateness", "Queue"]
 
 EVERY: Final = 0.05
 """Seconds between a sample and the next."""
@@ -74,6 +75,47 @@ class Lateness:
         self._tell(now, late)
 
 
+class Queue:
+    """The wait in a queue for threads, by a probe in it and by how fast it moves.
+
+    What a probe has waited is the time of those that came before it. Those that wait now are begun
+    at the pace at which its own were, so that a queue is seen when it grows, and not a wait later.
+    """
+
+    def __init__(self) -> None:
+        self.probed_at: float | None = None
+        """The time since which a probe waits; None where none does."""
+        self._ahead = 0
+        self._waited = 0.0
+        """Seconds that the last probe waited; 0 once that was told."""
+        self._pace = 0.0
+        """Seconds from one that was begun to the next; 0 where it is not known."""
+
+    def enter(self, now: float, ahead: int) -> None:
+        """Begins a probe behind so many that wait."""
+        self.probed_at, self._ahead = now, ahead
+
+    def leave(self, now: float) -> None:
+        """Ends it with a thread."""
+        if self.probed_at is not None:
+            self._waited = now - self.probed_at
+            self._pace = self._waited / (self._ahead + 1)
+            self.probed_at = None
+
+    def stall(self) -> None:
+        """Forgets the pace, since threads were idle: nobody handed them out meanwhile."""
+        self._pace, self._ahead = 0.0, sys.maxsize
+
+    def late(self, now: float, waiting: int) -> float:
+        """Seconds that one who comes now waits behind so many."""
+        waited, self._waited = self._waited, 0.0
+        if self.probed_at is not None:
+            waited = max(waited, now - self.probed_at)
+        elif not waiting:
+            self._pace = 0.0  # which was that of a queue that is gone
+        return max(waited, (waiting + 1) * self._pace)
+
+
 class _Sampler:
     """The samples of one event loop."""
 
@@ -84,9 +126,7 @@ class _Sampler:
         self._tell = tell
         self._next: asyncio.Handle | None = None
         self._probe: asyncio.Task[None] | None = None
-        self._probed_at = 0.0
-        self._waited = 0.0
-        """Seconds that the last probe waited for a thread; 0 once that was told."""
+        self._queue = Queue()
         self._threads: CapacityLimiter | None = None
         self.due = 0.0
 
@@ -116,27 +156,31 @@ class _Sampler:
 
     def _second(self) -> None:
         now = monotonic()
-        late = max(0.0, now - self.due, self._threads_late(now))
+        late = max(0.0, now - self.due)
+        if late > EVERY:
+            self._queue.stall()
+        late = max(late, self._threads_late(now))
         self._wait()
         self._tell(self, now, late)
 
     def _threads_late(self, now: float) -> float:
-        """Seconds that a probe in the queue for threads has waited, as any request does there."""
-        waited, self._waited = self._waited, 0.0
-        if self._probe is not None:
-            return now - self._probed_at
-        if self._threads is not None and self._threads.statistics().tasks_waiting:
-            self._probed_at = now
-            self._probe = self._task(self._queue(self._threads), "probe")
-        return waited
+        """Seconds that a request waits for a thread."""
+        if self._threads is None:
+            return 0.0
+        waiting = self._threads.statistics().tasks_waiting
+        late = self._queue.late(now, waiting)
+        if waiting and self._probe is None:
+            self._queue.enter(now, waiting)
+            self._probe = self._task(self._ask_for_one(self._threads), "probe")
+        return late
 
-    async def _queue(self, threads: CapacityLimiter) -> None:
+    async def _ask_for_one(self, threads: CapacityLimiter) -> None:
         """Waits for a thread as a request does, and leaves it at once."""
         me = object()
         try:
             await threads.acquire_on_behalf_of(me)
             threads.release_on_behalf_of(me)
-            self._waited = monotonic() - self._probed_at
+            self._queue.leave(monotonic())
         finally:
             self._probe = None
 

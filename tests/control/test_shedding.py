@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from ratelimit.control.shedding import CALM, COHORTS, LEVELS, PATIENCE, Control, level_of
-from tests.support.loops import Request, served
+from tests.support.loops import Request, served, served_by_threads
 
 LAG = 0.02
 SALT = b"a salt of a test"
@@ -287,6 +287,26 @@ def test_ten_seconds_after_a_stall_of_ten_seconds_everything_is_served_again(loa
     assert later
     assert all(r.served for r in later)
     assert p99(found, 40) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("load", "lags"), [(2.0, 2), (4.0, 4)])
+def test_with_threads_at_many_times_the_capacity_critical_requests_are_in_time(
+    load: float, lags: int, seed: int
+) -> None:
+    """Of 40 threads that have each request for a tenth of a second.
+
+    At four times their capacity, four fifths of that are critical requests.
+    """
+    alone = p99(served_by_threads(Control(LAG), 0.1, 60), 0)
+    found = served_by_threads(Control(LAG), load, 90, seed=seed)
+    settled = [each for each in found if each.at >= 30]
+    assert p99(settled, 0) <= alone + lags * LAG
+    assert sum(each.served for each in settled) / 60 >= 0.95 * 400
+
+
+def test_with_threads_at_four_fifths_of_the_capacity_nothing_is_shed() -> None:
+    assert all(each.served for each in served_by_threads(Control(LAG), 0.8, 300))
 
 
 def test_each_level_is_counted_for_a_while_and_forgotten() -> None:

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 import uvloop
 
-from ratelimit.runtime.lateness import EVERY, FAR, Lateness
+from ratelimit.runtime.lateness import EVERY, FAR, Lateness, Queue
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 each_loop = pytest.mark.parametrize("new_loop", LOOPS, ids=["asyncio", "uvloop"])
@@ -105,6 +105,38 @@ def test_a_queue_for_threads_is_seen_by_how_long_one_waits_there(new_loop: Any) 
         heard.lateness.stop()
 
     run_on(new_loop, job)
+
+
+def test_a_queue_that_grows_is_seen_before_anybody_has_waited_in_it() -> None:
+    queue = Queue()
+    assert queue.late(0.0, 3) == 0  # of which nothing is known yet
+    queue.enter(0.0, 3)
+    assert queue.late(0.05, 4) == 0.05
+    queue.leave(0.08)
+    assert queue.late(0.1, 2) == 0.08  # told once; from here on it is by the pace, 20 ms for each
+    assert queue.late(0.15, 9) == pytest.approx(0.2)
+    queue.enter(0.15, 10)
+    assert queue.late(0.5, 1) == pytest.approx(0.35)  # it moves no more
+
+
+def test_the_pace_that_a_stall_of_the_loop_made_is_not_taken_for_that_of_threads() -> None:
+    queue = Queue()
+    queue.enter(0.0, 1)
+    queue.leave(0.5)  # as soon as the loop went on
+    queue.stall()
+    assert queue.late(0.5, 20) == 0.5
+    queue.enter(0.5, 20)
+    queue.stall()
+    queue.leave(0.6)
+    assert queue.late(0.6, 20) == pytest.approx(0.1)
+
+
+def test_the_pace_of_a_queue_that_is_gone_is_forgotten() -> None:
+    queue = Queue()
+    queue.enter(0.0, 0)
+    queue.leave(10.0)
+    assert queue.late(10.0, 0) == 10
+    assert queue.late(10.05, 5) == 0
 
 
 @each_loop

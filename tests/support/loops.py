@@ -1,4 +1,4 @@
-"""An event loop that serves requests, simulated: its time is a number, and nothing waits.
+"""An event loop, and threads, that serve requests, simulated: their time is a number.
 
 In each round it runs the tasks of the requests that it read in the round before, and reads those
 that have come meanwhile; a timer is due every 50 ms. That is what asyncio does with a server's
@@ -6,11 +6,13 @@ sockets.
 """
 
 import random
+from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from ratelimit.control.shedding import COHORTS, Control
-from ratelimit.runtime.lateness import FAR
+from ratelimit.runtime.lateness import FAR, Queue
 
 EVERY = 0.05
 USERS = 5_000
@@ -79,6 +81,51 @@ def served(
         now += 0.000_02
         if not (ready or sampling):
             now = max(now, min(coming[place] if place < len(coming) else seconds, due))
+    return found
+
+
+def served_by_threads(
+    control: Control,
+    load: float,
+    seconds: float,
+    *,
+    work: float = 0.1,
+    threads: int = 40,
+    seed: int = 1,
+) -> list[Request]:
+    """As `served`, by threads that each have a request for ``work`` seconds, or a little longer."""
+    random.seed(seed)
+    chance = random.Random(seed)
+    queue, waiting = Queue(), deque[tuple[float, int]]()
+    events = [(at, 0, 0) for at in _arrivals(chance, load * threads / work, seconds, even=True)]
+    events += [(place * EVERY, 1, 0) for place in range(1, int(seconds / EVERY))]
+    events.sort()
+    found: list[Request] = []
+    free = threads
+    while events:
+        now, kind, _ = heappop(events)
+        if kind == 0:
+            priority = 0 if chance.random() < 0.2 else 2
+            if control.watching and not control.admits(priority * COHORTS + chance.randrange(100)):
+                found.append(Request(now, 0.0, priority, served=False))
+            else:
+                waiting.append((now, priority))
+        elif kind == 1:
+            control.sample(now, queue.late(now, len(waiting)))
+            if waiting and queue.probed_at is None:
+                queue.enter(now, len(waiting))
+                waiting.append((now, -1))
+        else:
+            free += 1
+        while waiting and free:
+            at, priority = waiting.popleft()
+            if priority < 0:
+                queue.leave(now)
+                continue
+            free -= 1
+            ends = now + work * (1 + chance.random() / 30)
+            heappush(events, (ends, 2, 0))
+            found.append(Request(at, ends - at, priority, served=True))
     return found
 
 
