@@ -17,31 +17,33 @@ from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
 from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import Admission, Turn, count, told_of
+from ratelimit.limiter.admission import Admission, Turn, told_of
 from ratelimit.limiter.bans import Banning, Bans, ban_check
 from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
 from ratelimit.limiter.concurrency.leases import Leases, withdraw
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.parts import Asked
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.settling.outcomes import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
-from ratelimit.limiter.together import Asked, Part
-from ratelimit.responses.headers import forbid, new_told, refuse
+from ratelimit.responses.headers import forbid, refuse
 from ratelimit.responses.vendors import in_vain
 from ratelimit.rules.matching import Found, Matching, Plan, Terms
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
-__all__ = ["Decider"]
+__all__ = ["NOTHING", "Decider"]
 
 _CHARGE: Final = int(Action.CHARGE)
 _FORCE: Final = int(Action.FORCE)
 _SHADOW: Final = int(Action.SHADOW)
-_NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
 _NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
+
+NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
+"""The plan of a request that nothing is asked about."""
 
 
 Find = Callable[[Mapping[str, Any]], Found]
@@ -227,139 +229,6 @@ class Decider:
             unknown = assumed(plan.checks(keys), allowed=True)
             admission.passed += ((self._owner, plan, keys, unknown),)
 
-    async def charge(
-        self,
-        rules: Sequence[Rule],
-        terms: Sequence[Terms],
-        keys: Sequence[str],
-        bans: Sequence[Banning] = (),
-    ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides the questions of rules about identities, where there is no request.
-
-        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
-        a fallback; those of ``bans`` alone where they refuse. Raises StoreUnavailable where a
-        request would be answered with 503.
-        """
-        admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {}) for rule in rules]
-        plan = self.now.rules.index.plan_of(terms)
-        admission.decided = ((self._store, matching),)
-        decisions: Sequence[Decision] = ()
-        problem: Exception | None = None
-        try:
-            if bans:
-                decisions = await self.bans.decide(admission, plan.checks(keys), bans)
-                if admission.refusal is not None:
-                    return admission, tuple(decisions)
-            else:
-                decisions = await self._ask(plan.checks(keys))
-            lost = self._conclude(admission, plan, keys, decisions)
-            if lost:
-                problem = lost[0][1]
-                await self._without_store(admission, matching, plan, keys, lost)
-        except Exception as failed:  # noqa: BLE001  # the law of this module
-            problem = failed
-            await self._fallback.answer(
-                self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
-            )
-        count(admission.turns, "waited")
-        if admission.refusal is not None:
-            await admission.give_back()
-            if admission.refusal.status == 503 and problem is not None:
-                if isinstance(problem, StoreUnavailable):
-                    raise problem
-                raise StoreUnavailable(f"{type(problem).__name__}: {problem}") from problem
-        known = [each for each in decisions if not each.degraded]
-        return admission, (*known, *admission.degraded)
-
-    async def decide_alone(self, part: Part, registered: Registered) -> Admission:
-        """Decides a part that has no other beside it, as any request is decided."""
-        admission = Admission(self._owner, None)
-        await self.decide(admission, part.scope, (), part.find, registered, admission.template)
-        part.told = list(admission.told)
-        if admission.refusal is not None:
-            part.over = not part.told
-            await admission.give_back()
-        return admission
-
-    async def decide_together(  # noqa: PLR0911, PLR0912  # as `decide`
-        self, parts: Sequence[Part], registered: Registered
-    ) -> Admission:
-        """Decides what is to pass together: every part is charged, or none is.
-
-        Leaves with each part what was told of it, and whether it is why nothing passes.
-        """
-        owner = self._owner
-        admission = Admission(owner, None)
-        if not (owner.enabled and owner.everywhere):
-            return admission
-        matching: Matching = []
-        plan, keys = _NOTHING, list[str]()
-        try:
-            matching, asked = self._gathered(admission, parts, registered)
-            if any(part.over for part in parts):
-                return admission
-            shedder = owner.shedder
-            if asked and not asked[0].part.forced and shedder is not None and shedder.watching:
-                index = self.now.rules.index
-                if await shedder.refuses(admission, asked[0].request, matching, index):
-                    return admission
-            if not matching:
-                return admission
-            admission.decided = ((self._store, matching),)
-            plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
-            if not keys:
-                return admission
-            ask = self._ask
-            if bans and not parts[0].forced:
-                jitter_us = self.now.rules.retry_jitter_us
-                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
-            if plan.holds:
-                decisions = await self._leases.ask(admission, plan, keys, ask)
-            else:
-                decisions = await ask(plan.checks(keys))
-            if admission.refusal is not None:
-                return admission
-            lost = self._conclude(admission, plan, keys, decisions)
-            for (_, key, *_, action), policy, decision in zip(
-                plan.asked, plan.policies, decisions, strict=True
-            ):
-                if action != _SHADOW and not decision[8]:
-                    asked[key].part.told.append(new_told((policy, decision)))
-            if lost:
-                await self._without_store(admission, matching, plan, keys, lost)
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(
-                self.now.rules, admission, matching, problem, plan.checks(keys), plan.policies
-            )
-        except BaseException:  # as above
-            withdraw(admission, 0)
-            raise
-        if admission.refusal is not None:
-            await admission.give_back()
-        return admission
-
-    def _gathered(
-        self, admission: Admission, parts: Sequence[Part], registered: Registered
-    ) -> tuple[Matching, list[Asked]]:
-        """The rules for all parts, and whose each is; none of whom the lists decide about."""
-        owner = self._owner
-        listed = not (owner.denylist.empty and owner.allowlist.empty)
-        matching: list[tuple[Rule, Mapping[str, object]]] = []
-        asked: list[Asked] = []
-        for part in parts:
-            client = self.now.proxies.client(part.scope)
-            if listed and self._is_listed(admission, client):
-                if admission.refusal is not None:
-                    part.over = True
-                    break
-                continue
-            found = self._still_on(part.find(part.scope)[0])
-            request = self.request(part.scope, registered, client, admission.template)
-            matching += found
-            asked += [Asked(request, part)] * len(found)
-        return matching, asked
-
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
@@ -438,7 +307,7 @@ class Decider:
         replaced: set[str] = set()
         try:
             if self._skip is not None and await self._skips(self._skip, request):
-                return _NOTHING, [], []
+                return NOTHING, [], []
             for place in places:
                 rule, path_params = matching[place]
                 if rule.name in replaced:
@@ -458,7 +327,7 @@ class Decider:
                         part.over = True
                     raise
                 if admission.refusal is not None:
-                    return _NOTHING, [], []
+                    return NOTHING, [], []
                 if found is not None:
                     self._say_missing(rule, path_params, request.scope)
                     if rule.replaces and found.action != _SHADOW:
@@ -470,7 +339,7 @@ class Decider:
             hinted = self.now.rules.retry_hints
             admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
             tell_blocked(self._events, admission, turned)
-            return _NOTHING, [], []
+            return NOTHING, [], []
         keys = [each.key for each in asked if each is not None]
         if together is not None:
             together[:] = [who for who, each in zip(together, asked, strict=True) if each]

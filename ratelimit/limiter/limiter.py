@@ -30,9 +30,9 @@ from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.by_name import Identified, Outcome, rule_named
 from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
 from ratelimit.limiter.concurrency.leases import Leases
-from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.parts import Part
 from ratelimit.limiter.queueing.rooms import Waits
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
@@ -44,7 +44,7 @@ from ratelimit.limiter.settling.tokens import Signer
 from ratelimit.limiter.shedder import Shedder, salt_of
 from ratelimit.limiter.sockets.sockets import Sockets
 from ratelimit.limiter.telling import tell_blocked
-from ratelimit.limiter.together import Part
+from ratelimit.limiter.together import DecidesTogether
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
 from ratelimit.rules.advice import doubts
 from ratelimit.rules.counting import MOST_COST
@@ -186,7 +186,7 @@ class RateLimiter:
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._leases = Leases(store, ask)
         self._failover.held = self._leases.held
-        self._decider = Decider(
+        self._decider = DecidesTogether(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
             self.events, Outcomes(self._settler), self._leases,
         )  # fmt: skip
