@@ -98,7 +98,7 @@ def test_a_module_imports_only_modules_above_its_own(path: Path) -> None:
 
 LIMITER: Final = PACKAGE / "limiter"
 PARTS: Final = sorted(path.parent.name for path in LIMITER.glob("*/__init__.py"))
-DECIDING: Final = {"limiter", "by_name", "decide", "together", "in_force", "reload"}
+DECIDING: Final = {"limiter", "by_name", "decide", "together", "resolver", "in_force", "reload"}
 """Modules of the limiter that bring its parts together."""
 
 
@@ -635,7 +635,6 @@ LONGEST_FUNCTION: Final = 60
 LONG: Final = {
     "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
     "ratelimit/asgi/decorators.py:_wrap": "what it knows of a function, the functions in it share",
-    "ratelimit/limiter/decide.py": "every outcome of a request, in the order they are found",
     "ratelimit/limiter/decide.py:decide": "one step after the other; a call for each would be felt",
     "ratelimit/limiter/limiter.py:__init__": "one part of it after the other, each from a keyword",
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",

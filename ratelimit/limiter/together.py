@@ -12,8 +12,9 @@ from ratelimit.limiter.admission import Admission, count
 from ratelimit.limiter.bans import Banning
 from ratelimit.limiter.checks import Registered
 from ratelimit.limiter.concurrency.leases import withdraw
-from ratelimit.limiter.decide import NOTHING, Decider
+from ratelimit.limiter.decide import Decider
 from ratelimit.limiter.parts import Asked, Part
+from ratelimit.limiter.resolver import NOTHING
 from ratelimit.responses.headers import new_told
 from ratelimit.rules.matching import Matching, Terms
 from ratelimit.rules.rule import Rule
@@ -107,7 +108,14 @@ class DecidesTogether(Decider):
             if not matching:
                 return admission
             admission.decided = ((self._store, matching),)
-            plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
+            plan, keys, bans = await self._resolver.resolve(
+                self.now.rules,
+                admission,
+                matching,
+                asked[0].request,
+                closely=self.seen < 1_000 or not self.seen % 64,
+                together=asked,
+            )
             if not keys:
                 return admission
             ask = self._ask
