@@ -400,15 +400,6 @@ def _end_with_call(admission: Admission, scope: Scope) -> None:
         stack.push_async_exit(end)
 
 
-def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
-    """The connection among the values that an endpoint is called with."""
-    for each in values:
-        # Most often it is exactly that; to ask the abstract class costs ten times as much.
-        if type(each) is Request or isinstance(each, HTTPConnection):
-            return each
-    return None
-
-
 def _tell(response: Response, admission: Admission) -> None:
     """Sets the fields, rather than adding them: a response may be one that is returned again."""
     raw = response.raw_headers
