@@ -57,9 +57,9 @@ class Resolver:
         admission: Admission,
         matching: Matching,
         request: Request,
+        together: list[Asked] | None = None,
         *,
         closely: bool,
-        together: list[Asked] | None = None,
     ) -> tuple[Plan, list[str], list[Banning]]:
         """The plan of what a request asks by these rules, its keys and bans; none if it is over.
 

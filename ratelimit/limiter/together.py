@@ -108,13 +108,10 @@ class DecidesTogether(Decider):
             if not matching:
                 return admission
             admission.decided = ((self._store, matching),)
+            request, rules = asked[0].request, self.now.rules
+            closely = self.seen < 1_000 or not self.seen % 64
             plan, keys, bans = await self._resolver.resolve(
-                self.now.rules,
-                admission,
-                matching,
-                asked[0].request,
-                closely=self.seen < 1_000 or not self.seen % 64,
-                together=asked,
+                rules, admission, matching, request, asked, closely=closely
             )
             if not keys:
                 return admission
