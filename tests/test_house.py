@@ -635,6 +635,7 @@ LONGEST_FUNCTION: Final = 60
 LONG: Final = {
     "ratelimit/asgi/decorators.py": "one decorator for every kind of endpoint",
     "ratelimit/asgi/decorators.py:_wrap": "what it knows of a function, the functions in it share",
+    "ratelimit/limiter/decide.py": "every outcome of a request, in the order they are found",
     "ratelimit/limiter/decide.py:decide": "one step after the other; a call for each would be felt",
     "ratelimit/limiter/limiter.py:__init__": "one part of it after the other, each from a keyword",
     "ratelimit/limiter/limiter.py": "half of it says what each method takes and gives",

@@ -19,7 +19,7 @@ from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store
 
-__all__ = ["Admission", "Held", "Route", "Turn", "count", "told_of"]
+__all__ = ["DENYLIST", "Admission", "Held", "Route", "Turn", "count", "told_of"]
 
 T = TypeVar("T")
 Passed = tuple[Any, Plan, Sequence[str], Sequence[Decision]]
@@ -35,6 +35,10 @@ def told_of(plan: Plan, decisions: Sequence[Decision]) -> list[Told]:
         for policy, (*_, action), decision in zip(plan.policies, plan.asked, decisions, strict=True)
         if action != _SHADOW and not decision[8]
     ]
+
+
+DENYLIST: Final = "(denylist)"
+"""The denylist of all, where outcomes are counted by rule: no rule can have this name."""
 
 
 class Route(Protocol):
@@ -104,7 +108,7 @@ class Admission:
 
     __slots__ = (
         "_told", "decided", "degraded", "dialects", "ends", "held", "kept", "limiter", "passed",
-        "refusal", "route", "status", "trails", "turns",
+        "refusal", "route", "status", "trails", "turns", "would_ban",
     )  # fmt: skip
 
     def __init__(self, limiter: Any, route: Route | None) -> None:
@@ -119,6 +123,8 @@ class Admission:
         """The answer to give instead of the application's; None while the request may go on."""
         self.degraded: tuple[Decision, ...] = ()
         """Decisions assumed for checks that the store could not decide."""
+        self.would_ban: tuple[str, ...] = ()
+        """Rules on trial whose bans would have refused the request that is being decided."""
         self.turns: tuple[Turn, ...] = ()
         """The turns that the request has to wait for before it goes on."""
         self.held: list[Held] = []

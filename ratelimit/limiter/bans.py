@@ -158,7 +158,7 @@ class Bans:
             else:
                 self._learn(admission, rule, check, decision, asked_us)
                 if check.action == _SHADOW:
-                    self._counts[rule, "shadow-banned"] += 1
+                    admission.would_ban = (*admission.would_ban, rule)
                 else:
                     refusing.append((rule, check, decision))
         return self._refuse(admission, refusing[::-1], jitter_us) if refusing else decisions
@@ -200,6 +200,9 @@ class Bans:
         refusing: Sequence[tuple[str, Check, Decision]],
         jitter_us: int,
     ) -> list[Decision]:
+        for rule in admission.would_ban:
+            self._counts[rule, "shadow-banned"] += 1
+        admission.would_ban = ()
         for rule, check, decision in refusing:
             self._counts[rule, "banned"] += 1
             self._denials.add(rule, check.key)

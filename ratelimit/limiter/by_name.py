@@ -57,6 +57,8 @@ class ByName(RuleBook):
         `Decision.remaining` is the largest cost that would pass now. Every decision is
         ``allowed``, unless the identity is blocked; there is none where nothing limits it. While
         it is banned, one more comes last, which is not: its ``retry_after`` is what is left.
+        Of a rule with ``websocket`` it is the handshakes that are told: messages have counters of
+        their own, which workers charge ahead for, and no call by name reaches.
 
         Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
         cannot be meant, and where a function gives the limits for each request; StoreUnavailable,

@@ -15,12 +15,14 @@ from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
-from ratelimit.limiter.admission import Admission, Turn, told_of
+from ratelimit.limiter.admission import DENYLIST, Admission, Turn, told_of
 from ratelimit.limiter.bans import Banning, Bans
 from ratelimit.limiter.checks import Registered, Request, TurnedAway
 from ratelimit.limiter.concurrency.leases import Leases, withdraw
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
+from ratelimit.limiter.queueing.rooms import Waits
+from ratelimit.limiter.queueing.waiting import asked_in_vain, full
 from ratelimit.limiter.reports import Reports
 from ratelimit.limiter.resolver import Resolver
 from ratelimit.limiter.settling.outcomes import Outcomes
@@ -70,6 +72,10 @@ class Owner(Protocol):
     @property
     def denials(self) -> Denials:
         """Those denied most."""
+
+    @property
+    def waits(self) -> Waits:
+        """The requests that wait for their turn."""
 
 
 class Decider:
@@ -168,7 +174,8 @@ class Decider:
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
-            if self._alike is not None and plan.alike is not None and not bans:
+            in_vain_at = owner.waits.count and full(owner.waits, matching, plan, keys)
+            if self._alike is not None and plan.alike is not None and not (bans or in_vain_at):
                 decisions = self._alike(plan.alike, keys[0])  # none of it holds a place
             else:
                 first = len(admission.held)
@@ -176,6 +183,8 @@ class Decider:
                 if bans:
                     jitter_us = self.now.rules.retry_jitter_us
                     ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
+                if in_vain_at:
+                    ask = partial(asked_in_vain, ask, *in_vain_at)
                 if plan.holds:
                     decisions = await self._leases.ask(admission, plan, keys, ask)
                 else:
@@ -231,7 +240,7 @@ class Decider:
         if client is None:
             return False
         if client in self._owner.denylist:
-            self._counts["denylist", "denied"] += 1
+            self._counts[DENYLIST, "turned-away"] += 1
             admission.refuse(forbid())
             tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
@@ -300,8 +309,9 @@ class Decider:
             raise ValueError(f"{place} decisions came for {len(plan.asked)} checks")
         if short and plan.undecided:
             decisions = self._outcomes.soon(plan, keys, decisions)
-        if short or lost or admission.turns:
-            self._count(plan, decisions, refused=refused)
+        if short or lost or admission.turns or admission.would_ban:
+            self._count(plan, decisions, admission.would_ban, refused=refused)
+            admission.would_ban = ()
         else:
             counts = self._counts
             for each in plan.counted:
@@ -326,7 +336,14 @@ class Decider:
         check = new_check((limit, keys[key], cost, counter, action, 0, 0))
         return Turn(self._owner, plan.allowed[place][0], plan.policies[place], check, decision)
 
-    def _count(self, plan: Plan, decisions: Sequence[Decision], *, refused: bool) -> None:
+    def _count(
+        self,
+        plan: Plan,
+        decisions: Sequence[Decision],
+        would_ban: Sequence[str],
+        *,
+        refused: bool,
+    ) -> None:
         """Counts the outcome of each rule once: of its limits, the one that is worst for it.
 
         Those who are to wait for it are counted when they begin to.
@@ -344,6 +361,8 @@ class Decider:
                     found = 2, "shadow-denied"
             elif decision[5] and action != _SHADOW and not refused:
                 found = 1, "waited"
+            if rule in would_ban:
+                found = 4, "shadow-banned"
             worst[rule] = max(found, worst.get(rule, found))
         for rule, (_, outcome) in worst.items():
             if outcome != "waited":

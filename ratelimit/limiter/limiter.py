@@ -157,8 +157,8 @@ class RateLimiter(ByName):
         self.counts: Counter[tuple[str, str]] = Counter()
         """Requests by a rule and its outcome: ``("login", "denied")``; also "allowed", "waited",
         "never", "banned", "shadow-denied", "shadow-allowed", "shadow-banned", "store-failed",
-        "turned-away" (by its denylist, or for want of an identity), "shed"; and ("denylist",
-        "denied")."""
+        "turned-away" (by its denylist, or for want of an identity), "shed"; once for each rule.
+        Those on the denylist of all are ("(denylist)", "turned-away")."""
         self.shed: Counter[tuple[str, str]] = Counter()
         """Requests by priority and outcome: ``("low", "shed")``; also "shadow-shed"."""
         self.waits = Waits()

@@ -4,10 +4,13 @@ from typing import Final, Protocol, runtime_checkable
 
 from ratelimit.decisions import Action, Check
 
-__all__ = ["MOST_FAILURES", "Failures", "as_text", "from_text"]
+__all__ = ["AT_ONCE", "MOST_FAILURES", "Failures", "as_text", "from_text"]
 
 MOST_FAILURES: Final = 200
 """Failures of one counter that are remembered, the newest."""
+
+AT_ONCE: Final = 50
+"""Failures that are given back at once: a sliding log is walked for each, and others wait."""
 
 
 @runtime_checkable
@@ -18,8 +21,11 @@ class Failures(Protocol):
         """Remembers, for so many microseconds at least, the check that gives a failure back."""
         ...
 
-    async def take_failures(self, check: Check) -> list[Check]:
-        """Gives the checks that give back each failure of a check's counter, and forgets them."""
+    async def forget_failures(self, check: Check) -> None:
+        """Gives back each failure of a check's counter, the newest first, and forgets it.
+
+        Both or neither: what a fault of the store leaves is there for the next success.
+        """
         ...
 
 

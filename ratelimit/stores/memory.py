@@ -25,7 +25,7 @@ from ratelimit.decisions import (
     identity_digest,
 )
 from ratelimit.limits import Limit
-from ratelimit.stores.failures import MOST_FAILURES, as_text, from_text
+from ratelimit.stores.failures import AT_ONCE, MOST_FAILURES, as_text, from_text
 from ratelimit.stores.script import SCRIPT
 from ratelimit.words import whole
 
@@ -223,15 +223,18 @@ class MemoryStore:
                     as_text(returned).encode(), MOST_FAILURES, for_us + _SLACK_US,
                 )  # fmt: skip
 
-    async def take_failures(self, check: Check) -> list[Check]:
-        """Gives the failures of a counter, and forgets them; see `Failures`."""
+    async def forget_failures(self, check: Check) -> None:
+        """Gives back the failures of a counter, and forgets them; see `Failures`."""
         limit, key, *_ = check
         with self._lock:
             if self._lua is None:
-                return []
+                return
             found = self._lua.take(self._now_us(), _failures(limit, key, check.rule))
         texts = found if isinstance(found, tuple) else () if found is None else (found,)
-        return [from_text(check, text.decode()) for text in texts]
+        # The newest first: a sliding log is walked from its newest charge.
+        newest = [from_text(check, text.decode()) for text in reversed(texts)]
+        for first in range(0, len(newest), AT_ONCE):
+            await self.decide(newest[first : first + AT_ONCE])
 
     def _now_us(self) -> int:
         clock = self.clock

@@ -65,10 +65,10 @@ class Site:
         @app.get("/events")
         async def events(request: Request) -> StreamingResponse:
             async def endless() -> AsyncIterator[bytes]:
+                yield b"data: tick\n\n"
                 try:
-                    while True:
-                        yield b"data: tick\n\n"
-                        await asyncio.sleep(0.005)
+                    while (await request.receive())["type"] != "http.disconnect":
+                        pass
                 finally:
                     self.events.append("client gone")
 

@@ -61,6 +61,20 @@ async def test_a_message_too_many_closes_the_connection_with_the_seconds(distant
 
 
 @both
+async def test_calls_by_name_mean_the_handshakes_and_never_the_messages(distant: bool) -> None:
+    chat = Chat(rule("3/minute"), distant=distant)
+    async with chat.connection() as connection:
+        await connection.talk(["a", "b", "c"])
+        (decision,) = await chat.limiter.peek("chat", CLIENT[0])
+        assert decision.remaining == 99
+        await chat.limiter.reset("chat", CLIENT[0])
+        await connection.talk(["d"])
+        assert connection.closed == (1008, "chat:messages: try again in 20 s")
+    with pytest.raises(ValueError, match="there is no rule 'chat:messages'"):
+        await chat.limiter.peek("chat:messages", CLIENT[0])
+
+
+@both
 async def test_what_is_dropped_is_skipped_and_counted(distant: bool, clock: ManualClock) -> None:
     chat = Chat(rule(on_excess="drop"), distant=distant)
     async with chat.connection() as connection:

@@ -3,10 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
+import trio.testing
 
+from ratelimit import Check, Decision, MemoryStore, RateLimiter, RateLimitMiddleware, Rule
+from tests.support.asgi import ask
 from tests.support.servers import free_port, temporary_folder, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,3 +90,43 @@ def test_a_store_over_a_network_says_that_it_needs_asyncio() -> None:
     assert "a RedisStore needs the event loop of asyncio or uvloop" in said
     assert "the application has ended" in said
     assert "Traceback" not in said
+
+
+class Own(MemoryStore):
+    """An application's own store, for which one has to wait."""
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        await trio.lowlevel.checkpoint()
+        return await super().decide(checks)
+
+
+@pytest.mark.parametrize("charge_if", [None, lambda response: response.status_code == 401])
+def test_an_exception_gives_a_charge_back_in_a_store_of_ones_own(charge_if: Any) -> None:
+    """Although nobody is left then who could wait for it; and what it left is forgotten later."""
+    charge = {"on_status": [401], "reset_on": [200]} if charge_if is None else None
+    rule = Rule("login", "5/hour", charge=charge, charge_if=charge_if, by="user")
+    statuses = iter((401, 0, 0, 200))
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        status = next(statuses)
+        if not status:
+            raise ZeroDivisionError
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    limiter = RateLimiter([rule], store=Own())
+    app = RateLimitMiddleware(inner, limiter)
+
+    async def run() -> list[int]:
+        left = []
+        for _ in range(4):
+            try:
+                await ask(app, "/login", "POST", user="alice")
+            except ZeroDivisionError:
+                await trio.testing.wait_all_tasks_blocked()
+            (decision,) = await limiter.peek("login", "alice")
+            left.append(decision.remaining)
+        return left
+
+    assert trio.run(run) == [4, 4, 4, 5 if charge_if is None else 4]
+    assert not limiter._decider._outcomes.open

@@ -27,7 +27,7 @@ from ratelimit import (
     limit,
 )
 from ratelimit.control.events import Event
-from ratelimit.decisions import Action
+from ratelimit.decisions import Action, assumed
 from tests.support.asgi import Counting, Inner, ask, http_scope, limiter, websocket_scope
 from tests.support.servers import free_port
 
@@ -461,6 +461,80 @@ async def test_max_waiting_is_of_a_rule_whoever_waits_for_it() -> None:
     assert (await ask(app, headers=[("x-key", "b")])).status == 429
     await client.leave()
     await client.task
+
+
+class Watched(Counting):
+    """A store that may fail to read the counters of some rules."""
+
+    lost: tuple[str, ...] = ()
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        decisions = await super().decide([each for each in checks if each.rule not in self.lost])
+        known = iter(decisions)
+        return tuple(
+            assumed([each], allowed=True, problem=StoreUnavailable(scope="key"))[0]
+            if each.rule in self.lost
+            else next(known)
+            for each in checks
+        )
+
+
+async def test_a_flood_at_a_full_queue_asks_the_store_once_for_each_request() -> None:
+    """It is charged nothing; whatever else refuses it is told, and strikes its ban, as ever."""
+    rules = [
+        queueing("1/second", max_waiting=1, max_delay=None),
+        Rule("all", "9/hour", by="global"),
+        Rule("few", "3/hour", ban={"after": 2, "within": "1m", "for": "10m"}),
+        Rule("together", concurrency=5),
+    ]
+    store = Watched()
+    limiting = RateLimiter(rules, store=store)
+    app = RateLimitMiddleware(Inner(), limiting)
+    assert (await ask(app)).status == 200
+    client = Client(app)
+    await client.tell(BODY)
+    await limiting.charge("few", "192.0.2.7", cost=3)
+    store.asked.clear()
+    for _ in range(2):
+        answer = await ask(app, client=("192.0.2.8", 1))
+        assert answer.status == 429
+        assert answer.problem["violated-policies"] == ["slow"]
+    assert len(store.asked) == 2
+    answer = await ask(app, client=("192.0.2.7", 1))
+    assert answer.problem["violated-policies"] == ["slow", "few"]
+    assert int(answer.headers["retry-after"]) > 60
+    assert len(store.asked) == 3
+    answer = await ask(app, client=("192.0.2.7", 1))
+    assert answer.problem["type"].endswith("abnormal-usage-detected")
+    assert (await limiting.peek("all"))[0].remaining == 7
+    assert (await limiting.peek("few", "192.0.2.8"))[0].remaining == 3
+    assert limiting.in_flight["together"] == 1
+    await client.leave()
+    await client.task
+    await limiting.aclose()
+
+
+@pytest.mark.parametrize(
+    ("lost", "status", "left"),
+    [(("slow",), 200, 6), (("ratelimit.full",), 429, 7), (("all",), 429, 7)],
+)
+async def test_what_cannot_be_read_while_a_queue_is_full_lets_nobody_in_for_free(
+    lost: tuple[str, ...], status: int, left: int
+) -> None:
+    store = Watched()
+    rules = [queueing("1/second", max_waiting=1, max_delay=None), Rule("all", "9/hour")]
+    limiting = RateLimiter(rules, store=store)
+    app = RateLimitMiddleware(Inner(), limiting)
+    await ask(app)
+    client = Client(app)
+    await client.tell(BODY)
+    store.lost = lost
+    assert (await ask(app)).status == status
+    store.lost = ()
+    assert (await limiting.peek("all", "192.0.2.1"))[0].remaining == left
+    await client.leave()
+    await client.task
+    await limiting.aclose()
 
 
 # --- who ends it ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ratelimit.decisions import Decision
 from ratelimit.identity.masking import DIGEST, masked
 from ratelimit.insight.metrics.fleet import FRESH_FOR, Fleet
 from ratelimit.insight.metrics.readings import readings
+from ratelimit.limiter.admission import DENYLIST
 from ratelimit.limiter.limiter import RateLimiter
 from ratelimit.limits import Limit
 from ratelimit.rules.rule import Rule
@@ -46,9 +47,9 @@ _COLUMNS: Final = {
     ("never", "enforce"): "refused",
     ("blocked", "enforce"): "refused",
     ("banned", "enforce"): "refused",
-    ("banned", "shadow"): "beside",
     ("shed", "enforce"): "refused",
     ("denied", "shadow"): "would",
+    ("banned", "shadow"): "would",
     ("store-failed", "enforce"): "failed",
 }
 """Results and modes of ``ratelimit.requests``, by the column that they are added up in."""
@@ -142,7 +143,7 @@ def numbers_of(
         "scope": _scope(limiter, fleet, shared=shared),
         "gauges": [("waiting for their turn", limiter.waiting)],
         "all": everything,
-        "rules": {name: totals[name] for name in [*shown, "denylist"] if name in totals},
+        "rules": {name: totals[name] for name in [*shown, DENYLIST] if name in totals},
         "whose": "this worker" if denied is None else "all workers",
         "denied": _denied(limiter.denials.busiest(MOST_DENIED) if denied is None else denied),
         "facts": _facts(limiter),

@@ -78,8 +78,6 @@ def _requests(limiter: RateLimiter) -> Value:
     rules: set[str] = set()
     for (rule, outcome), times in limiter.counts.copy().items():
         result, mode = RESULTS.get(outcome, (outcome, "enforce"))
-        if (rule, outcome) == ("denylist", "denied"):
-            result = "blocked"
         if len(rules) < MOST_RULES:
             rules.add(rule)
         labels = (rule if rule in rules else OTHERS, result, mode)

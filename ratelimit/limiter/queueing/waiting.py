@@ -1,18 +1,69 @@
 """Waiting for a turn: who may, and what is given back of a request that runs nothing."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 
+from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limiter.admission import Admission, Turn, count
 from ratelimit.limiter.queueing.line import Place
-from ratelimit.limiter.queueing.rooms import Loop, Room, Wait, clock_us, in_background
+from ratelimit.limiter.queueing.rooms import Loop, Room, Wait, Waits, clock_us, in_background
 from ratelimit.limiter.telling import tell_refused
+from ratelimit.limits import Limit
 from ratelimit.responses.headers import Told, refuse
 from ratelimit.responses.problems import closing
 from ratelimit.rules.counting import DEFAULT_MAX_WAITING
+from ratelimit.rules.matching import Matching, Plan
 from ratelimit.rules.route_rule import counter_of
 
-__all__ = ["begin", "give_up", "go_behind"]
+__all__ = ["asked_in_vain", "begin", "full", "give_up", "go_behind"]
+
+_CHARGE: Final = int(Action.CHARGE)
+_NEVER: Final = Limit("1/second", algorithm="fixed_window")
+"""A limit that a cost of 2 never passes, and of which nothing is ever written."""
+
+Ask = Callable[[Sequence[Check]], Awaitable[Sequence[Decision]]]
+
+
+def full(
+    waits: Waits, matching: Matching, plan: Plan, keys: Sequence[str]
+) -> tuple[int, Room] | None:
+    """The place of a check by which a request would have to wait, in a room that is full.
+
+    None where it may pass, or wait: it is sure to wait where others do for the same counter.
+    """
+    loop = _loop()
+    if loop is None or loop in waits.closing:
+        return None
+    for place, (limit, key, cost, counter, action) in enumerate(plan.asked):
+        room = waits.rooms.get((loop, counter))
+        if room is None or action != _CHARGE or not cost:
+            continue
+        queue = room.queues.get((keys[key], limit.digest, False))
+        if queue is not None and queue.line.requests and room.taken >= _most(matching, counter):
+            return place, room
+    return None
+
+
+async def asked_in_vain(
+    ask: Ask, place: int, room: Room, checks: Sequence[Check]
+) -> Sequence[Decision]:
+    """The decisions on a request that a full room refuses, whatever they are.
+
+    It is asked beside a check that never passes, so that it charges nothing, in one trip, and what
+    else refuses it is told as ever.
+    """
+    count = len(checks)
+    fence = [Check(_NEVER, key, 2, "ratelimit.full") for key in {check.key for check in checks}]
+    told = await ask((*checks, *fence))
+    decisions = list(told[:count])
+    if all(each.allowed for each in told[count:]):  # none could be read, or a ban refuses
+        return decisions
+    if decisions[place].degraded:  # then nobody waits by it, and nothing was charged
+        return await ask(checks)
+    if decisions[place].allowed:
+        decisions[place] = _refused(decisions[place], room)
+    return decisions
 
 
 def begin(admission: Admission, loop: Loop | None) -> Wait | None:
@@ -27,7 +78,8 @@ def begin(admission: Admission, loop: Loop | None) -> Wait | None:
             admission.refuse(closing())
             return None
         room = turn.owner.waits.rooms.get(name)
-        if room is not None and room.taken >= _most(admission, turn):
+        asked = [each for _, matching in admission.decided for each in matching]
+        if room is not None and room.taken >= _most(asked, turn.check.rule):
             _refuse(admission, turn, room)
             return None
     now_us = clock_us()
@@ -109,22 +161,25 @@ def _loop() -> Loop | None:
         return None
 
 
-def _most(admission: Admission, turn: Turn) -> int:
-    """The number of requests that may wait for the rule of a turn."""
-    asked = (rule for _, matching in admission.decided for rule, _ in matching)
-    most = (rule.max_waiting for rule in asked if counter_of(rule) == turn.check.rule)
+def _most(matching: Matching, counter: str) -> int:
+    """The number of requests that may wait for the rule of a counter."""
+    most = (rule.max_waiting for rule, _ in matching if counter_of(rule) == counter)
     return next(most, DEFAULT_MAX_WAITING)
 
 
-def _refuse(admission: Admission, turn: Turn, room: Room) -> None:
-    """Refuses a request because as many wait for a rule as may; until the first of them goes on."""
-    owner, earliest_us = turn.owner, room.earliest_us()
-    retry_us = turn.decision.delay_us
-    if earliest_us is not None:
-        retry_us = max(1, earliest_us - clock_us())
-    denied = turn.decision._replace(
+def _refused(decision: Decision, room: Room) -> Decision:
+    """A decision by which a request cannot wait, until the first in the room goes on."""
+    earliest_us = room.earliest_us()
+    retry_us = decision.delay_us if earliest_us is None else earliest_us - clock_us()
+    retry_us = max(1, retry_us)
+    return decision._replace(
         allowed=False, remaining=0, retry_after_us=retry_us, delay_us=0, level=retry_us
     )
+
+
+def _refuse(admission: Admission, turn: Turn, room: Room) -> None:
+    """Refuses a request because as many wait for a rule as may."""
+    owner, denied = turn.owner, _refused(turn.decision, room)
     told = [Told(name, denied if it is turn.decision else it) for name, it in admission.told]
     if turn.decision.degraded:
         told = [Told(turn.policy, denied)]

@@ -27,9 +27,6 @@ FAILED: Final = 500
 NEVER_RESETS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods whose success proves nothing."""
 
-MOST_RETURNED: Final = 50
-"""Failures that are given back at once: a sliding log is walked for each, and others wait."""
-
 
 class _Made(NamedTuple):
     """A charge that an outcome decides, and the rule it is by."""
@@ -117,16 +114,16 @@ class Outcome:
         made, self._made = self._made, []
         if not made:
             return
+        settler = self._outcomes.settler
         self._resets = False
         if not isinstance(error, Exception):
-            waits: Any = self._settle(made, [True] * len(made), 0)
+            jobs = self._jobs(made, [True] * len(made))
         elif any(each.charge.keep_if is not None for each in made):
-            self._outcomes.settler.leave(self._ask(made, FAILED, ()))
-            return
+            jobs = [self._ask(made, FAILED, ())]
         else:
-            waits = self._settle(made, [FAILED in each.charge.on_status for each in made], FAILED)
-        if waits is not None:
-            waits.close()
+            jobs = self._jobs(made, [FAILED in each.charge.on_status for each in made])
+        for job in jobs:
+            settler.leave(job)
 
     def moved(self, at_its_place: Callable[[Decision], Decision]) -> None:
         """Gives back, if it does, what the request has come to hold while it waited."""
@@ -167,6 +164,23 @@ class Outcome:
     def _settle(
         self, made: list[_Made], kept: Sequence[bool], status: int
     ) -> Awaitable[object] | None:
+        """Settles charges, and forgets failures after a success; gives what is to be awaited."""
+        jobs = self._jobs(made, kept)
+        forgets = [
+            each
+            for each in made
+            if self._resets
+            and status in each.charge.reset_on
+            and each.charge.may_reset(each.check.key)
+        ]
+        if not (jobs or forgets):
+            return None
+        waits = self._outcomes.settler.begin(*jobs)
+        # It is awaited: whoever has succeeded may be back before it.
+        return self._forget(waits, forgets) if forgets else waits
+
+    def _jobs(self, made: list[_Made], kept: Sequence[bool]) -> list[Job]:
+        """All that is still to be done for charges that are kept, or given back."""
         outcomes = self._outcomes
         returned = [each for each, keeps in zip(made, kept, strict=True) if not keeps]
         stay = [each for each, keeps in zip(made, kept, strict=True) if keeps]
@@ -177,19 +191,7 @@ class Outcome:
                 self._send_back([each for each in returned if each.check.key == key])
         elif returned:
             jobs.append(self._give_back(returned))
-        jobs += [self._remember(each) for each in stay if each.charge.reset_on]
-        forgets = [
-            each
-            for each in made
-            if self._resets
-            and status in each.charge.reset_on
-            and each.charge.may_reset(each.check.key)
-        ]
-        if not (jobs or forgets):
-            return None
-        waits = outcomes.settler.begin(*jobs)
-        # To forget failures takes two trips, and whoever has succeeded may be back before them.
-        return self._forget(waits, forgets) if forgets else waits
+        return jobs + [self._remember(each) for each in stay if each.charge.reset_on]
 
     def _send_back(self, made: Sequence[_Made]) -> None:
         """Puts charges of one identity into the store's queue, to be given back."""
@@ -242,10 +244,7 @@ class Outcome:
         if not isinstance(store, Failures):
             return
         try:
-            # The newest first: a sliding log is walked from its newest charge.
-            forgotten = (await store.take_failures(check))[::-1]
-            for first in range(0, len(forgotten), MOST_RETURNED):
-                await settler.ask(forgotten[first : first + MOST_RETURNED])
+            await store.forget_failures(check)
         except Exception as problem:  # noqa: BLE001  # the law of this module
             settler.reports.fault(problem)
 

@@ -5,6 +5,7 @@ first; and a failure of the store ends in the log: what could not be given back 
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -68,7 +69,7 @@ class Settler:
         try:
             self._keep(job)
         except RuntimeError:
-            job.close()  # not asyncio's, and the store has to be waited for
+            _leave_to_trio(job)
 
     async def send(self, checks: Sequence[Check]) -> Sequence[Decision]:
         """Asks about checks of one identity, at once, also where whoever waits is cancelled.
@@ -138,6 +139,18 @@ def _done(job: Job) -> None:
         return
     job.close()
     raise RuntimeError("the store in process made somebody wait")
+
+
+def _leave_to_trio(job: Job) -> None:
+    """Begins a job in trio's event loop; where that is another one, what was charged stays."""
+    trio = sys.modules.get("trio")
+    try:
+        if trio is not None:
+            trio.lowlevel.spawn_system_task(_one_by_one, (job,))
+            return
+    except RuntimeError:
+        pass
+    job.close()
 
 
 async def _one_by_one(jobs: Iterable[Job]) -> None:

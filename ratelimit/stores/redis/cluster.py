@@ -21,11 +21,11 @@ from ratelimit.stores.breaker import Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain, no_reply
 from ratelimit.stores.redis.connect import Target
 from ratelimit.stores.redis.errands import within
-from ratelimit.stores.redis.line import Request
+from ratelimit.stores.redis.line import NO_SLOT, Request
 from ratelimit.stores.redis.names import Address
 from ratelimit.stores.redis.pipeline import Link, Reply
 from ratelimit.stores.redis.queue import Load
-from ratelimit.stores.redis.wire import Packer, ReplyError
+from ratelimit.stores.redis.wire import Packer, ReplyError, packed
 
 __all__ = ["Cluster"]
 
@@ -228,7 +228,8 @@ class Cluster:
             if not request.future.done():
                 error = no_reply(self._deadline, self._load.why)
                 request.fail(error)
-                self._breaker_of(None).failed(error)
+                if not request.command:
+                    self._breaker_of(None).failed(error)
         if self._homeless:
             self._watch_soon()
 
@@ -253,8 +254,8 @@ class Cluster:
         request.asking = False
         request.tries += 1
         request.marks = None
-        if request.future.done():
-            return True
+        if request.slot == NO_SLOT or request.future.done():
+            return request.future.done()
         if request.owed >= self._deadline:
             request.fail(no_reply(self._deadline, self._load.why or str(explain(error))))
             return True
@@ -446,26 +447,19 @@ class Cluster:
     async def command(self, key: str | None, *arguments: str) -> Any:
         """One command at the node of a key's slot, or at any; not for charges.
 
-        It follows one word that the slot has moved, not those that it is just moving.
+        It follows redirections as checks do: they prove that nothing ran. While a slot moves, only
+        a command of one key is sure to be answered.
         """
         slot: int = 0 if key is None else key_slot(key.encode("utf-8", "surrogatepass"))
-        if self._slots.owner(slot) is None:
-            self._slots = await self._ask_slots()
-        owner = self._slots.owner(slot)
-        if owner is None:
-            raise StoreUnavailable("no node has this slot", kind="cluster", scope="shard")
+        request = Request((), self._loop.create_future(), slot)
+        request.command = packed(arguments)
+        request.past = True
+        self._send(request)
         try:
-            reply = await self._link(owner).command(key, *arguments)
+            return await request.future
         except StoreUnavailable:
             self._refresh()
             raise
-        if isinstance(reply, ReplyError) and reply.code == "MOVED":
-            self._refresh()
-            address = self._redirected(owner, str(reply))
-            if address is not None:
-                self._slots.moved[slot] = address
-                reply = await self._link(address).command(key, *arguments)
-        return reply
 
     def let_go(self) -> None:
         """Lets go of what an event loop that was closed has left."""

@@ -20,9 +20,12 @@ from ratelimit.stores.redis.installed import is_not_supported
 from ratelimit.stores.redis.names import Address
 from ratelimit.stores.redis.wire import NOTHING, PUSHED, reader
 
-__all__ = ["Batch", "Line", "Owner", "Request", "Steps"]
+__all__ = ["NO_SLOT", "Batch", "Line", "Owner", "Request", "Steps"]
 
 MOST_UNPARSED: Final = 1 << 24  # bytes of one reply; the largest of ours has 30 kB
+
+NO_SLOT: Final = -1
+"""The slot of what is for one server, wherever slots are."""
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ from ratelimit.stores.errors import (
     overloaded,
 )
 from ratelimit.stores.redis.connect import Dialer
-from ratelimit.stores.redis.line import Batch, Line, Request, Steps
+from ratelimit.stores.redis.line import NO_SLOT, Batch, Line, Request, Steps
 from ratelimit.stores.redis.names import PATIENCE
 from ratelimit.stores.redis.queue import FEWEST_IN_FLIGHT, Load, Queue
 from ratelimit.stores.redis.wire import (
@@ -51,6 +51,8 @@ ONE_MORE_EACH: Final = 0.002  # seconds that the oldest has been in flight: a lo
 LOOK_EVERY: Final = 1.0  # seconds between two questions who the master is, where it may change
 MOST_QUEUED: Final = 20_000  # checks that wait in one event loop
 LONGEST_QUEUED: Final = 1.0  # seconds at least, and 20 deadlines, that a request may wait for us
+
+ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 
 Reply = tuple[Sequence[Any], int]
 """A script's numbers and where in them a request's begin; or its decisions, and -1."""
@@ -133,7 +135,7 @@ class Link:
         An error that the server replied is a result, a `ReplyError`; whatever else happens is
         raised as StoreUnavailable.
         """
-        request = Request((), self._loop.create_future())
+        request = Request((), self._loop.create_future(), NO_SLOT)
         request.command = packed(arguments)
         request.past = True
         self.send(request)
@@ -247,16 +249,14 @@ class Link:
             asking = [group[0].asking for group in groups]
             batch = Batch(groups, size, len(groups) + sum(asking))
             data = b"".join(
-                [
-                    (b"*1\r\n$6\r\nASKING\r\n" if group[0].asking else b"") + pack(group)
-                    for group in groups
-                ]
+                [(ASKING if group[0].asking else b"") + pack(group) for group in groups]
             )
         self._in_flight += size
         self._send_batch(line, batch, data)
 
     def _write_command(self, line: Line, request: Request) -> None:
-        self._send_batch(line, Batch([[request]], 0, 1), request.command)
+        data = ASKING + request.command if request.asking else request.command
+        self._send_batch(line, Batch([[request]], 0, 1 + request.asking), data)
 
     def _send_batch(self, line: Line, batch: Batch, data: bytes) -> None:
         batch.loads = line.loads
@@ -291,8 +291,7 @@ class Link:
         self.round_trip = took if known is None or took < known else known + (took - known) / 16
         first = batch.groups[0][0]
         if first.command:
-            if not first.future.done():
-                first.future.set_result(batch.replies[0])
+            self._answer_command(first, batch.replies, took)
             return
         self._load.trips.observe(took)
         self._load.sizes.observe(batch.size)
@@ -322,11 +321,22 @@ class Link:
         else:
             self.breaker.failed(failure)
 
+    def _answer_command(self, request: Request, replies: Sequence[Any], took: float) -> None:
+        asked, reply = replies[0], replies[-1]
+        if isinstance(reply, ReplyError):
+            # As of a script: what was refused was, where ASKING was, refused for that.
+            reply = asked if isinstance(asked, ReplyError) else reply
+            request.owed += min(took, self.round_trip or took)
+            if self._reroute is not None and self._reroute(request, reply):
+                return
+        if not request.future.done():
+            request.future.set_result(reply)
+
     def _load_script(self, line: Line, batch: Batch, groups: list[list[Request]]) -> None:
         """Sends the script, which is not known there (any more), and what has not run once more."""
         if batch.loads == line.loads:
             line.loads += 1
-            load = Request((), self._loop.create_future())
+            load = Request((), self._loop.create_future(), NO_SLOT)
             load.command = packed(("SCRIPT", "LOAD", self._packer.script))
             load.future.add_done_callback(_heard)
             self._write_command(line, load)
@@ -673,7 +683,7 @@ class Link:
             if request.future.done():
                 continue
             counts = counts or not request.command
-            if request.command or self._reroute is None or not self._reroute(request, error):
+            if self._reroute is None or not self._reroute(request, error):
                 request.fail(error)
         if counts:
             self.breaker.failed(error)

@@ -11,7 +11,7 @@ from ratelimit.decisions import FIELDS, Check, Decision, decision_of, read_reply
 from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
-from ratelimit.stores.failures import MOST_FAILURES, as_text, from_text
+from ratelimit.stores.redis import failures
 from ratelimit.stores.redis.connect import Target
 from ratelimit.stores.redis.deny_cache import DenyCache
 from ratelimit.stores.redis.names import Address, Remap
@@ -55,23 +55,6 @@ for place = floors, #ARGV, 2 do
   end
 end
 return redis.call('HGETALL', KEYS[1])
-"""
-
-
-FAILURES_SLACK_MS: Final = 2_000
-"""Milliseconds that failures are kept beyond their counter's reset, as counters are."""
-
-_ADD_FAILURE: Final = """\
-redis.call('RPUSH', KEYS[1], ARGV[1])
-redis.call('LTRIM', KEYS[1], ARGV[2], -1)
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {}
-"""
-
-_TAKE_FAILURES: Final = """\
-local found = redis.call('LRANGE', KEYS[1], 0, -1)
-redis.call('DEL', KEYS[1])
-return found
 """
 
 
@@ -246,29 +229,24 @@ class RedisStore:
         try:
             for check in checks:
                 key = way.key(check)
-                reply = await way.command(key, "DEL", key, _failures(key))
-                if isinstance(reply, Exception):
-                    raise explain(reply) from None
+                # One after the other: both at once fail where a slot moves and one is missing.
+                for each in (failures.beside(key), key):
+                    reply = await way.command(each, "DEL", each)
+                    if isinstance(reply, Exception):
+                        raise explain(reply) from None
         finally:
             self._denials.changed(checks)
 
     async def add_failure(self, returned: Check, for_us: int) -> None:
         """Remembers the check that gives a failure back; see `Failures`."""
-        way = self._way()
-        key = _failures(way.key(returned))
-        kept_ms = str(for_us // 1000 + FAILURES_SLACK_MS)
-        _list(
-            await way.command(
-                key, "EVAL", _ADD_FAILURE, "1", key, as_text(returned), str(-MOST_FAILURES), kept_ms
-            )
-        )
+        await failures.add(self._way(), returned, for_us)
 
-    async def take_failures(self, check: Check) -> list[Check]:
-        """Gives the failures of a counter, and forgets them; see `Failures`."""
-        way = self._way()
-        key = _failures(way.key(check))
-        found = _list(await way.command(key, "EVAL", _TAKE_FAILURES, "1", key))
-        return [from_text(check, text.decode()) for text in found]
+    async def forget_failures(self, check: Check) -> None:
+        """Gives back the failures of a counter, and forgets them; see `Failures`."""
+        try:
+            await failures.forget(self._way(), check, self._clock)
+        finally:
+            self._denials.changed((check,))
 
     async def ping(self) -> None:
         """Returns if the server answers and can run the script; raises StoreUnavailable if not."""
@@ -516,11 +494,6 @@ class _Unbroken(Breaker):
 
     def failed(self, error: StoreUnavailable) -> None:
         self.note(error)
-
-
-def _failures(key: str) -> str:
-    """The key of a counter's failures, in its slot."""
-    return f"{key}!failed"
 
 
 def _list(reply: object) -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet
+from ratelimit.insight.dashboard.telling import numbers_of
 from ratelimit.insight.metrics.prometheus import PrometheusMetrics, _family
 from ratelimit.insight.metrics.readings import METRICS, MOST_RULES, ONE_IN, OTHERS
 from ratelimit.stores.errors import StoreUnavailable
@@ -56,7 +57,7 @@ async def test_results_are_told_apart_and_shadow_is_a_mode() -> None:
     await limiter.admit(scope())
     await limiter.admit(scope("198.51.100.7"))
     assert requests(registry, "dear", "never") == 1
-    assert requests(registry, "denylist", "blocked") == 1
+    assert requests(registry, "(denylist)", "blocked") == 1
     assert requests(registry, "shade", "allowed", "shadow") == 1
     limiter = RateLimiter(rules.rules[:2], store=MemoryStore(clock=ManualClock()))
     registry = scraped(limiter)
@@ -65,6 +66,36 @@ async def test_results_are_told_apart_and_shadow_is_a_mode() -> None:
     assert requests(registry, "shade", "denied", "shadow") == 1
     assert requests(registry, "slow", "allowed") == 1
     assert requests(registry, "slow", "waited") == 1
+
+
+async def test_a_rule_named_denylist_is_told_apart_from_the_denylist_of_all() -> None:
+    listed = RuleSet((Rule("denylist", "1/hour"),), denylist=(ip_network("198.51.100.0/24"),))
+    limiter = RateLimiter(listed, store=MemoryStore(clock=ManualClock()))
+    registry = scraped(limiter)
+    for client in ("192.0.2.1", "192.0.2.1", "198.51.100.7"):
+        await limiter.admit(scope(client))
+    assert requests(registry, "denylist", "allowed") == 1
+    assert requests(registry, "denylist", "denied") == 1
+    assert requests(registry, "(denylist)", "blocked") == 1
+    told = numbers_of(limiter, None)["rules"]
+    assert told == {"denylist": {"passed": 1, "refused": 1}, "(denylist)": {"refused": 1}}
+
+
+@pytest.mark.parametrize("enforced", [False, True])
+async def test_a_ban_on_trial_counts_a_request_once_whatever_refuses_it(enforced: bool) -> None:
+    ban: dict[str, Any] = {"after": 1, "within": "1m", "for": "10m"}
+    rules = [Rule("trial", "1/minute", mode="shadow", ban=ban), Rule("met", "9/minute")]
+    if enforced:
+        rules.append(Rule("banning", "2/minute", ban=ban))
+    limiter = RateLimiter(rules, store=MemoryStore(clock=ManualClock()))
+    registry = scraped(limiter)
+    for _ in range(5):
+        await limiter.admit(scope("192.0.2.1"))
+    results = ("allowed", "denied", "banned")
+    counted = [requests(registry, "trial", result, "shadow") for result in results]
+    assert sum(counted) == 5
+    assert counted[2] >= 3
+    assert numbers_of(limiter, None)["rules"]["trial"] == {"passed": 1, "would": 4}
 
 
 async def test_no_identity_is_in_what_is_exported() -> None:

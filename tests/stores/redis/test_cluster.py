@@ -123,17 +123,48 @@ async def test_failures_are_found_where_their_slot_has_moved(
     check = Check(LIMIT, "a")
     slot = store._way().slot(check)
     (charged,) = await store.decide([check])
-    for command in ("note", "take", "reset"):
+    for command in ("note", "forget", "reset"):
         source = fresh.master_of(slot)
         target = next(node for node in fresh.masters() if node is not source)
         await asyncio.to_thread(fresh.migrate, slot, source, target)
         if command == "note":
             await store.add_failure(check.given_back(charged), 60_000_000)
-        elif command == "take":
-            assert await store.take_failures(check) == [check.given_back(charged)]
+        elif command == "forget":
+            await store.forget_failures(check)
+            assert (await store.decide([check]))[0].remaining == 4
         else:
             await store.reset([check])
     assert (await store.decide([check]))[0].remaining == 4
+    await store.aclose()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_commands_of_a_counter_find_it_while_its_slot_is_on_its_way(
+    store: RedisStore, fresh: Cluster, moved: bool
+) -> None:
+    """Whether its keys are still there or gone already: failures are forgotten, and reset works."""
+    check = Check(LIMIT, "a")
+    slot = store._way().slot(check)
+    source = fresh.master_of(slot)
+    target = next(node for node in fresh.masters() if node is not source)
+    if not moved:
+        (charged,) = await store.decide([check])
+        await store.add_failure(check.given_back(charged), 60_000_000)
+    await asyncio.to_thread(fresh.begin_migration, slot, source, target)
+    try:
+        if moved:  # a key that the source lacks
+            (charged,) = await store.decide([check])
+            await store.add_failure(check.given_back(charged), 60_000_000)
+        await store.forget_failures(Check(LIMIT, "a", rule="of which there are none"))
+        await store.forget_failures(check)
+        assert (await store.decide([check]))[0].remaining == 4
+        await store.reset([check])
+        assert (await store.decide([check]))[0].remaining == 4
+    finally:
+        while fresh.move_keys(slot, source, target):
+            pass
+        await asyncio.to_thread(fresh.end_migration, slot, source, target)
+    assert (await store.decide([check]))[0].remaining == 3
     await store.aclose()
 
 

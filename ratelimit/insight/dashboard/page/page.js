@@ -78,7 +78,7 @@ function showRules(told) {
   const body = byId('rules');
   body.replaceChildren();
   for (const rule of rules) addRow(rule, known.get(rule.name));
-  if (known.has('denylist') && !rows.has('denylist')) addRow(DENYLIST, known.get('denylist'));
+  if (known.has(DENYLIST.name) && !rows.has(DENYLIST.name)) addRow(DENYLIST, known.get(DENYLIST.name));
   setText(byId('left-out'), told.left_out ? `${told.left_out} more rules are not shown.` : '');
   const select = byId('rule');
   const chosen = select.value;
@@ -91,7 +91,7 @@ function showRules(told) {
   showFields();
 }
 
-const DENYLIST = { name: 'denylist', mode: 'refuses', limits: ['clients that are listed'], worst: ['0'], path: 'every path' };
+const DENYLIST = { name: '(denylist)', mode: 'refuses', limits: ['clients that are listed'], worst: ['0'], path: 'every path' };
 
 function addRow(rule, known) {
   const row = make('tr');
@@ -131,7 +131,7 @@ function showNumbers(now) {
   while (earlier.length > 2 && now.at - earlier[1].at >= kept - 0.5) earlier.shift();
   const then = earlier.length > 1 ? earlier[0] : null;
   const seconds = then ? now.at - then.at : 1;
-  if (now.rules.denylist && !rows.has('denylist')) addRow(DENYLIST);
+  if (now.rules[DENYLIST.name] && !rows.has(DENYLIST.name)) addRow(DENYLIST);
   for (const [name, row] of rows) {
     const totals = now.rules[name] || {};
     const former = then ? then.rules[name] || {} : {};
