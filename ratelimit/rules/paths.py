@@ -94,32 +94,7 @@ class Path:
     )  # fmt: skip
 
     def __init__(self, text: str) -> None:
-        if not text.startswith("/"):
-            raise ValueError(f"the path is {shown(text)}; it starts with /")
-        if len(text) > _LONGEST:
-            raise ValueError(f"the path has {len(text)} characters; it has at most {_LONGEST}")
-        never = _NEVER_IN_PATH.search(text)
-        if never:
-            raise ValueError(
-                f"the path {shown(text)} holds {shown(never[0])}; it is the decoded path alone, "
-                "without query or fragment"
-            )
-        if re.search("[{}]", _PARAMETER.sub("", text)):
-            raise ValueError(
-                f"the path {shown(text)} has a brace that belongs to no parameter; parameters are "
-                "written {name} or {name:int}"
-            )
-        if text.endswith("*"):
-            raise ValueError(
-                f"the path {shown(text)} ends with '*', which would stand for itself; write "
-                f"{shown(text.rstrip('*') + '{rest:path}')} for all that follows"
-            )
-        names = [name for name, _ in _PARAMETER.findall(text)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"the path {shown(text)} has two parameters {name!r}; each has its own name"
-                )
+        names = _names(text)
         try:
             self._regex, _, self._convertors = compile_path(text)
         except (AssertionError, KeyError):  # KeyError where Python runs with -O
@@ -136,12 +111,12 @@ class Path:
         self.literal = first is None
         self.start = text if first is None else text[: text.rindex("/", 0, first.start()) + 1]
         """The path itself, or the whole segments before its first parameter."""
-        last = names[0] if names and text[len(self.start) :] in _whole(names[0]) else None
-        convertor = None if last is None else type(self._convertors[last])
+        rest = _PARAMETER.fullmatch(text, len(self.start))
+        convertor = None if rest is None else type(self._convertors[rest[1]])
         self._is_deep = convertor is PathConvertor
-        """Whether it is all that follows, instead."""
-        self._last = last if convertor in (StringConvertor, PathConvertor) else None
-        """The only parameter, where it is the whole last segment and any text."""
+        """Whether `_last` is all that follows, and not one segment."""
+        self._last = names[0] if convertor in (StringConvertor, PathConvertor) else None
+        """The only parameter, where it is all behind the start and any text."""
         self._longest = _longest(text, self._convertors)
         """Characters of a path up to which the regex is tried: it is faster there, or must be."""
         self._known = None not in [
@@ -187,9 +162,35 @@ class Path:
         return {name: _converted(each, found[name]) for name, each in self._convertors.items()}
 
 
-def _whole(name: str) -> tuple[str, str, str]:
-    """A parameter of any text, in all ways to write it."""
-    return "{" + name + "}", "{" + name + ":str}", "{" + name + ":path}"
+def _names(text: str) -> list[str]:
+    """The names of a path's parameters; raises ValueError for what is no path, as `Path` does."""
+    if not text.startswith("/"):
+        raise ValueError(f"the path is {shown(text)}; it starts with /")
+    if len(text) > _LONGEST:
+        raise ValueError(f"the path has {len(text)} characters; it has at most {_LONGEST}")
+    never = _NEVER_IN_PATH.search(text)
+    if never:
+        raise ValueError(
+            f"the path {shown(text)} holds {shown(never[0])}; it is the decoded path alone, "
+            "without query or fragment"
+        )
+    if re.search("[{}]", _PARAMETER.sub("", text)):
+        raise ValueError(
+            f"the path {shown(text)} has a brace that belongs to no parameter; parameters are "
+            "written {name} or {name:int}"
+        )
+    if text.endswith("*"):
+        raise ValueError(
+            f"the path {shown(text)} ends with '*', which would stand for itself; write "
+            f"{shown(text.rstrip('*') + '{rest:path}')} for all that follows"
+        )
+    names = [name for name, _ in _PARAMETER.findall(text)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"the path {shown(text)} has two parameters {name!r}; each has its own name"
+            )
+    return names
 
 
 def _converted(convertor: Any, text: str) -> object:

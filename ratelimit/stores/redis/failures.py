@@ -10,9 +10,8 @@ from hashlib import sha1
 from typing import Any, Final
 
 from ratelimit.decisions import Action, Check
-from ratelimit.stores.errors import explain
+from ratelimit.stores.errors import StoreUnavailable, explain
 from ratelimit.stores.failures import AT_ONCE, MOST_FAILURES, as_text
-from ratelimit.stores.redis.wire import ReplyError, not_redis
 
 __all__ = ["add", "beside", "forget"]
 
@@ -85,7 +84,7 @@ async def forget(way: Any, check: Check, clock: Callable[[], int] | None) -> Non
     words = ("2", key, counter, str(AT_ONCE), now, *map(str, check.limit.numbers))
     for _ in range(0, MOST_FAILURES, AT_ONCE):
         reply = await way.command(key, "EVALSHA", digest, *words)
-        if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+        if getattr(reply, "code", "") == "NOSCRIPT":
             reply = await way.command(key, "EVAL", text, *words)
         if _number(reply) < AT_ONCE:
             return
@@ -108,5 +107,5 @@ def _number(reply: object) -> int:
     if isinstance(reply, Exception):
         raise explain(reply) from None
     if type(reply) is not int:
-        raise not_redis()
+        raise StoreUnavailable("what answers at this address is not Redis", kind="not-redis")
     return reply
