@@ -111,6 +111,8 @@ class RateLimit:
         refuse_unknown("a limit", options, {"by", *LimitOptions.__optional_keys__})
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
+        if not isinstance(self.limiter, RateLimiter | None):
+            raise TypeError(f"limiter is a RateLimiter, not {type(self.limiter).__name__}")
         self.scope: str | None = of_rule.pop("scope", None)
         self._reserves = "unit" in options
         self.name: str | None = of_rule.pop("name", None)
@@ -248,7 +250,12 @@ def limit(
 
 
 def exempt(endpoint: Callable[P, R]) -> Callable[P, R]:
-    """Takes an endpoint out of every middleware's rules; limits of its own still apply."""
+    """Takes an endpoint out of every middleware's rules; limits of its own still apply.
+
+    Raises TypeError for what cannot be called.
+    """
+    if not callable(endpoint):
+        raise TypeError(f"@exempt goes on an endpoint, not on {type(endpoint).__name__}")
     function = innermost(endpoint)
     EXEMPT[id(function)] = function  # by identity, since not every endpoint can be hashed
     return endpoint
@@ -470,10 +477,26 @@ def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:
     """The name of a limit in this request, in which no other limit or rule has it."""
     names: dict[str, _Met] = scope.setdefault(_MET_KEY, {})
     name, number = met.name, 1
-    while name.lower() in limiter.names or names.setdefault(name.lower(), met) != met:
+    while name.lower() in limiter.names or (
+        (before := names.setdefault(name.lower(), met)) != met and not _is_same(before, met, name)
+    ):
         number += 1
         name = f"{met.name[:60]}.{number}"
     return name
+
+
+def _is_same(before: _Met, met: _Met, name: str) -> bool:
+    """Whether both are one rule, be it written down twice: equal by value, and in one scope.
+
+    Not where it reserves: an endpoint commits what it was given by its own.
+    """
+    one, other = before.limit, met.limit
+    return (
+        before.counter == met.counter
+        and one.limiter is other.limiter
+        and not (one._reserves or other._reserves)  # noqa: SLF001  # this module's own
+        and one.rule_for(name, met.counter) == other.rule_for(name, met.counter)
+    )
 
 
 _TOGETHER: Final[dict[tuple[int, ...], list[Rule]]] = {}
