@@ -86,7 +86,7 @@ class LimitOptions(RouteOptions, total=False):
 class RateLimit:
     """A limit as a FastAPI dependency: ``Depends(RateLimit("5/minute"))``.
 
-    On a route, a router or the whole application; each route counts by itself unless ``scope``
+    On a route, a router or the whole application; each endpoint counts by itself unless ``scope``
     names what they share. ``limit`` and the options are those of `limit`, and ``by`` may be, or
     hold, one dependency of the application's: ``by=current_user`` counts by what
     ``Depends(current_user)`` gives, which FastAPI resolves once per request. That is text, a whole

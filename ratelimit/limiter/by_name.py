@@ -10,7 +10,7 @@ from ratelimit.control.switches import ALL, Switches
 from ratelimit.decisions import Action, Decision
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.bans import Banning
-from ratelimit.limiter.checks import TurnedAway
+from ratelimit.limiter.checks import TurnedAway, refusal_of_blocked
 from ratelimit.limiter.identified import Identified, Outcome, rule_named
 from ratelimit.limiter.in_force import RuleBook
 from ratelimit.limiter.settling.charged import Charged
@@ -19,7 +19,7 @@ from ratelimit.limiter.settling.settler import Settler
 from ratelimit.limiter.settling.tokens import Signer
 from ratelimit.limiter.telling import tell_blocked
 from ratelimit.limiter.together import DecidesTogether
-from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
+from ratelimit.responses.headers import RateLimitExceeded, Refusal
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import Store, StoreUnavailable
@@ -240,7 +240,7 @@ class ByName(RuleBook):
         self.counts[asked.rule.name, "turned-away"] += 1
         admission = Admission(self, None)
         admission.decided = ((self.store, [(asked.rule, {})]),)
-        turned = TurnedAway(asked.rule.name, forbid(), asked.key)
+        turned = TurnedAway(asked.rule.name, refusal_of_blocked(asked.rule), asked.key)
         tell_blocked(self.events, admission, turned)
         return turned.refusal
 
