@@ -37,7 +37,7 @@ from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -405,15 +405,6 @@ def _end_with_call(admission: Admission, scope: Scope) -> None:
                 await raised(admission, error, scope)
 
         stack.push_async_exit(end)
-
-
-def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
-    """The connection among the values that an endpoint is called with."""
-    for each in values:
-        # Most often it is exactly that; to ask the abstract class costs ten times as much.
-        if type(each) is Request or isinstance(each, HTTPConnection):
-            return each
-    return None
 
 
 def _tell(response: Response, admission: Admission) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, respond
 from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
-from ratelimit.limiter.leases import withdraw
+from ratelimit.limiter.concurrency.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import Refusal

@@ -30,9 +30,9 @@ from ratelimit.gateway.messages import (
     write,
 )
 from ratelimit.gateway.spelling import spelled, unspelled
-from ratelimit.limiter.leases import withdraw
+from ratelimit.limiter.concurrency.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.limiter.together import Part
+from ratelimit.limiter.parts import Part
 from ratelimit.responses.headers import Refusal
 from ratelimit.responses.problems import problem
 from ratelimit.responses.told import binding_of

@@ -11,9 +11,9 @@ from typing import Any, Final
 from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission, Turn
-from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.settling import Settler
+from ratelimit.limiter.settling.outcomes import Outcomes
+from ratelimit.limiter.settling.settler import Settler
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded

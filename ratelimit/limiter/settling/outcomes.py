@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from starlette.responses import Response
 
 from ratelimit.decisions import Action, Check, Decision
-from ratelimit.limiter.settling import Job, Settler
+from ratelimit.limiter.settling.settler import Job, Settler
 from ratelimit.rules.charging import Charge
 from ratelimit.rules.matching import Plan
 from ratelimit.stores.failures import Failures
