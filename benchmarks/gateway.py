@@ -91,9 +91,9 @@ async def allow(scope: Any, _: Any, send: Any) -> None:
 async def allow_calls(port: int) -> None:
     """The rate limit service that knows nothing."""
     from ratelimit.gateway.calls import Answered, Server  # noqa: PLC0415  # h2 is an extra
-    from ratelimit.gateway.messages import Answer, write  # noqa: PLC0415  # as above
+    from ratelimit.gateway.messages import write  # noqa: PLC0415  # as above
 
-    message = write(Answer(over=False))
+    message = write(over=False)
 
     async def answer(*_: object) -> Answered:
         return Answered(message)

@@ -34,7 +34,7 @@ from ratelimit.decisions import Check, Decision
 from ratelimit.gateway.forward_auth import ForwardAuth
 from ratelimit.insight.dashboard.app import Dashboard
 from ratelimit.limiter.limiter import RateLimiter
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import RateLimitExceeded
 from ratelimit.rules.file.mistakes import RuleFileError

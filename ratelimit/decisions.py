@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from ratelimit.limits import Limit
 
@@ -103,6 +103,10 @@ class Check(_Check):
             raise ValueError(f"cost is {cost}; it is at least 0 and at most 2^42")
         number = (_SHADOW if shadow else _CHARGE) if action is None else int(action)
         return _new(cls, (limit, key, cost, rule, number, at_us, level))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For copies and pickles: a named tuple would give its fields to __new__, which has others.
+        return type(self)._make, (tuple(self),)
 
     @property
     def shadow(self) -> bool:

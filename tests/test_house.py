@@ -96,6 +96,26 @@ def test_a_module_imports_only_modules_above_its_own(path: Path) -> None:
     assert set(imported_rooms(ast.Module(at_once, []))) <= set(allowed)
 
 
+LIMITER: Final = PACKAGE / "limiter"
+PARTS: Final = sorted(path.parent.name for path in LIMITER.glob("*/__init__.py"))
+DECIDING: Final = {"limiter", "by_name", "decide", "together", "resolver", "in_force", "reload"}
+"""Modules of the limiter that bring its parts together."""
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules and parts of the limiter that a module imports."""
+    source = path.read_text(encoding="utf-8")
+    return set(re.findall(r"^ *(?:from|import) ratelimit\.limiter\.(\w+)", source, re.MULTILINE))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_limiter_knows_neither_another_part_nor_who_decides(part: str) -> None:
+    others = ({*PARTS} - {part}) | DECIDING
+    assert all((LIMITER / f"{name}.py").exists() for name in DECIDING)
+    against = {name_of(path): modules_of(path) & others for path in (LIMITER / part).glob("*.py")}
+    assert {name: found for name, found in against.items() if found} == {}
+
+
 # --- the tree ------------------------------------------------------------------------------------
 
 STRAY: Final = ("*.orig", "*.rej", "*~", "*.bak")

@@ -37,7 +37,7 @@ from ratelimit.identity.keys import Identify
 from ratelimit.identity.users import READABLE, is_nobody, user_id
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter, off_by_environment
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.responses.headers import RateLimitExceeded, Refusal, Refused
 from ratelimit.rules.options import RouteOptions
 from ratelimit.rules.reading import refuse_unknown
@@ -86,7 +86,7 @@ class LimitOptions(RouteOptions, total=False):
 class RateLimit:
     """A limit as a FastAPI dependency: ``Depends(RateLimit("5/minute"))``.
 
-    On a route, a router or the whole application; each route counts by itself unless ``scope``
+    On a route, a router or the whole application; each endpoint counts by itself unless ``scope``
     names what they share. ``limit`` and the options are those of `limit`, and ``by`` may be, or
     hold, one dependency of the application's: ``by=current_user`` counts by what
     ``Depends(current_user)`` gives, which FastAPI resolves once per request. That is text, a whole
@@ -111,6 +111,8 @@ class RateLimit:
         refuse_unknown("a limit", options, {"by", *LimitOptions.__optional_keys__})
         of_rule: dict[str, Any] = dict(options)
         self.limiter: RateLimiter | None = of_rule.pop("limiter", None)
+        if not isinstance(self.limiter, RateLimiter | None):
+            raise TypeError(f"limiter is a RateLimiter, not {type(self.limiter).__name__}")
         self.scope: str | None = of_rule.pop("scope", None)
         self._reserves = "unit" in options
         self.name: str | None = of_rule.pop("name", None)
@@ -248,7 +250,12 @@ def limit(
 
 
 def exempt(endpoint: Callable[P, R]) -> Callable[P, R]:
-    """Takes an endpoint out of every middleware's rules; limits of its own still apply."""
+    """Takes an endpoint out of every middleware's rules; limits of its own still apply.
+
+    Raises TypeError for what cannot be called.
+    """
+    if not callable(endpoint):
+        raise TypeError(f"@exempt goes on an endpoint, not on {type(endpoint).__name__}")
     function = innermost(endpoint)
     EXEMPT[id(function)] = function  # by identity, since not every endpoint can be hashed
     return endpoint
@@ -400,15 +407,6 @@ def _end_with_call(admission: Admission, scope: Scope) -> None:
         stack.push_async_exit(end)
 
 
-def _connection_in(values: Iterable[object]) -> HTTPConnection | None:
-    """The connection among the values that an endpoint is called with."""
-    for each in values:
-        # Most often it is exactly that; to ask the abstract class costs ten times as much.
-        if type(each) is Request or isinstance(each, HTTPConnection):
-            return each
-    return None
-
-
 def _tell(response: Response, admission: Admission) -> None:
     """Sets the fields, rather than adding them: a response may be one that is returned again."""
     raw = response.raw_headers
@@ -479,10 +477,26 @@ def _name_here(met: _Met, limiter: RateLimiter, scope: Scope) -> str:
     """The name of a limit in this request, in which no other limit or rule has it."""
     names: dict[str, _Met] = scope.setdefault(_MET_KEY, {})
     name, number = met.name, 1
-    while name.lower() in limiter.names or names.setdefault(name.lower(), met) != met:
+    while name.lower() in limiter.names or (
+        (before := names.setdefault(name.lower(), met)) != met and not _is_same(before, met, name)
+    ):
         number += 1
         name = f"{met.name[:60]}.{number}"
     return name
+
+
+def _is_same(before: _Met, met: _Met, name: str) -> bool:
+    """Whether both are one rule, be it written down twice: equal by value, and in one scope.
+
+    Not where it reserves: an endpoint commits what it was given by its own.
+    """
+    one, other = before.limit, met.limit
+    return (
+        before.counter == met.counter
+        and one.limiter is other.limiter
+        and not (one._reserves or other._reserves)  # noqa: SLF001  # this module's own
+        and one.rule_for(name, met.counter) == other.rule_for(name, met.counter)
+    )
 
 
 _TOGETHER: Final[dict[tuple[int, ...], list[Rule]]] = {}

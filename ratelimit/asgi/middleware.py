@@ -34,9 +34,13 @@ class RateLimitMiddleware:
     ``app.add_middleware(RateLimitMiddleware, limiter=limiter)``. A refused request never reaches
     the application; an accepted one waits its turn where a leaking bucket says so; every response
     carries the rate-limit fields. The limiter's store is closed when the application shuts down.
+
+    Raises TypeError for a limiter of another type.
     """
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
+        if not isinstance(limiter, RateLimiter):
+            raise TypeError(f"limiter is a RateLimiter, not {type(limiter).__name__}")
         self.app = app
         self.limiter = limiter
         self._router = router_below(app)

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 from ratelimit.asgi.answer import ROUTE_KEY, SCOPE_KEY
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.limiter import RateLimiter
-from ratelimit.limiter.sockets import Excess, Socket
+from ratelimit.limiter.sockets.sockets import Excess, Socket
 
 __all__ = ["LONGEST_PAUSE", "called_here", "charged", "limited", "limited_here"]
 

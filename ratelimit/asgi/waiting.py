@@ -7,7 +7,7 @@ import anyio
 from starlette.types import Message, Receive
 
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.waiting import begin, give_up, go_behind
+from ratelimit.limiter.queueing.waiting import begin, give_up, go_behind
 from ratelimit.responses.problems import closing, left
 
 __all__ = ["take_turn"]

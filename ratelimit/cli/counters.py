@@ -12,7 +12,7 @@ from ratelimit.cli.output import Row, as_json, fail, say, show
 from ratelimit.cli.rulefiles import load, spelled
 from ratelimit.control.switches import ALL
 from ratelimit.decisions import Action, Check, Decision, identity_digest
-from ratelimit.limiter.by_name import Identified, no_such_rule, rule_named
+from ratelimit.limiter.identified import Identified, no_such_rule, rule_named
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import StoreUnavailable

@@ -121,13 +121,16 @@ class _Line(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        # Envoy is held to the rules of HTTP/2 by h2; what we send needs no second look.
+        # Envoy is held to the rules of HTTP/2 by h2. The three fields that are read of a trusted
+        # caller's need no look before that, and what we send none at all.
         self._h2 = H2Connection(
             H2Configuration(
                 client_side=False,
                 header_encoding=None,
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
             )
         )
         self._calls: dict[int, _Call] = {}
@@ -137,6 +140,8 @@ class _Line(asyncio.Protocol):
         """Bytes that the windows of streams have no room for."""
         self._kept = 0
         """Bytes of the calls that have not come in whole."""
+        self._taken = 0
+        """Bytes of the connection's window that were taken by the last frames of calls."""
         self._over = False
         """Whether no more calls are taken."""
 
@@ -177,9 +182,7 @@ class _Line(asyncio.Protocol):
         if isinstance(event, RequestReceived):
             self._begin(event)
         elif isinstance(event, DataReceived):
-            # Both windows are opened again at once: what is kept is bounded by the call itself.
-            if event.flow_controlled_length:
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            self._open_windows(event)
             call = self._calls.get(event.stream_id)
             if call is not None:
                 self._kept += call.add(event.data, MOST_AT_ONCE - self._kept)
@@ -209,7 +212,19 @@ class _Line(asyncio.Protocol):
         ):
             self._h2.send_headers(stream, [(b":status", b"415")], end_stream=True)
             return
-        self._calls[stream] = _Call(fields[b":path"].decode("latin-1"))
+        self._calls[stream] = _Call(fields.get(b":path", b"").decode("latin-1"))
+
+    def _open_windows(self, event: DataReceived) -> None:
+        """Lets the caller send as much again, since what is kept is bounded by the call itself."""
+        length = event.flow_controlled_length
+        if event.stream_ended is None:
+            if length:
+                self._h2.acknowledge_received_data(length, event.stream_id)
+            return
+        self._taken += length  # for many calls at once: the connection's is all that counts now
+        if self._taken >= WINDOW // 4:
+            self._h2.increment_flow_control_window(self._taken)
+            self._taken = 0
 
     def _forget(self, stream: int) -> None:
         """A stream that its caller has given up: its request goes on, and must stay counted."""

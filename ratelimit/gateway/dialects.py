@@ -72,12 +72,14 @@ _SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "h
 class Reader:
     """Reads questions in one dialect; ``client`` is the field that tells the client.
 
-    That is walked elsewhere, and has only to be there.
+    That is walked elsewhere, and has only to be there. The host has to be there where rules ask
+    for it (``by_host``); a request of which it is not said has none.
     """
 
-    def __init__(self, dialect: Dialect, client: str) -> None:
+    def __init__(self, dialect: Dialect, client: str, *, by_host: bool) -> None:
         self._method, self._uri, self._host, self._scheme, _ = dialect
         self._client = client.encode()
+        self._by_host = by_host
         self._once = {name for name in dialect[:4] if name is not None}
 
     def __call__(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
@@ -93,7 +95,7 @@ class Reader:
         if self._client not in said:
             raise Unsaid(f"there is no {self._client.decode()}, so the client is unknown")
         try:
-            host = said[self._host]
+            host = said[self._host] if self._by_host else said.get(self._host)
             if self._method is None or self._uri is None:
                 method = scope.get("method", "GET")
                 paths: Sequence[str] = (_as_request(route_path(scope)),)
@@ -106,7 +108,8 @@ class Reader:
         if method == "CONNECT" and paths[0].startswith("/"):
             method = "GET"  # RFC 8441: a WebSocket through HTTP/2, a GET to applications
         headers = [field for field in fields if field[0] not in _HOSTS]
-        headers.append((b"host", host))
+        if host is not None:
+            headers.append((b"host", host))
         request = dict(scope)  # one by one, since to add them at once takes twice as long
         request["type"] = "http"
         request["method"] = method

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit.asgi.answer import SCOPE_KEY, respond
 from ratelimit.asgi.waiting import take_turn
 from ratelimit.gateway.dialects import DIALECTS, Reader, TooLong, Unsaid
-from ratelimit.limiter.leases import withdraw
+from ratelimit.limiter.concurrency.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.responses.headers import Refusal
@@ -77,7 +77,7 @@ class ForwardAuth:
         self.limiter = limiter
         """The limiter that decides."""
         self._dialect = DIALECTS[dialect]
-        self._read = Reader(self._dialect, limiter.proxies.field)
+        self._read: Reader  # of the rules that hold
         self._rules: RuleSet | None = None
         self._peers: dict[str | None, bool] = {}
         """The hosts that were trusted, by these rules."""
@@ -180,7 +180,8 @@ class ForwardAuth:
         """Believes as new rules say, and tells what a proxy's question cannot tell them."""
         self._rules = rules
         self._peers = {}
-        self._read = Reader(self._dialect, self.limiter.proxies.field)
+        by_host = rules.index.hosts
+        self._read = Reader(self._dialect, self.limiter.proxies.field, by_host=by_host)
         for code, sentence in doubts(rules):
             _LOG.warning("%s: %s", code, sentence)
 

@@ -9,7 +9,7 @@ and a fault of ours lets the request through.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,19 +19,20 @@ from ratelimit.gateway.calls import DENIED, INVALID, UNKNOWN_METHOD, Answered, P
 from ratelimit.gateway.dialects import ROOT, TooLong, target
 from ratelimit.gateway.forward_auth import MOST_PEERS, STATUS, TOO_LONG, doubts, unheard
 from ratelimit.gateway.messages import (
-    Answer,
+    OK,
+    OVER,
     Descriptor,
     Malformed,
     Question,
-    Status,
     TooMany,
     read,
+    status_of,
     write,
 )
 from ratelimit.gateway.spelling import spelled, unspelled
-from ratelimit.limiter.leases import withdraw
+from ratelimit.limiter.concurrency.leases import withdraw
 from ratelimit.limiter.limiter import Admission, RateLimiter
-from ratelimit.limiter.together import Part
+from ratelimit.limiter.parts import Part
 from ratelimit.responses.headers import Refusal
 from ratelimit.responses.problems import problem
 from ratelimit.responses.told import binding_of
@@ -48,10 +49,10 @@ DONE: Final = b":done"
 """The key by which a descriptor says that its request is over: it is charged without asking."""
 
 _ADDRESS: Final = b"remote_address"
-_UNITS: Final = {
-    1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4, 604_800_000_000: 7,
-}  # fmt: skip
-"""Envoy's numbers of units, by their microseconds."""
+_OF_REQUESTS: Final = frozenset(
+    [b":path", b":method", b":authority", b":scheme", _ADDRESS, b"host"]
+)
+"""The keys that tell of a request, and are none of its header fields."""
 
 _TOO_LARGE: Final = problem(
     431, "about:blank", "Request Header Fields Too Large",
@@ -91,15 +92,15 @@ class RateLimitService:
         except TooMany as many:
             # A client may have chosen the length of what it sends, and gains nothing by it.
             self._once("question-too-large", f"a question of {peer}: {many}; it is refused")
-            return Answered(write(await self._over(_TOO_LARGE, {})))
+            return Answered(await self._over(_TOO_LARGE, {}))
         try:
             answer = await self._answer(question)
         except TooLong:
             answer = await self._over(TOO_LONG, {})
         except Exception as error:  # noqa: BLE001  # the law of this module
             self._fail(error)
-            answer = Answer(over=False, statuses=[Status(over=False)] * len(question.descriptors))
-        return Answered(write(answer))
+            answer = write([OK] * len(question.descriptors), over=False)
+        return Answered(answer)
 
     def trusts(self, peer: Peer) -> bool:
         """Whether a trusted proxy calls, of which there are few."""
@@ -113,26 +114,28 @@ class RateLimitService:
                 self._peers[host] = True
         return trusted
 
-    async def _answer(self, question: Question) -> Answer:
-        parts = [self._part(question, each) for each in question.descriptors]
-        admission = await self._decided([part for part in parts if not part.forced])
-        # Those are owed, whatever becomes of the others.
-        charged = await self._decided([part for part in parts if part.forced])
-        admission = admission or charged
-        statuses = [_status(part) for part in parts]
-        if admission is None:
-            return Answer(over=False, statuses=statuses)
-        if admission.refusal is not None:
-            if not any(each.over for each in statuses):
-                statuses = [each._replace(over=True) for each in statuses]
-            scope = next((part.scope for part in parts if "headers" in part.scope), {})
-            return await self._over(admission.refusal, scope, statuses)
-        return Answer(over=False, statuses=statuses, headers=admission.headers())
+    async def _answer(self, question: Question) -> bytes:
+        parts: list[Part] = []
+        asked: list[Part] = []
+        owed: list[Part] = []
+        for each in question.descriptors:
+            part = self._part(question, each)
+            parts.append(part)
+            (owed if part.forced else asked).append(part)
+        admission = await self._decided(asked) if asked else None
+        if owed:  # whatever becomes of the others
+            charged = await self._decided(owed)
+            admission = admission or charged
+        if admission is None or admission.refusal is None:
+            fields = () if admission is None else admission.headers()
+            return write(map(_status, parts), fields, over=False)
+        all_over = not any(_is_over(part) for part in parts)
+        statuses = [_status(part, over=all_over) for part in parts]
+        scope = next((part.scope for part in parts if "headers" in part.scope), {})
+        return await self._over(admission.refusal, scope, statuses)
 
-    async def _decided(self, parts: Sequence[Part]) -> Admission | None:
+    async def _decided(self, parts: Sequence[Part]) -> Admission:
         """The outcome of these parts, of which all pass or none, once their turn has come."""
-        if not parts:
-            return None
         admission = await self._limiter.admit_together(parts)
         try:
             if (admission.turns or self._limiter.waits.count) and admission.refusal is None:
@@ -143,14 +146,14 @@ class RateLimitService:
         return admission
 
     async def _over(
-        self, refusal: Refusal, scope: Mapping[str, Any], statuses: Sequence[Status] = ()
-    ) -> Answer:
+        self, refusal: Refusal, scope: Mapping[str, Any], statuses: Sequence[bytes] = ()
+    ) -> bytes:
         """A refusal; its status goes along where it is not the one that Envoy gives."""
         response = await respond(self._limiter, dict(scope), refusal)
         headers = [field for field in response.raw_headers if field[0] != b"content-length"]
         if response.status_code != 429:
             headers.append((STATUS, b"%d" % response.status_code))
-        return Answer(over=True, statuses=statuses, headers=headers, body=bytes(response.body))
+        return write(statuses, headers, bytes(response.body), over=True)
 
     def _part(self, question: Question, descriptor: Descriptor) -> Part:
         """The question of a descriptor."""
@@ -171,7 +174,8 @@ class RateLimitService:
             }  # fmt: skip
             return Part(scope, self._find, times, forced)
         scope, paths = _request(said, descriptor.entries, client)
-        return Part(scope, partial(self._find_of_request, paths), times, forced)
+        find = self._limiter.find if len(paths) == 1 else partial(self._find_of_each, paths)
+        return Part(scope, find, times, forced)
 
     def _find(self, scope: Mapping[str, Any]) -> Found:
         """The rules for a descriptor, with its values as parameters."""
@@ -188,10 +192,8 @@ class RateLimitService:
             )  # fmt: skip
         return found, rules.index.plan(found)
 
-    def _find_of_request(self, paths: Sequence[str], scope: Mapping[str, Any]) -> Found:
-        """The rules for a request, by each path that it may be taken for."""
-        if len(paths) == 1:
-            return self._limiter.find(scope)
+    def _find_of_each(self, paths: Sequence[str], scope: Mapping[str, Any]) -> Found:
+        """The rules for a request, by each of several paths that it may be taken for."""
         found: list[Any] = []
         for path in paths:
             known = [rule for rule, _ in found]
@@ -228,7 +230,11 @@ def _request(
     method = said.get(b":method", b"GET").decode("latin-1")
     if method == "CONNECT" and paths[0].startswith("/"):
         method = "GET"  # RFC 8441: a WebSocket through HTTP/2, a GET to applications
-    headers = list(_headers(entries))
+    headers = [
+        (key.lower(), value)
+        for key, value in entries
+        if key not in _OF_REQUESTS and key[:1] != b":"
+    ]
     if b":authority" in said:
         headers.append((b"host", said[b":authority"]))
     scope: dict[str, Any] = {
@@ -245,25 +251,14 @@ def _request(
     return scope, paths
 
 
-def _headers(entries: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in entries:
-        if key[:1] != b":" and key not in (_ADDRESS, b"host"):
-            yield key.lower(), value
-
-
-def _status(part: Part) -> Status:
+def _status(part: Part, over: bool = False) -> bytes:
     """The outcome of a descriptor: of its rules, that of the binding one."""
-    if not part.told:
-        return Status(over=part.over)
-    name, decision = binding_of(part.told)
-    reset_us = decision.reset_after_us
-    if not decision.allowed and decision.retry_after_us is not None:
-        reset_us = decision.retry_after_us
-    return Status(
-        over=not decision.allowed,
-        quota=decision.limit.quota,
-        unit=_UNITS.get(decision.limit.window_us, 0),
-        name=name,
-        remaining=decision.remaining,
-        reset_us=reset_us,
-    )
+    told = part.told
+    if not told:
+        return OVER if over or part.over else OK
+    name, decision = told[0] if len(told) == 1 else binding_of(told)
+    return status_of(decision, name, over=over or not decision[1])
+
+
+def _is_over(part: Part) -> bool:
+    return part.over or not all(decision.allowed for _, decision in part.told)

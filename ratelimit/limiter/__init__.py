@@ -3,7 +3,7 @@
 `RateLimiter` is public, by the package's own name.
 """
 
-from ratelimit.limiter.by_name import Outcome
+from ratelimit.limiter.identified import Outcome
 from ratelimit.limiter.limiter import RateLimiter
 
 __all__ = ["Outcome", "RateLimiter"]

@@ -32,8 +32,8 @@ def told_of(plan: Plan, decisions: Sequence[Decision]) -> list[Told]:
     """The enforced checks of a plan that a store decided."""
     return [
         new_told((policy, decision))
-        for policy, (*_, action), decision in zip(plan.policies, plan.asked, decisions, strict=True)
-        if action != _SHADOW and not decision[8]
+        for policy, asked, decision in zip(plan.policies, plan.asked, decisions, strict=True)
+        if asked[4] != _SHADOW and not decision[8]
     ]
 
 
@@ -187,7 +187,10 @@ class Admission:
         """Every enforced check that a store decided, with its policy's name."""
         if self._told is not None:
             return self._told
-        return [one for _, plan, _, found in self.passed for one in told_of(plan, found)]
+        told: list[Told] = []
+        for _, plan, _, found in self.passed:
+            told += told_of(plan, found)
+        return told
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The fields that an allowed response carries."""

@@ -1,240 +1,267 @@
-"""Counters by a rule's name and an identity, where there is no request: in jobs and at the shell.
+"""Counters by a rule's name and an identity, without a request: in jobs and at the shell."""
 
-The law of this module: an identity is spelled as that of a request, by the same functions, so that
-both meet one counter.
-"""
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import ClassVar
 
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Self
-
-from ratelimit.bans import covering
-from ratelimit.concurrency import Concurrency
-from ratelimit.decisions import Action, Check, Decision
-from ratelimit.identity.addresses import Address, read_address
-from ratelimit.identity.keys import UNIDENTIFIED, identity_of
-from ratelimit.identity.proxies import Proxies
-from ratelimit.limiter.bans import Banning, ban_check
-from ratelimit.limiter.checks import is_enforced, override_of
-from ratelimit.limits import Limit
-from ratelimit.rules.matching import Terms
-from ratelimit.rules.overriding import BLOCKED
-from ratelimit.rules.policies import policy_names, with_concurrency
-from ratelimit.rules.route_rule import counter_of
+from ratelimit.control.events import Event, Events
+from ratelimit.control.switches import ALL, Switches
+from ratelimit.decisions import Action, Decision
+from ratelimit.limiter.admission import Admission
+from ratelimit.limiter.bans import Banning
+from ratelimit.limiter.checks import TurnedAway, refusal_of_blocked
+from ratelimit.limiter.identified import Identified, Outcome, rule_named
+from ratelimit.limiter.in_force import RuleBook
+from ratelimit.limiter.settling.charged import Charged
+from ratelimit.limiter.settling.reserving import Reservation, Reserving, from_token
+from ratelimit.limiter.settling.settler import Settler
+from ratelimit.limiter.settling.tokens import Signer
+from ratelimit.limiter.telling import tell_blocked
+from ratelimit.limiter.together import DecidesTogether
+from ratelimit.responses.headers import RateLimitExceeded, Refusal
+from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.rule import Rule
-from ratelimit.words import near, shown
+from ratelimit.stores import Store, StoreUnavailable
+from ratelimit.stores.failover import Failover
+from ratelimit.words import whole
 
-__all__ = ["Identified", "Outcome", "no_such_rule", "rule_named"]
-
-LONGEST_NAME: Final = 100
-"""Characters of a name that are compared with those of rules, which have 64 at most."""
-
-MOST_NAMED: Final = 20
-"""Most rules that a message names."""
+__all__ = ["ByName"]
 
 
-class Outcome(tuple[Decision, ...]):  # noqa: SLOT001  # it keeps what came of them
-    """The decisions on the limits of one rule; none where it limits nothing.
+class ByName(RuleBook):
+    """Looks at, charges and resets the counters of identities, by the rules that hold now."""
 
-    First those of the store in the order of the limits, then those of a fallback (`degraded`).
-    """
+    # `RateLimiter` sets these.
+    everywhere: ClassVar[bool]
+    enabled: bool
+    store: Store
+    events: Events
+    counts: Counter[tuple[str, str]]
+    _switches: Switches
+    _failover: Failover
+    _decider: DecidesTogether
+    _settler: Settler
+    _secret: Sequence[str] | None
+    _begin: Callable[[], None]
 
-    allowed: bool
-    """Whether the rule lets it through: a rule in shadow always does, whatever its decisions."""
+    async def peek(
+        self, rule: str, *identity: str | int, tier: str | None = None
+    ) -> tuple[Decision, ...]:
+        """The state of an identity's counters under a rule, a decision per limit; charges nothing.
 
-    @classmethod
-    def of(cls, decisions: Iterable[Decision], *, allowed: bool) -> Self:
-        """The outcome of these decisions."""
-        outcome = cls(decisions)
-        outcome.allowed = allowed
-        return outcome
+        ``rule`` is the name of a rule, or of a route's limit that was met, and ``identity`` the
+        values of its ``by`` in their order, as requests carry them; ``global`` takes none.
+        ``tier`` is the identity's, and without one the first.
 
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds until it is let through; 0 where it is, None for never."""
-        waits = [each.retry_after for each in self if not each.allowed]
-        if self.allowed:
-            return 0.0
-        return None if None in waits else max((each or 0.0 for each in waits), default=None)
+        `Decision.remaining` is the largest cost that would pass now. Every decision is
+        ``allowed``, unless the identity is blocked; there is none where nothing limits it. While
+        it is banned, one more comes last, which is not: its ``retry_after`` is what is left.
+        Of a rule with ``websocket`` it is the handshakes that are told: messages have counters of
+        their own, which workers charge ahead for, and no call by name reaches.
 
-    @property
-    def delay(self) -> float:
-        """Seconds until its turn, by a leaking bucket; 0 by all others."""
-        return max((each.delay for each in self), default=0.0)
-
-
-class Identified(NamedTuple):
-    """A rule, and whom it counts."""
-
-    rule: Rule
-    key: str
-    """The text that requests of this identity are counted under."""
-    client: Address | None
-    """The identity's address, where the rule counts by it."""
-    own: tuple[Limit, ...] | None
-    """The limits that an override gives this identity; None where it has none of its own."""
-
-    @classmethod
-    def of(cls, rule: Rule, values: Sequence[str | int], ipv6_prefix: int) -> Self:
-        """The identity of these values: one for each part of the rule's ``by``, none for global.
-
-        Raises ValueError or TypeError, in one sentence, for any that no request could have.
+        Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
+        cannot be meant, and where a function gives the limits for each request; StoreUnavailable,
+        whatever the rule's ``on_store_failure``, where the store does not answer.
         """
-        wanted = [part for part in rule.by if part != "global"]
-        if len(values) != len(wanted):
-            number = f"{len(wanted) or 'no'} text{'s' * (len(wanted) != 1)}"
-            raise ValueError(
-                f"rule {rule.name!r} counts by {', '.join(rule.by)}: give {number}, not "
-                f"{len(values)}"
-            )
-        given = {part: _text(part, value) for part, value in zip(wanted, values, strict=True)}
-        client = None
-        if "client" in given:
-            client = _client(given["client"], ipv6_prefix)
-        key, first = identity_of(rule.by, [given.get(part, "") for part in rule.by], ipv6_prefix)
-        override = override_of(rule, key, first) if rule.overrides else None
-        own = None if override is None else rule.overrides[override]
-        return cls(rule, key, client, own)
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether requests of this identity are refused with 403."""
-        if self.client is not None and self.client in self.rule.denied_clients:
-            return True
-        return self.own is BLOCKED and is_enforced(self.rule, self.key)
-
-    def limits(self, tier: str | None) -> tuple[Limit, ...]:
-        """The limits that hold for a request of this identity; none where nothing limits it.
-
-        The last is a `Concurrency` where the rule has one. Those of the first tier where none is
-        given. Raises ValueError where they are known with a
-        request alone, or the rule has no such tier.
-        """
-        rule = self.rule
-        if tier is not None and not isinstance(tier, str):
-            raise TypeError(
-                f"a tier is given by its name, which is text, not {type(tier).__name__}"
-            )
-        if tier is not None and tier not in rule.tiers:
-            hint = near(tier, rule.tiers, write=repr) if rule.tiers else "; it has no tiers"
-            raise ValueError(f"rule {rule.name!r} has no tier {shown(tier)}{hint}")
-        if self.client is not None and self.client in rule.allowed_clients:
+        asked = self._identified(rule, identity)
+        limits = asked.limits(tier)
+        if self._is_blocked(asked):
+            return asked.refused()
+        if self._is_free(asked) or not limits:
             return ()
-        if self.own is not None:
-            return self._with_concurrency(self.own)
-        _refuse_dynamic(rule)
-        if not rule.tiers:
-            return rule.asks
-        return self._with_concurrency(rule.limits if tier is None else rule.tiers[tier])
+        checks, ban = asked.checks(limits, 0), asked.ban(Action.SHADOW, self._now.proxies)
+        decisions = await self._failover.decide(checks if ban is None else [*checks, ban])
+        if ban is not None and decisions[-1].allowed:
+            decisions = decisions[:-1]
+        for decision in decisions:
+            if decision.degraded:
+                problem = getattr(decision, "problem", None)
+                raise problem or StoreUnavailable("a shard gave no answer", "shard", "shard")
+        return decisions
 
-    def to_charge(self, tier: str | None) -> tuple[Limit, ...]:
-        """Those of `limits` that are charged by name: nobody tells when anything else ends."""
-        return tuple(each for each in self.limits(tier) if not isinstance(each, Concurrency))
+    async def charge(
+        self,
+        rule: str,
+        *identity: str | int,
+        cost: int | None = None,
+        tier: str | None = None,
+    ) -> Outcome:
+        """Charges an identity under a rule as a request would, all of its limits or none.
 
-    def _with_concurrency(self, own: tuple[Limit, ...]) -> tuple[Limit, ...]:
-        """Limits of its own, and how many requests may be under way at once, if it is limited."""
-        return with_concurrency(own, self.rule.concurrency) if own else ()
+        ``rule``, ``identity`` and ``tier`` are those of `peek`; ``cost`` is 0 to 2^42, and without
+        one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
+        go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
+        blocked, or banned, of which the ban's decision tells alone. A refusal is a strike. Nobody
+        waits in here; `Outcome.delay` is the time until a leaking bucket's turn. A concurrency has
+        no say, since nobody would tell when it ends.
 
-    def every_limit(self) -> list[Limit]:
-        """The limits of all counters that requests of this identity may have, of every tier.
-
-        Raises ValueError where they are known with a request alone.
+        Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
+        (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
+        Raises otherwise what `peek` raises.
         """
-        if self.own is not None:
-            return list(self._with_concurrency(self.own))
-        _refuse_dynamic(self.rule)
-        groups = (self.rule.asks, *self.rule.tiers.values())
-        return list({limit.digest: limit for group in groups for limit in group}.values())
+        asked = self._identified(rule, identity)
+        limits = asked.to_charge(tier)
+        if cost is None:
+            cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1
+        whole("cost", cost, 0, MOST_COST)
+        self._begin()
+        if self._is_blocked(asked):
+            self._turned_away(asked)
+            return Outcome.of(asked.refused(), allowed=False)
+        if self._is_free(asked) or not limits:
+            return Outcome.of((), allowed=True)
+        terms = asked.terms(limits, cost)
+        bans = asked.bans(terms, self._now.proxies)
+        admission, decisions = await self._decider.charge([asked.rule], [terms], [asked.key], bans)
+        return Outcome.of(decisions, allowed=admission.refusal is None)
 
-    def checks(self, limits: Iterable[Limit], cost: int) -> list[Check]:
-        """The checks of this identity against some limits."""
-        return [Check(limit, self.key, cost, counter_of(self.rule)) for limit in limits]
+    def reserve(
+        self,
+        rule: str,
+        *identity: str | int,
+        cost: int | None = None,
+        tier: str | None = None,
+    ) -> Reserving:
+        """Charges an estimate now, of which `Reservation.commit` makes what it turns out to cost.
 
-    def ban(self, action: Action, proxies: Proxies | None = None, covers: int = 0) -> Check | None:
-        """The check of the rule's ban; None where there is none, or this identity cannot be banned.
+        ``async with limiter.reserve("tokens", "user-7", cost=800) as reservation: ...``, or
+        ``reservation = await limiter.reserve(...)``. ``rule``, ``identity``, ``cost`` and ``tier``
+        are those of `charge`. What is never committed stays spent.
 
-        That is whose address is not known, or a trusted proxy's own.
+        Raises RateLimitExceeded where the rule refuses, what `charge` raises, and StoreUnavailable
+        where the store does not answer and the rule's ``on_store_failure`` is deny; else nothing
+        is reserved then, and a commit charges nothing.
         """
-        rule, client = self.rule, self.client
-        if rule.ban is None:
-            return None
-        if "client" in rule.by and (client is None or (proxies and proxies.are_at(client))):
-            return None
-        return ban_check(covering(rule.ban, covers), self.key, counter_of(rule), action)
+        return Reserving(partial(self._reserve, [(rule, identity, cost)], tier))
 
-    def bans(self, terms: Terms, proxies: Proxies, place: int = 0) -> list[Banning]:
-        """The rule's ban, if it has one, before its checks, of which the first is at a place."""
-        check = self.ban(Action(terms.action), proxies, len(terms.limits))
-        return [] if check is None else [Banning(self.rule.name, check, place)]
+    def reserve_all(
+        self, budgets: Iterable[tuple[str, str | int | Sequence[str | int], int]]
+    ) -> Reserving:
+        """Charges several budgets, each a rule, an identity and a cost: all of them, or none.
 
-    def terms(self, limits: tuple[Limit, ...], cost: int) -> Terms:
-        """The rule's question about this identity, but for the key."""
-        enforced = is_enforced(self.rule, self.key)
-        action = int(Action.CHARGE if enforced else Action.SHADOW)
-        name = self.rule.name
-        return Terms(name, counter_of(self.rule), limits, policy_names(name, limits), cost, action)
+        As `reserve` does, in one script. `Reservation.commit` then takes one number for all
+        budgets, or one for each. `RateLimitExceeded.told` names the limits that refused.
+        """
+        asked = [
+            (rule, (identity,) if isinstance(identity, str | int) else tuple(identity), cost)
+            for rule, identity, cost in budgets
+        ]
+        return Reserving(partial(self._reserve, asked, None))
 
-    def refused(self) -> tuple[Decision, ...]:
-        """The decisions that nothing of this identity will ever pass."""
-        groups = (self.rule.asks, *self.rule.tiers.values(), *self.rule.overrides.values())
-        limits: tuple[Limit, ...] = next((group for group in groups if group), ())
-        return tuple(Decision(limit, False, 0, None, 0, 0) for limit in limits)
+    async def commit(self, token: str, actual: int | Sequence[int]) -> bool:
+        """Commits a reservation by its token, which another process may have made, once.
 
+        False where it was committed before, or was made too long ago (`Reservation.token`).
+        Raises ValueError for a token that no secret of this limiter's has signed, StoreUnavailable
+        where the store does not answer, after which it may be committed again, and what
+        `Reservation.commit` raises.
+        """
+        reservation = from_token(self._settler, self._signer, token)
+        numbers = reservation.numbers(actual)
+        return await self._settler.finish(reservation.settle(numbers))
 
-def rule_named(name: str, rules: Sequence[Rule], on_routes: Iterable[Rule] = ()) -> Rule:
-    """The rule of a name: one of ``rules``, else one of a route's own.
+    async def _reserve(
+        self, budgets: Sequence[tuple[str, Sequence[str | int], int | None]], tier: str | None
+    ) -> Reservation:
+        rules, terms, keys, costs, names = [], [], [], [], []
+        bans: list[Banning] = []
+        checks = 0
+        for name, identity, cost in budgets:
+            asked = self._identified(name, identity)
+            limits = asked.to_charge(tier)
+            if cost is None:
+                cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1  # noqa: PLW2901  # the rule's
+            whole("cost", cost, 0, MOST_COST)
+            names.append(asked.rule.name)
+            costs.append(cost)
+            if self._is_blocked(asked):
+                raise RateLimitExceeded(refusal=self._turned_away(asked))
+            if not self._is_free(asked) and limits:
+                rules.append(asked.rule)
+                terms.append((len(costs) - 1, asked.terms(limits, cost)))
+                bans += asked.bans(terms[-1][1], self._now.proxies, checks)
+                checks += len(limits)
+                keys.append(asked.key)
+        self._begin()
+        if not rules:
+            return Reservation(self._settler, self._signer, (), names, costs)
+        admission, _ = await self._decider.charge(rules, [each for _, each in terms], keys, bans)
+        if admission.refusal is not None:
+            raise RateLimitExceeded(admission.told, admission.dialects, refusal=admission.refusal)
+        places = [place for place, each in terms for _ in each.limits]
+        charged = [
+            Charged(plan.checks(own), decisions, places, names)
+            for _, plan, own, decisions in admission.passed
+        ]
+        none = Charged((), (), (), names)
+        return Reservation.of(self._settler, self._signer, charged[0] if charged else none, costs)
 
-    Raises ValueError, in one sentence, where there is none, or where several limits of routes
-    have the name and are not the same; TypeError where the name is not text.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"a rule is given by its name, which is text, not {type(name).__name__}")
-    for rule in rules:
-        if rule.name == name:
-            return rule
-    found: list[Rule] = []
-    names = [rule.name for rule in rules]
-    for rule in on_routes:
-        names.append(rule.name)
-        if rule.name == name and rule not in found:
-            found.append(rule)
-    if len(found) > 1:
-        raise ValueError(
-            f"{len(found)} limits on routes are named {shown(name)}, and are not the same; give "
-            "each a name of its own"
-        )
-    if not found:
-        raise ValueError(no_such_rule(name, list(dict.fromkeys(names))))
-    return found[0]
+    async def reset(self, rule: str, *identity: str | int) -> None:
+        """Makes an identity's counters under a rule, of every tier, as if never used.
 
+        Its ban and its strikes are among them. Also where the rule is off. ``rule`` and
+        ``identity`` are those of `peek`, which says what this raises. This process sees it at once,
+        another one within a second, and within five of a ban.
+        """
+        asked = self._identified(rule, identity)
+        checks, ban = asked.checks(asked.every_limit(), 0), asked.ban(Action.SHADOW)
+        if ban is not None:
+            checks.append(ban)
+            self._decider.bans.forget(ban)
+        if checks:
+            await self.store.reset(checks)
 
-def no_such_rule(name: str, names: Sequence[str]) -> str:
-    """The beginning of a sentence that tells of a name that none of these rules has."""
-    more = ", ..." if len(names) > MOST_NAMED else ""
-    there = f"; there are {', '.join(names[:MOST_NAMED])}{more}" if names else ""
-    return f"there is no rule {shown(name)}{near(name[:LONGEST_NAME], names, write=repr) or there}"
+    async def unban(self, rule: str, *identity: str | int) -> bool:
+        """Ends an identity's ban under a rule, and forgets its strikes; False if there was no ban.
 
+        What is counted stays counted, and the next ban is as long as a first one. ``rule`` and
+        ``identity`` are those of `peek`. This process sees it at once, another one within 5 s.
 
-def _text(part: str, value: object) -> str:
-    if type(value) is int:  # as a user's or a path's is
-        return str(value)
-    if not isinstance(value, str):
-        raise TypeError(f"the value of {part} is text, not {type(value).__name__}")
-    return value
+        Raises ValueError where the rule bans nobody, and otherwise what `peek` raises.
+        """
+        asked = self._identified(rule, identity)
+        ban = asked.ban(Action.SHADOW)
+        if ban is None:
+            raise ValueError(f"rule {rule!r} does not ban this identity")
+        (decision,) = await self.store.decide([ban])
+        await self.store.reset([ban])
+        self._decider.bans.forget(ban)
+        if not decision.allowed:
+            self.events.tell(Event("unbanned", asked.rule.name, "", "", ban.key))
+        return not decision.allowed
 
+    def _signer(self) -> Signer:
+        """Signs by the secrets that hold now: a rule file may bring others."""
+        return Signer(self.rules.secret if self._secret is None else self._secret)
 
-def _client(value: str, ipv6_prefix: int) -> Address | None:
-    """The address that a client is counted by, also from the network that counters show."""
-    if value == UNIDENTIFIED:
-        return None
-    address = read_address(value.partition("/")[0], ipv6_prefix)
-    if address is None or ("/" in value and value != address.key):
-        raise ValueError(f"{shown(value)} is not the address of a client")
-    return address
+    def _turned_away(self, asked: Identified) -> Refusal:
+        """The answer to an identity that a rule blocks, counted and told of."""
+        self.counts[asked.rule.name, "turned-away"] += 1
+        admission = Admission(self, None)
+        admission.decided = ((self.store, [(asked.rule, {})]),)
+        turned = TurnedAway(asked.rule.name, refusal_of_blocked(asked.rule), asked.key)
+        tell_blocked(self.events, admission, turned)
+        return turned.refusal
 
+    def _identified(self, name: str, identity: Sequence[str | int]) -> Identified:
+        rule = rule_named(name, self.rules.rules, self._routes.copy().values())
+        if all(rule is not each for each in self.rules.rules):
+            rule = self._now.of_route(rule)
+        return Identified.of(rule, identity, self.rules.ipv6_prefix)
 
-def _refuse_dynamic(rule: Rule) -> None:
-    if rule.dynamic is not None:
-        raise ValueError(
-            f"a function gives the limits of rule {rule.name!r} for each request, so that none is "
-            "known without one"
-        )
+    def _is_blocked(self, asked: Identified) -> bool:
+        """Whether a request of an identity is refused with 403."""
+        client = asked.client
+        if client is not None and client in self.denylist:
+            return self.enabled and self.everywhere
+        return not self._is_free(asked) and asked.is_blocked
+
+    def _is_free(self, asked: Identified) -> bool:
+        """Whether nothing limits an identity by a rule."""
+        listed = asked.client is not None and asked.client in self.allowlist
+        return listed or not self._is_on(asked.rule)
+
+    def _is_on(self, rule: Rule) -> bool:
+        on = self.enabled and self.everywhere and rule.mode != "off"
+        return on and not self._switches.off.intersection((ALL, rule.name))

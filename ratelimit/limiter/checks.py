@@ -16,7 +16,7 @@ from ratelimit.identity.keys import UNIDENTIFIED, Identify, identity, identity_o
 from ratelimit.identity.proxies import Proxies
 from ratelimit.identity.users import attribute, user_id
 from ratelimit.limits import Limit
-from ratelimit.responses.headers import Refusal, forbid, too_costly, unidentified
+from ratelimit.responses.headers import Refusal, blocked, forbid, too_costly, unidentified
 from ratelimit.rules.counting import MOST_COST
 from ratelimit.rules.overriding import BLOCKED
 from ratelimit.rules.policies import policy_names, with_concurrency
@@ -89,6 +89,11 @@ class TurnedAway(Exception):
         self.identity = identity
 
 
+def refusal_of_blocked(rule: Rule) -> Refusal:
+    """403 for an identity that the rule's overrides block."""
+    return forbid() if rule.by == ("client",) else blocked()
+
+
 async def question(  # noqa: PLR0912  # one step after the other, in the order of their cost
     rule: Rule,
     path_params: Mapping[str, object],
@@ -144,7 +149,7 @@ async def question(  # noqa: PLR0912  # one step after the other, in the order o
     limits = None if override is None else rule.overrides[override]
     if limits is BLOCKED:
         if is_enforced(rule, key):
-            raise TurnedAway(rule.name, forbid(), key)
+            raise TurnedAway(rule.name, refusal_of_blocked(rule), key)
         return None
     if limits is None and rule.dynamic is not None:
         limits = rule.read_limits(await request.told(rule.dynamic))

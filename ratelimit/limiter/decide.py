@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
-from ratelimit.concurrency import Concurrency
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.control.switches import ALL, Switches
@@ -16,24 +15,21 @@ from ratelimit.decisions import Action, Check, Decision, assumed, new_check
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
 from ratelimit.identity.networks import Networks
-from ratelimit.identity.users import is_nobody, user_id
-from ratelimit.limiter.admission import DENYLIST, Admission, Turn, count, told_of
-from ratelimit.limiter.bans import Banning, Bans, ban_check
-from ratelimit.limiter.checks import Question, Registered, Request, TurnedAway, question
+from ratelimit.limiter.admission import DENYLIST, Admission, Turn, told_of
+from ratelimit.limiter.bans import Banning, Bans
+from ratelimit.limiter.checks import Registered, Request, TurnedAway
+from ratelimit.limiter.concurrency.leases import Leases, withdraw
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.in_force import InForce
-from ratelimit.limiter.leases import Leases, withdraw
-from ratelimit.limiter.outcomes import Outcomes
+from ratelimit.limiter.queueing.rooms import Waits
+from ratelimit.limiter.queueing.waiting import asked_in_vain, full
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.rooms import Waits
+from ratelimit.limiter.resolver import Resolver
+from ratelimit.limiter.settling.outcomes import Outcomes
 from ratelimit.limiter.shedder import Shedder
 from ratelimit.limiter.telling import tell_blocked, tell_refused
-from ratelimit.limiter.together import Asked, Part
-from ratelimit.limiter.waiting import asked_in_vain, full
-from ratelimit.responses.headers import forbid, new_told, refuse
-from ratelimit.responses.vendors import in_vain
-from ratelimit.rules.matching import Found, Matching, Plan, Terms
-from ratelimit.rules.route_rule import counter_of
+from ratelimit.responses.headers import forbid, refuse
+from ratelimit.rules.matching import Found, Matching, Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable
 
@@ -42,7 +38,6 @@ __all__ = ["Decider"]
 _CHARGE: Final = int(Action.CHARGE)
 _FORCE: Final = int(Action.FORCE)
 _SHADOW: Final = int(Action.SHADOW)
-_NOTHING: Final = Plan((), (), (), shadows=False, alike=None)
 _NOT_DECIDED: Final = StoreUnavailable("a shard gave no answer", kind="shard", scope="shard")
 
 
@@ -115,7 +110,8 @@ class Decider:
         self._alike = store.decide_alike if type(store) is MemoryStore else None
         self.now = now
         """The rules that hold now."""
-        self._skip = skip
+        self._resolver = Resolver(skip, reports, fallback, self._counts, events)
+        self._resolves_all = skip is not None
         self._switches = switches
         self._reports = reports
         self._fallback = fallback
@@ -163,15 +159,18 @@ class Decider:
             admission.decided += ((self._store, matching),)
             # Mistakes are seen at once, and nobody pays for the look for ever.
             seen = self.seen = self.seen + 1
-            if client is None or seen < 1_000 or not seen % 64:
+            closely = seen < 1_000 or not seen % 64
+            if client is None or closely:
                 self._look(scope, client)
-            if plan is not None and self._skip is None:
+            if plan is not None and not self._resolves_all:
                 keys = plan.keys(scope, client, matching, route)
                 for place in plan.watched if keys is not None else ():
-                    self._say_missing(*matching[place], scope)
+                    self._reports.missing(*matching[place], scope, closely=closely)
             if plan is None or keys is None:
                 request = self.request(scope, registered, client, route)
-                plan, keys, bans = await self._question(admission, matching, request)
+                plan, keys, bans = await self._resolver.resolve(
+                    self.now.rules, admission, matching, request, closely=closely
+                )
                 if not keys:
                     return admission
             decisions: Sequence[Decision]
@@ -236,139 +235,6 @@ class Decider:
             unknown = assumed(plan.checks(keys), allowed=True)
             admission.passed += ((self._owner, plan, keys, unknown),)
 
-    async def charge(
-        self,
-        rules: Sequence[Rule],
-        terms: Sequence[Terms],
-        keys: Sequence[str],
-        bans: Sequence[Banning] = (),
-    ) -> tuple[Admission, tuple[Decision, ...]]:
-        """Decides the questions of rules about identities, where there is no request.
-
-        All are charged, or none. Gives the outcome, with the decisions: the store's, then those of
-        a fallback; those of ``bans`` alone where they refuse. Raises StoreUnavailable where a
-        request would be answered with 503.
-        """
-        admission = Admission(self._owner, None)
-        matching: Matching = [(rule, {}) for rule in rules]
-        plan = self.now.rules.index.plan_of(terms)
-        admission.decided = ((self._store, matching),)
-        decisions: Sequence[Decision] = ()
-        problem: Exception | None = None
-        try:
-            if bans:
-                decisions = await self.bans.decide(admission, plan.checks(keys), bans)
-                if admission.refusal is not None:
-                    return admission, tuple(decisions)
-            else:
-                decisions = await self._ask(plan.checks(keys))
-            lost = self._conclude(admission, plan, keys, decisions)
-            if lost:
-                problem = lost[0][1]
-                await self._without_store(admission, matching, plan, keys, lost)
-        except Exception as failed:  # noqa: BLE001  # the law of this module
-            problem = failed
-            await self._fallback.answer(
-                self.now.rules, admission, matching, failed, plan.checks(keys), plan.policies
-            )
-        count(admission.turns, "waited")
-        if admission.refusal is not None:
-            await admission.give_back()
-            if admission.refusal.status == 503 and problem is not None:
-                if isinstance(problem, StoreUnavailable):
-                    raise problem
-                raise StoreUnavailable(f"{type(problem).__name__}: {problem}") from problem
-        known = [each for each in decisions if not each.degraded]
-        return admission, (*known, *admission.degraded)
-
-    async def decide_alone(self, part: Part, registered: Registered) -> Admission:
-        """Decides a part that has no other beside it, as any request is decided."""
-        admission = Admission(self._owner, None)
-        await self.decide(admission, part.scope, (), part.find, registered, admission.template)
-        part.told = list(admission.told)
-        if admission.refusal is not None:
-            part.over = not part.told
-            await admission.give_back()
-        return admission
-
-    async def decide_together(  # noqa: PLR0911, PLR0912  # as `decide`
-        self, parts: Sequence[Part], registered: Registered
-    ) -> Admission:
-        """Decides what is to pass together: every part is charged, or none is.
-
-        Leaves with each part what was told of it, and whether it is why nothing passes.
-        """
-        owner = self._owner
-        admission = Admission(owner, None)
-        if not (owner.enabled and owner.everywhere):
-            return admission
-        matching: Matching = []
-        plan, keys = _NOTHING, list[str]()
-        try:
-            matching, asked = self._gathered(admission, parts, registered)
-            if any(part.over for part in parts):
-                return admission
-            shedder = owner.shedder
-            if asked and not asked[0].part.forced and shedder is not None and shedder.watching:
-                index = self.now.rules.index
-                if await shedder.refuses(admission, asked[0].request, matching, index):
-                    return admission
-            if not matching:
-                return admission
-            admission.decided = ((self._store, matching),)
-            plan, keys, bans = await self._question(admission, matching, asked[0].request, asked)
-            if not keys:
-                return admission
-            ask = self._ask
-            if bans and not parts[0].forced:
-                jitter_us = self.now.rules.retry_jitter_us
-                ask = partial(self.bans.decide, admission, bans=bans, jitter_us=jitter_us)
-            if plan.holds:
-                decisions = await self._leases.ask(admission, plan, keys, ask)
-            else:
-                decisions = await ask(plan.checks(keys))
-            if admission.refusal is not None:
-                return admission
-            lost = self._conclude(admission, plan, keys, decisions)
-            for (_, key, *_, action), policy, decision in zip(
-                plan.asked, plan.policies, decisions, strict=True
-            ):
-                if action != _SHADOW and not decision[8]:
-                    asked[key].part.told.append(new_told((policy, decision)))
-            if lost:
-                await self._without_store(admission, matching, plan, keys, lost)
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            await self._fallback.answer(
-                self.now.rules, admission, matching, problem, plan.checks(keys), plan.policies
-            )
-        except BaseException:  # as above
-            withdraw(admission, 0)
-            raise
-        if admission.refusal is not None:
-            await admission.give_back()
-        return admission
-
-    def _gathered(
-        self, admission: Admission, parts: Sequence[Part], registered: Registered
-    ) -> tuple[Matching, list[Asked]]:
-        """The rules for all parts, and whose each is; none of whom the lists decide about."""
-        owner = self._owner
-        listed = not (owner.denylist.empty and owner.allowlist.empty)
-        matching: list[tuple[Rule, Mapping[str, object]]] = []
-        asked: list[Asked] = []
-        for part in parts:
-            client = self.now.proxies.client(part.scope)
-            if listed and self._is_listed(admission, client):
-                if admission.refusal is not None:
-                    part.over = True
-                    break
-                continue
-            found = self._still_on(part.find(part.scope)[0])
-            request = self.request(part.scope, registered, client, admission.template)
-            matching += found
-            asked += [Asked(request, part)] * len(found)
-        return matching, asked
-
     def _is_listed(self, admission: Admission, client: Address | None) -> bool:
         """Whether the lists decide by themselves: 403 for one, no limit at all for the other."""
         if client is None:
@@ -379,29 +245,6 @@ class Decider:
             tell_blocked(self._events, admission, TurnedAway("", forbid(), client.key))
             return True
         return client in self._owner.allowlist
-
-    def _say_missing(
-        self, rule: Rule, path_params: Mapping[str, object], scope: Mapping[str, Any]
-    ) -> None:
-        """Says, once each, that nothing has ever set what a rule counts by."""
-        if "user" in rule.by:
-            if "user" not in scope:
-                self._reports.once("user-missing", rule.name)
-            elif self.seen < 1_000 or not self.seen % 64:  # as for every look
-                self._say_unreadable(scope["user"])
-        if rule.by != ("user",):
-            for part in rule.by:
-                if part.startswith("path:") and part[5:] not in path_params:
-                    self._reports.once("path-missing", f"{rule.name} by {part}")
-
-    def _say_unreadable(self, user: object) -> None:
-        """Says, once, that users of a kind cannot be told apart."""
-        try:
-            unreadable = user_id(user) is None and not is_nobody(user)
-        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
-            return
-        if unreadable:
-            self._reports.once("user-unreadable", type(user).__name__)
 
     async def _without_store(
         self,
@@ -427,91 +270,6 @@ class Decider:
             )
             if plan.holds and admission.refusal is None:
                 self._leases.assume(admission, plan, keys, places)
-
-    async def _question(  # noqa: PLR0912  # as `question`
-        self,
-        admission: Admission,
-        matching: Matching,
-        request: Request,
-        together: list[Asked] | None = None,
-    ) -> tuple[Plan, list[str], list[Banning]]:
-        """The plan of what a request asks by these rules, its keys and bans; none if it is over.
-
-        ``together`` has who asks by each rule, and what is left of it in the end is by each key.
-        """
-        asked: list[Question | None] = [None] * len(matching)
-        order = self.now.rules.index.order
-        places: Sequence[int] = range(len(matching))
-        if order:  # those that replace others first
-            places = sorted(places, key=lambda place: order.get(matching[place][0].name, 0))
-        replaced: set[str] = set()
-        try:
-            if self._skip is not None and await self._skips(self._skip, request):
-                return _NOTHING, [], []
-            for place in places:
-                rule, path_params = matching[place]
-                if rule.name in replaced:
-                    continue
-                times = 1
-                if together is not None:
-                    request, part = together[place]
-                    times = part.times
-                if "user" in rule.by and rule.on_missing != "client":
-                    self._say_unreadable(request.scope.get("user"))
-                try:
-                    found = asked[place] = await self._asked(
-                        admission, rule, path_params, request, times
-                    )
-                except TurnedAway:
-                    if together is not None:
-                        part.over = True
-                    raise
-                if admission.refusal is not None:
-                    return _NOTHING, [], []
-                if found is not None:
-                    self._say_missing(rule, path_params, request.scope)
-                    if rule.replaces and found.action != _SHADOW:
-                        # Whoever picks the identity would escape other rules by it.
-                        index = self.now.rules.index
-                        replaced.update(index.replaced_by(rule, known=found.known))
-        except TurnedAway as turned:
-            self._counts[turned.rule, "turned-away"] += 1
-            hinted = self.now.rules.retry_hints
-            admission.refuse(in_vain(turned.refusal) if hinted else turned.refusal)
-            tell_blocked(self._events, admission, turned)
-            return _NOTHING, [], []
-        keys = [each.key for each in asked if each is not None]
-        if together is not None:
-            together[:] = [who for who, each in zip(together, asked, strict=True) if each]
-        plan = self.now.rules.index.plan_of(_terms(matching, asked, together))
-        return plan, keys, _bans(matching, asked)
-
-    async def _asked(
-        self,
-        admission: Admission,
-        rule: Rule,
-        path_params: Mapping[str, object],
-        request: Request,
-        times: int,
-    ) -> Question | None:
-        """The question of one rule; None where it has none, or cannot be known."""
-        word = rule.on_store_failure or self.now.rules.on_store_failure
-        try:
-            return await question(rule, path_params, request, strict=word == "deny", times=times)
-        except TurnedAway:
-            raise
-        except Exception as problem:  # noqa: BLE001  # the law of this module
-            # A client may be able to make it fail, which must not open the other rules.
-            await self._fallback.answer(self.now.rules, admission, [(rule, path_params)], problem)
-            return None
-
-    async def _skips(self, skip: Ask[bool], request: Request) -> bool:
-        """Whether the application wants no rule to apply; where it cannot say, they do."""
-        try:
-            return bool(await request.told(skip))
-        except Exception as problem:  # noqa: BLE001  # a client may have made it fail
-            self._reports.function_failed("the limiter", "the request is not skipped", problem)
-            return False
 
     def _still_on(self, matching: Matching) -> Matching:
         """The rules that the kill switch has not turned off."""
@@ -609,55 +367,3 @@ class Decider:
         for rule, (_, outcome) in worst.items():
             if outcome != "waited":
                 self._counts[rule, outcome] += 1
-
-
-def _terms(
-    matching: Matching, asked: Sequence[Question | None], together: Sequence[Asked] | None
-) -> list[Terms]:
-    """The terms of rules for a request, or for parts of one, which may be forced."""
-    terms = [
-        Terms(
-            rule.name,
-            counter_of(rule),
-            each.limits,
-            each.policies,
-            each.cost,
-            each.action,
-            rule.charge,
-        )
-        for (rule, _), each in zip(matching, asked, strict=True)
-        if each is not None
-    ]
-    if together is None:
-        return terms
-    return [
-        _forced(each) if who.part.forced else each
-        for each, who in zip(terms, together, strict=True)
-    ]
-
-
-def _forced(terms: Terms) -> Terms:
-    """Terms that charge without asking; nothing is under way any more where they do."""
-    pairs = [
-        pair
-        for pair in zip(terms.limits, terms.policies, strict=True)
-        if not isinstance(pair[0], Concurrency)
-    ]
-    return terms._replace(
-        limits=tuple(limit for limit, _ in pairs),
-        policies=tuple(policy for _, policy in pairs),
-        action=_FORCE if terms.action == _CHARGE else terms.action,
-    )
-
-
-def _bans(matching: Matching, asked: Sequence[Question | None]) -> list[Banning]:
-    """The bans of rules, each before the checks of its own."""
-    found: list[Banning] = []
-    checks = 0
-    for (rule, _), each in zip(matching, asked, strict=True):
-        if each is not None:
-            if each.ban is not None:
-                ban = ban_check(each.ban, each.key, counter_of(rule), each.action)
-                found.append(Banning(rule.name, ban, checks))
-            checks += len(each.limits)
-    return found

@@ -5,24 +5,29 @@ A fault of the limiter never becomes a fault of the application: it ends as an a
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ratelimit.control.events import Events
 from ratelimit.decisions import Action, Check, assumed, passes
 from ratelimit.limiter.admission import Admission, Turn
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.settling.outcomes import Outcomes
+from ratelimit.limiter.settling.settler import Settler
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.responses.headers import Told, refuse, unavailable
 from ratelimit.responses.problems import overloaded
 from ratelimit.rules.route_rule import counter_of
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
+from ratelimit.stores import MemoryStore
 from ratelimit.stores.failover import Failover
 
 __all__ = ["Fallback"]
 
 _SHADOW: Final = int(Action.SHADOW)
+_OUTCOMES: Final = ("allowed", "waited", "denied", "never")
+"""Outcomes of the limits of a rule, the worst for a request last."""
 
 
 class Fallback:
@@ -42,6 +47,7 @@ class Fallback:
         self._reports = reports
         self._counts = counts
         self._events = events
+        self._outcomes: Outcomes | None = None
 
     async def answer(
         self,
@@ -84,16 +90,16 @@ class Fallback:
         if deny:
             admission.refuse(overloaded() if flooded else unavailable())
         elif local:
-            names = {counter_of(rule): rule.name for rule in rules}
-            await self._decide_locally(rule_set, admission, local, names)
+            await self._decide_locally(rule_set, admission, local, rules)
 
     async def _decide_locally(
         self,
         rule_set: RuleSet,
         admission: Admission,
         local: Sequence[tuple[Check, str]],
-        names: Mapping[str, str],
+        rules: Sequence[Rule],
     ) -> None:
+        names = {counter_of(rule): rule.name for rule in rules}
         try:
             decisions = await self._failover.decide_locally([check for check, _ in local])
         except Exception as problem:  # noqa: BLE001  # a fault of ours never becomes one of the application
@@ -103,12 +109,18 @@ class Fallback:
         told = [
             Told(policy, decision) for (_, policy), decision in zip(local, decisions, strict=True)
         ]
+        worst: dict[str, str] = {}
         for (check, policy), decision in zip(local, decisions, strict=True):
-            rule = names[check.rule]
+            rule, outcome = names[check.rule], "allowed"
             if decision.delay_us:
                 admission.turns += (Turn(self._owner, rule, policy, check, decision),)
-            else:
-                self._counts[rule, "allowed" if decision.allowed else "denied"] += 1
+                outcome = "waited"  # which is counted when it begins to
+            elif not decision.allowed:
+                outcome = "never" if decision.retry_after_us is None else "denied"
+            worst[rule] = max(outcome, worst.get(rule, outcome), key=_OUTCOMES.index)
+        for rule, outcome in worst.items():
+            if outcome != "waited":
+                self._counts[rule, outcome] += 1
         found = [
             (names[check.rule], check, policy, decision)
             for (check, policy), decision in zip(local, decisions, strict=True)
@@ -119,3 +131,20 @@ class Fallback:
                 told, admission.dialects, rule_set.retry_jitter_us, hinted=rule_set.retry_hints
             )
             admission.refuse(refusal, told)
+            return
+        charges = {counter_of(rule): rule.charge for rule in rules if rule.charge is not None}
+        if charges:
+            held = self._undecided().held_locally(
+                (names[check.rule], check, decision, charges[check.rule])
+                for (check, _), decision in zip(local, decisions, strict=True)
+                if check.rule in charges
+            )
+            if held is not None:
+                admission.held.append(held)
+
+    def _undecided(self) -> Outcomes:
+        """The charges in process that the outcome of a request decides."""
+        if self._outcomes is None:
+            ask = self._failover.give_back_locally
+            self._outcomes = Outcomes(Settler(MemoryStore(), ask, self._reports))
+        return self._outcomes

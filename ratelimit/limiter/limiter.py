@@ -17,58 +17,43 @@ from starlette.websockets import WebSocket
 
 from ratelimit.control.denials import Denials
 from ratelimit.control.events import Event, Events
-from ratelimit.control.switches import ALL, Switches
-from ratelimit.decisions import Action, Check, Decision
+from ratelimit.control.switches import Switches
+from ratelimit.decisions import Check, Decision
 from ratelimit.identity.addresses import Address
 from ratelimit.identity.connections import Ask
-from ratelimit.identity.hosts import host_of
 from ratelimit.identity.keys import Identify
-from ratelimit.identity.networks import Networks
-from ratelimit.identity.proxies import Proxies, forwarded_but_untrusted
+from ratelimit.identity.proxies import forwarded_but_untrusted
 from ratelimit.limiter.admission import Admission, Route
-from ratelimit.limiter.bans import Banning
-from ratelimit.limiter.by_name import Identified, Outcome, rule_named
-from ratelimit.limiter.charged import Charged
-from ratelimit.limiter.checks import Registered, TurnedAway, cost_of
-from ratelimit.limiter.decide import Decider
+from ratelimit.limiter.by_name import ByName
+from ratelimit.limiter.checks import Registered, cost_of
+from ratelimit.limiter.concurrency.leases import Leases
 from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.in_force import InForce
-from ratelimit.limiter.leases import Leases
-from ratelimit.limiter.outcomes import Outcomes
+from ratelimit.limiter.parts import Part
+from ratelimit.limiter.queueing.rooms import Waits
 from ratelimit.limiter.reload import Watcher
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.reserving import Reservation, Reserving, from_token
-from ratelimit.limiter.rooms import Waits
-from ratelimit.limiter.settling import Settler
+from ratelimit.limiter.settling.charged import Charged
+from ratelimit.limiter.settling.outcomes import Outcomes
+from ratelimit.limiter.settling.reserving import Reservation
+from ratelimit.limiter.settling.settler import Settler
 from ratelimit.limiter.shedder import Shedder, salt_of
-from ratelimit.limiter.sockets import Sockets
-from ratelimit.limiter.telling import tell_blocked
-from ratelimit.limiter.together import Part
-from ratelimit.limiter.tokens import Signer
-from ratelimit.responses.headers import RateLimitExceeded, Refusal, forbid
-from ratelimit.rules.advice import doubts
+from ratelimit.limiter.sockets.sockets import Sockets
+from ratelimit.limiter.together import DecidesTogether
+from ratelimit.responses.headers import Refusal
 from ratelimit.rules.counting import MOST_COST
-from ratelimit.rules.matching import Found, Plan
-from ratelimit.rules.paths import route_path
+from ratelimit.rules.matching import Plan
 from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
-from ratelimit.rules.shed import PRIORITIES, Shed
-from ratelimit.rules.values import BUILT_IN_BY, secrets
+from ratelimit.rules.shed import Shed
+from ratelimit.rules.values import secrets
 from ratelimit.runtime.histogram import Histogram
-from ratelimit.stores import MemoryStore, Store, StoreUnavailable, open_store
+from ratelimit.stores import MemoryStore, Store, open_store
 from ratelimit.stores.failover import Breaker, Failover
-from ratelimit.words import near, whole
 
 __all__ = ["Admission", "RateLimiter", "off_by_environment"]
 
 _LOG: Final = logging.getLogger("ratelimit")
 
-
-MOST_ROUTES: Final = 10_000
-"""Most rules of routes that are remembered."""
-
-AT_THE_START: Final = ("client-chosen", "foreign-path")
-"""Advice that is given in the log as well: such rules may limit nobody."""
 
 Answer = (
     Callable[[HTTPConnection, Refusal], Any]
@@ -91,7 +76,7 @@ class Companion(Protocol):
         """Ends in this event loop; raises nothing."""
 
 
-class RateLimiter:
+class RateLimiter(ByName):
     """Rules and the store that counts for them.
 
     ``rules`` are a `RuleSet` or any rules; ``store`` is a `Store` or its URI, and without one the
@@ -147,15 +132,15 @@ class RateLimiter:
         rule_set = rules if isinstance(rules, RuleSet) else RuleSet(tuple(rules))
         self.enabled = enabled and _enabled_by_environment()
         """Whether anything is limited; may be set at any time."""
-        self._registered = Registered(
-            dict(identities or {}), dict(tiers or {}), dict(costs or {}), _named(priorities or {})
+        super().__init__(
+            rule_set,
+            Registered(
+                dict(identities or {}), dict(tiers or {}), dict(costs or {}), dict(priorities or {})
+            ),
         )
-        self._routes: dict[int, Rule] = {}
-        """The rules of routes that were met and need no function that is not registered; by
-        identity, as `InForce` has it."""
+        rule_set = self.rules
         self.response = response
         """The application's own response to a refusal, if it gives one."""
-        rule_set = self._take(rule_set)
         self._uri = store if isinstance(store, str) else rule_set.store if store is None else ""
         self.store = store = _opened(rule_set.store if store is None else store, rule_set)
         """The store of the counters."""
@@ -163,7 +148,7 @@ class RateLimiter:
         self._failover = Failover(
             store, rule_set.workers, local="local" in (policies | {rule_set.on_store_failure})
         )
-        self.events: Final = Events(on_event)
+        self.events = Events(on_event)
         """Tells ``on_event``."""
         self._switches = Switches(store, self._names, self.events)
         self._watcher: Watcher | None = None
@@ -186,7 +171,7 @@ class RateLimiter:
         ask = store.decide if type(store) is MemoryStore else self._failover.decide
         self._leases = Leases(store, ask)
         self._failover.held = self._leases.held
-        self._decider = Decider(
+        self._decider = DecidesTogether(
             self, ask, self._now, skip, self._switches, self._reports, self._fallback, self._look,
             self.events, Outcomes(self._settler), self._leases,
         )  # fmt: skip
@@ -268,28 +253,6 @@ class RateLimiter:
                 "open stays until this process starts again"
             )
 
-    def _take(self, rules: RuleSet) -> RuleSet:
-        share, rules = rules.share, rules.in_force()
-        for rule in rules.rules:
-            self.hold_registered(rule)
-        for advice in doubts(rules):
-            if advice.code in AT_THE_START:  # the others are `ratelimit check`'s to tell
-                _LOG.warning("%s: rule %r: %s", advice.code, advice.rule, advice.text)
-        self.rules = rules
-        """The rules that hold now."""
-        self.names = frozenset(rule.name.lower() for rule in rules.rules)
-        """The names of the rules, in lower case; no limit on a route is told under one of them."""
-        self.asks_routes = any("route" in rule.by for rule in rules.rules)
-        """Whether a rule depends on which route a request will meet."""
-        self.limits_messages = any(rule.websocket is not None for rule in rules.rules)
-        """Whether a rule limits what comes over WebSockets."""
-        self._now = InForce.of(rules, share)
-        self.allowlist = Networks(rules.allowed_clients)
-        """Clients that nothing limits; may be changed at any time, until other rules are taken."""
-        self.denylist = Networks(rules.denied_clients)
-        """Clients whose requests are refused with 403; beats the allowlist; may be changed too."""
-        return rules
-
     def _look_over(self) -> None:
         """Learns whether anything is to be asked about requests beside their rules."""
         special = self.asks_routes or self.limits_messages or self.events.has_listener
@@ -304,285 +267,6 @@ class RateLimiter:
             own = self.rules.secret if self._secret is None else self._secret
             salt = salt_of(own, self._uri)
             self.shedder = Shedder(shed, salt, self.events, self.counts, self.shed)
-
-    def check_registered(self, rules: Iterable[Rule], known: Iterable[str] = ()) -> None:
-        """Remembers the rules of a route that was met; raises what `hold_registered` does."""
-        for rule in rules:
-            if self._routes.get(id(rule)) is not rule:
-                self.hold_registered(rule, known)
-                if len(self._routes) >= MOST_ROUTES:
-                    self._routes.clear()
-                self._routes[id(rule)] = rule
-
-    def hold_registered(self, rule: Rule, known: Iterable[str] = ()) -> None:
-        """Raises ValueError where a rule uses a function that is not registered.
-
-        ``known`` are identities beside the registered ones.
-        """
-        identities, tiers, costs, priorities = self._registered
-        there = {*identities, *known}
-        for name in sorted(rule.registered_names - there):
-            raise ValueError(
-                f"rule {rule.name!r} limits by {name}, which is not registered"
-                + near(name, {*there, *BUILT_IN_BY}, 0.6, "by={!r}".format)
-                + "; pass RateLimiter(..., identities={name: callable})"
-            )
-        named: Any = ("tier", rule.tier, tiers), ("cost", rule.cost, costs)
-        if rule.priority not in PRIORITIES:
-            named = *named, ("priority", rule.priority, priorities)
-        for kind, value, names in named:
-            if isinstance(value, str) and ":" not in value and value not in names:
-                raise ValueError(
-                    f"rule {rule.name!r} has the {kind} {value}, which is not registered"
-                    + near(value, names, 0.6, "{!r}".format)
-                    + f"; pass RateLimiter(..., {kind.removesuffix('y')}"
-                    + f"{'ies' if kind[-1] == 'y' else 's'}={{name: callable}})"
-                )
-
-    def _names(self) -> list[str]:
-        """The names of the rules, those of routes that were met among them."""
-        return [rule.name for rule in (*self.rules.rules, *self._routes.copy().values())]
-
-    @property
-    def every_rule(self) -> list[Rule]:
-        """The rules that hold now, then those of routes that were met, as they are in force."""
-        of_routes = [self._now.of_route(rule) for rule in self._routes.copy().values()]
-        return [*self.rules.rules, *of_routes]
-
-    async def peek(
-        self, rule: str, *identity: str | int, tier: str | None = None
-    ) -> tuple[Decision, ...]:
-        """The state of an identity's counters under a rule, a decision per limit; charges nothing.
-
-        ``rule`` is the name of a rule, or of a route's limit that was met, and ``identity`` the
-        values of its ``by`` in their order, as requests carry them; ``global`` takes none.
-        ``tier`` is the identity's, and without one the first.
-
-        `Decision.remaining` is the largest cost that would pass now. Every decision is
-        ``allowed``, unless the identity is blocked; there is none where nothing limits it. While
-        it is banned, one more comes last, which is not: its ``retry_after`` is what is left.
-        Of a rule with ``websocket`` it is the handshakes that are told: messages have counters of
-        their own, which workers charge ahead for, and no call by name reaches.
-
-        Raises ValueError or TypeError, in one sentence, for a rule, an identity or a tier that
-        cannot be meant, and where a function gives the limits for each request; StoreUnavailable,
-        whatever the rule's ``on_store_failure``, where the store does not answer.
-        """
-        asked = self._identified(rule, identity)
-        limits = asked.limits(tier)
-        if self._is_blocked(asked):
-            return asked.refused()
-        if self._is_free(asked) or not limits:
-            return ()
-        checks, ban = asked.checks(limits, 0), asked.ban(Action.SHADOW, self._now.proxies)
-        decisions = await self._failover.decide(checks if ban is None else [*checks, ban])
-        if ban is not None and decisions[-1].allowed:
-            decisions = decisions[:-1]
-        for decision in decisions:
-            if decision.degraded:
-                problem = getattr(decision, "problem", None)
-                raise problem or StoreUnavailable("a shard gave no answer", "shard", "shard")
-        return decisions
-
-    async def charge(
-        self,
-        rule: str,
-        *identity: str | int,
-        cost: int | None = None,
-        tier: str | None = None,
-    ) -> Outcome:
-        """Charges an identity under a rule as a request would, all of its limits or none.
-
-        ``rule``, ``identity`` and ``tier`` are those of `peek`; ``cost`` is 0 to 2^42, and without
-        one the rule's own, or 1 where a function gives that. `Outcome.allowed` says whether it may
-        go on: always where the rule is in shadow, off, or limits it by nothing, never where it is
-        blocked, or banned, of which the ban's decision tells alone. A refusal is a strike. Nobody
-        waits in here; `Outcome.delay` is the time until a leaking bucket's turn. A concurrency has
-        no say, since nobody would tell when it ends.
-
-        Where the store does not answer, the rule's ``on_store_failure`` decides: it may go on
-        (allow), is counted at this process's share (local), or StoreUnavailable is raised (deny).
-        Raises otherwise what `peek` raises.
-        """
-        asked = self._identified(rule, identity)
-        limits = asked.to_charge(tier)
-        if cost is None:
-            cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1
-        whole("cost", cost, 0, MOST_COST)
-        self._begin()
-        if self._is_blocked(asked):
-            self._turned_away(asked)
-            return Outcome.of(asked.refused(), allowed=False)
-        if self._is_free(asked) or not limits:
-            return Outcome.of((), allowed=True)
-        terms = asked.terms(limits, cost)
-        bans = asked.bans(terms, self._now.proxies)
-        admission, decisions = await self._decider.charge([asked.rule], [terms], [asked.key], bans)
-        return Outcome.of(decisions, allowed=admission.refusal is None)
-
-    def reserve(
-        self,
-        rule: str,
-        *identity: str | int,
-        cost: int | None = None,
-        tier: str | None = None,
-    ) -> Reserving:
-        """Charges an estimate now, of which `Reservation.commit` makes what it turns out to cost.
-
-        ``async with limiter.reserve("tokens", "user-7", cost=800) as reservation: ...``, or
-        ``reservation = await limiter.reserve(...)``. ``rule``, ``identity``, ``cost`` and ``tier``
-        are those of `charge`. What is never committed stays spent.
-
-        Raises RateLimitExceeded where the rule refuses, what `charge` raises, and StoreUnavailable
-        where the store does not answer and the rule's ``on_store_failure`` is deny; else nothing
-        is reserved then, and a commit charges nothing.
-        """
-        return Reserving(partial(self._reserve, [(rule, identity, cost)], tier))
-
-    def reserve_all(
-        self, budgets: Iterable[tuple[str, str | int | Sequence[str | int], int]]
-    ) -> Reserving:
-        """Charges several budgets, each a rule, an identity and a cost: all of them, or none.
-
-        As `reserve` does, in one script. `Reservation.commit` then takes one number for all
-        budgets, or one for each. `RateLimitExceeded.told` names the limits that refused.
-        """
-        asked = [
-            (rule, (identity,) if isinstance(identity, str | int) else tuple(identity), cost)
-            for rule, identity, cost in budgets
-        ]
-        return Reserving(partial(self._reserve, asked, None))
-
-    async def commit(self, token: str, actual: int | Sequence[int]) -> bool:
-        """Commits a reservation by its token, which another process may have made, once.
-
-        False where it was committed before, or was made too long ago (`Reservation.token`).
-        Raises ValueError for a token that no secret of this limiter's has signed, StoreUnavailable
-        where the store does not answer, after which it may be committed again, and what
-        `Reservation.commit` raises.
-        """
-        reservation = from_token(self._settler, self._signer, token)
-        numbers = reservation.numbers(actual)
-        return await self._settler.finish(reservation.settle(numbers))
-
-    async def _reserve(
-        self, budgets: Sequence[tuple[str, Sequence[str | int], int | None]], tier: str | None
-    ) -> Reservation:
-        rules, terms, keys, costs, names = [], [], [], [], []
-        bans: list[Banning] = []
-        checks = 0
-        for name, identity, cost in budgets:
-            asked = self._identified(name, identity)
-            limits = asked.to_charge(tier)
-            if cost is None:
-                cost = asked.rule.cost if isinstance(asked.rule.cost, int) else 1  # noqa: PLW2901  # the rule's
-            whole("cost", cost, 0, MOST_COST)
-            names.append(asked.rule.name)
-            costs.append(cost)
-            if self._is_blocked(asked):
-                raise RateLimitExceeded(refusal=self._turned_away(asked))
-            if not self._is_free(asked) and limits:
-                rules.append(asked.rule)
-                terms.append((len(costs) - 1, asked.terms(limits, cost)))
-                bans += asked.bans(terms[-1][1], self._now.proxies, checks)
-                checks += len(limits)
-                keys.append(asked.key)
-        self._begin()
-        if not rules:
-            return Reservation(self._settler, self._signer, (), names, costs)
-        admission, _ = await self._decider.charge(rules, [each for _, each in terms], keys, bans)
-        if admission.refusal is not None:
-            raise RateLimitExceeded(admission.told, admission.dialects, refusal=admission.refusal)
-        places = [place for place, each in terms for _ in each.limits]
-        charged = [
-            Charged(plan.checks(own), decisions, places, names)
-            for _, plan, own, decisions in admission.passed
-        ]
-        none = Charged((), (), (), names)
-        return Reservation.of(self._settler, self._signer, charged[0] if charged else none, costs)
-
-    def reserved(self, passed: tuple[Plan, Sequence[str], Sequence[Decision]]) -> Reservation:
-        """The reservation that the charges of a plan are, of which each rule is a budget."""
-        charged = Charged.by(*passed)
-        costs: list[int] = []
-        for check, budget in zip(charged.checks, charged.budgets, strict=True):
-            if budget == len(costs):
-                costs.append(check.cost)
-        return Reservation.of(self._settler, self._signer, charged, costs or [0])
-
-    async def unreserved(self, rule: Rule, scope: Mapping[str, Any]) -> Reservation:
-        """The reservation of a request that nothing counts: its estimate, and no charge."""
-        cost = await cost_of(rule, self._decider.request(scope, self._registered))
-        return Reservation(self._settler, self._signer, (), [rule.name], [min(cost, MOST_COST)])
-
-    def _signer(self) -> Signer:
-        """Signs by the secrets that hold now: a rule file may bring others."""
-        return Signer(self.rules.secret if self._secret is None else self._secret)
-
-    def _turned_away(self, asked: Identified) -> Refusal:
-        """The answer to an identity that a rule blocks, counted and told of."""
-        self.counts[asked.rule.name, "turned-away"] += 1
-        admission = Admission(self, None)
-        admission.decided = ((self.store, [(asked.rule, {})]),)
-        turned = TurnedAway(asked.rule.name, forbid(), asked.key)
-        tell_blocked(self.events, admission, turned)
-        return turned.refusal
-
-    async def reset(self, rule: str, *identity: str | int) -> None:
-        """Makes an identity's counters under a rule, of every tier, as if never used.
-
-        Its ban and its strikes are among them. Also where the rule is off. ``rule`` and
-        ``identity`` are those of `peek`, which says what this raises. This process sees it at once,
-        another one within a second, and within five of a ban.
-        """
-        asked = self._identified(rule, identity)
-        checks, ban = asked.checks(asked.every_limit(), 0), asked.ban(Action.SHADOW)
-        if ban is not None:
-            checks.append(ban)
-            self._decider.bans.forget(ban)
-        if checks:
-            await self.store.reset(checks)
-
-    async def unban(self, rule: str, *identity: str | int) -> bool:
-        """Ends an identity's ban under a rule, and forgets its strikes; False if there was no ban.
-
-        What is counted stays counted, and the next ban is as long as a first one. ``rule`` and
-        ``identity`` are those of `peek`. This process sees it at once, another one within 5 s.
-
-        Raises ValueError where the rule bans nobody, and otherwise what `peek` raises.
-        """
-        asked = self._identified(rule, identity)
-        ban = asked.ban(Action.SHADOW)
-        if ban is None:
-            raise ValueError(f"rule {rule!r} does not ban this identity")
-        (decision,) = await self.store.decide([ban])
-        await self.store.reset([ban])
-        self._decider.bans.forget(ban)
-        if not decision.allowed:
-            self.events.tell(Event("unbanned", asked.rule.name, "", "", ban.key))
-        return not decision.allowed
-
-    def _identified(self, name: str, identity: Sequence[str | int]) -> Identified:
-        rule = rule_named(name, self.rules.rules, self._routes.copy().values())
-        if all(rule is not each for each in self.rules.rules):
-            rule = self._now.of_route(rule)
-        return Identified.of(rule, identity, self.rules.ipv6_prefix)
-
-    def _is_blocked(self, asked: Identified) -> bool:
-        """Whether a request of an identity is refused with 403."""
-        client = asked.client
-        if client is not None and client in self.denylist:
-            return self.enabled and self.everywhere
-        return not self._is_free(asked) and asked.is_blocked
-
-    def _is_free(self, asked: Identified) -> bool:
-        """Whether nothing limits an identity by a rule."""
-        listed = asked.client is not None and asked.client in self.allowlist
-        return listed or not self._is_on(asked.rule)
-
-    def _is_on(self, rule: Rule) -> bool:
-        on = self.enabled and self.everywhere and rule.mode != "off"
-        return on and not self._switches.off.intersection((ALL, rule.name))
 
     async def give_back(
         self, returned: Sequence[Check], *, local: bool = False
@@ -626,11 +310,6 @@ class RateLimiter:
     @on_breaker_change.setter
     def on_breaker_change(self, told: Callable[[str], None] | None) -> None:
         self._reports.on_breaker_change = told
-
-    @property
-    def proxies(self) -> Proxies:
-        """The proxies that are believed, by the rules that hold now."""
-        return self._now.proxies
 
     @property
     def breaker(self) -> Breaker:
@@ -749,31 +428,17 @@ class RateLimiter:
         )
         return deciding if self.around is None else self.around(deciding)
 
-    async def admit_together(self, parts: Sequence[Part]) -> Admission:
+    def admit_together(self, parts: Sequence[Part]) -> Coroutine[Any, Any, Admission]:
         """Decides what is to pass together: every part is charged, or none is; never raises.
 
         Each part says itself which rules apply to it, and has afterwards what was told of it.
         """
-        self._begin()
         if len(parts) == 1 and parts[0].is_plain:  # as most are
             deciding = self._decider.decide_alone(parts[0], self._registered)
         else:
+            self._begin()
             deciding = self._decider.decide_together(parts, self._registered)
-        return await (deciding if self.around is None else self.around(deciding))
-
-    def find(self, scope: Mapping[str, Any], route: Route | None = None) -> Found:
-        """The rules for a request by its path, but none where it meets an exempt route."""
-        method = scope["method"] if scope["type"] == "http" else "GET"
-        path = route_path(scope) if scope.get("root_path") else scope["path"]
-        now = self._now
-        host = host_of(scope, now.proxies) if now.rules.index.hosts else ""
-        found = now.rules.find(method, path, host)
-        if method == "OPTIONS":
-            matching = self.rules.without_preflight(found[0], scope)
-            found = matching, now.rules.index.plan(matching)
-        if route is not None and found[0] and route.is_exempt:
-            return (), None
-        return found
+        return deciding if self.around is None else self.around(deciding)
 
     def decide(
         self,
@@ -799,12 +464,19 @@ class RateLimiter:
         )  # fmt: skip
         return deciding if self.around is None else self.around(deciding)
 
-    def _find_of(self, rules: Sequence[Rule], scope: Mapping[str, Any]) -> Found:
-        """Those of a route's own rules that apply to a request's method."""
-        method = scope["method"] if scope["type"] == "http" else "GET"
-        own, plan = self._now.on_route(rules, method)
-        parameters = scope.get("path_params", {})
-        return [(rule, parameters) for rule in own], plan
+    def reserved(self, passed: tuple[Plan, Sequence[str], Sequence[Decision]]) -> Reservation:
+        """The reservation that the charges of a plan are, of which each rule is a budget."""
+        charged = Charged.by(*passed)
+        costs: list[int] = []
+        for check, budget in zip(charged.checks, charged.budgets, strict=True):
+            if budget == len(costs):
+                costs.append(check.cost)
+        return Reservation.of(self._settler, self._signer, charged, costs or [0])
+
+    async def unreserved(self, rule: Rule, scope: Mapping[str, Any]) -> Reservation:
+        """The reservation of a request that nothing counts: its estimate, and no charge."""
+        cost = await cost_of(rule, self._decider.request(scope, self._registered))
+        return Reservation(self._settler, self._signer, (), [rule.name], [min(cost, MOST_COST)])
 
     def _begin(self) -> None:
         """Runs in the background of this event loop, if it does not already."""
@@ -841,14 +513,6 @@ def _opened(store: Store | str, rules: RuleSet) -> Store:
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
-
-
-def _named(priorities: Mapping[str, Ask[str | None]]) -> dict[str, Ask[str | None]]:
-    """Functions by names that are no words of ours."""
-    for name in PRIORITIES:
-        if name in priorities:
-            raise ValueError(f"priorities names a function {name}, which is a priority itself")
-    return dict(priorities)
 
 
 def off_by_environment() -> bool:

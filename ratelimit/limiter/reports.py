@@ -3,10 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from ratelimit.control.events import Events
+from ratelimit.identity.users import is_nobody, user_id
+from ratelimit.rules.rule import Rule
 from ratelimit.rules.ruleset import RuleSet
 from ratelimit.stores import StoreUnavailable
 
@@ -163,6 +165,37 @@ class Reports:
         if code not in self._told:
             self._told[code] = math.inf
             _LOG.warning(f"{code}: {ONCE[code]} (said once)", about)  # ours, a constant
+
+    def missing(
+        self,
+        rule: Rule,
+        path_params: Mapping[str, object],
+        scope: Mapping[str, Any],
+        *,
+        closely: bool,
+    ) -> None:
+        """Says, once each, that nothing has ever set what a rule counts by.
+
+        ``closely`` looks at the user as well.
+        """
+        if "user" in rule.by:
+            if "user" not in scope:
+                self.once("user-missing", rule.name)
+            elif closely:
+                self.unreadable(scope["user"])
+        if rule.by != ("user",):
+            for part in rule.by:
+                if part.startswith("path:") and part[5:] not in path_params:
+                    self.once("path-missing", f"{rule.name} by {part}")
+
+    def unreadable(self, user: object) -> None:
+        """Says, once, that users of a kind cannot be told apart."""
+        try:
+            unreadable = user_id(user) is None and not is_nobody(user)
+        except Exception:  # noqa: BLE001  # the user's own, which is told where it is asked
+            return
+        if unreadable:
+            self.once("user-unreadable", type(user).__name__)
 
     def answered(self) -> None:
         """Says that the store is back, once it has been for a while."""

@@ -13,12 +13,22 @@ from typing import Any, Final, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-__all__ = ["Field", "Refusal", "Refused", "forbid", "problem", "unavailable", "unidentified"]
+__all__ = [
+    "Field",
+    "Refusal",
+    "Refused",
+    "blocked",
+    "forbid",
+    "problem",
+    "unavailable",
+    "unidentified",
+]
 
 Field = tuple[bytes, bytes]
 """A header field's name, in lower case, and its value."""
 
 FORBIDDEN: Final = "urn:ratelimit-asgi:problem:address-denied"
+IDENTITY_BLOCKED: Final = "urn:ratelimit-asgi:problem:identity-blocked"
 IDENTITY_MISSING: Final = "urn:ratelimit-asgi:problem:identity-missing"
 REDUCED_CAPACITY: Final = (
     "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
@@ -184,6 +194,12 @@ def problem(
 def forbid() -> Refusal:
     """403: the client's address is on the denylist."""
     return problem(403, FORBIDDEN, "Forbidden", "Requests from this address are not served.")
+
+
+def blocked() -> Refusal:
+    """403: an override blocks the identity, which is more than an address."""
+    detail = "Requests of this identity are not served."
+    return problem(403, IDENTITY_BLOCKED, "Forbidden", detail)
 
 
 def unidentified() -> Refusal:

@@ -21,14 +21,15 @@ def lease(value: object, reading: Reading) -> float:
     """Seconds, 1 to 3,600, beside a concurrency."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"the lease is a number of seconds, not {type(value).__name__}")
+    found = Concurrency(1, round(value * 1_000_000)).lease
     _beside("lease", reading)
-    return Concurrency(1, round(value * 1_000_000)).lease
+    return found
 
 
 def until(value: object, reading: Reading) -> str:
     """The end of a place, beside a concurrency."""
-    _beside("until", reading)
     found: str = one_of(get_args(Until))(value, reading)
+    _beside("until", reading)
     return found
 
 

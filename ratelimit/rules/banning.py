@@ -7,7 +7,7 @@ from typing import Any, Final
 from ratelimit.bans import Ban
 from ratelimit.limits import parse_duration_us
 from ratelimit.rules.reading import Coded, Reading
-from ratelimit.words import near, shown
+from ratelimit.words import shown, whole
 
 __all__ = ["ban"]
 
@@ -24,9 +24,7 @@ def ban(value: Any, reading: Reading) -> Ban | None:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(f"ban is a mapping of {', '.join(KEYS)}, not {type(value).__name__}")
-    for key in value:
-        if key not in KEYS:
-            reading.at((str(key),), _unknown, key)
+    reading.refuse_unknown(value, KEYS)
     for key in NEEDED:
         if key not in value:
             raise ValueError(
@@ -42,16 +40,12 @@ def ban(value: Any, reading: Reading) -> Ban | None:
     return found
 
 
-def _unknown(key: object) -> None:
-    hint = near(str(key), KEYS, write=repr) or f"; known are {', '.join(KEYS)}"
-    raise ValueError(f"the key {shown(str(key))} is unknown{hint}")
-
-
 def _count(value: object) -> int:
-    if type(value) is int:
-        return value
     if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,29}", value, re.ASCII):
-        return int(value)  # as a file has it
+        value = int(value)  # as a file has it
+    if type(value) is int:
+        whole("after", value, 1)
+        return value
     raise ValueError(f"after is {shown(str(value))}; it is a whole number of at least 1")
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ratelimit.identity.keys import read_joined
 from ratelimit.rules.reading import Coded, Reading
-from ratelimit.words import near, shown
+from ratelimit.words import shown
 
 __all__ = ["NO_ACCOUNT", "Charge", "charge", "charge_if", "charge_of", "names_account"]
 
@@ -53,11 +53,7 @@ def charge(value: object, reading: Reading) -> Charge:
             "charge is a mapping such as {on_status: [401, 403, 5xx]}, not "
             f"{type(value).__name__}"
         )
-    for key in value:
-        if key not in KEYS:
-            raise ValueError(
-                f"charge has no {shown(key)}{near(str(key), KEYS)}; it has on_status and reset_on"
-            )
+    reading.refuse_unknown(value, KEYS)
     on_status, reset_on = (
         _statuses(key, value[key], reading) if key in value else frozenset() for key in KEYS
     )

@@ -193,6 +193,7 @@ def algorithm(value: Any, _: Reading) -> Algorithm:
 
 def burst(value: int, reading: Reading) -> int:
     """Units, at least 1, that go with a bucket's limit."""
+    whole("burst", value, 1)
     return _beside(value, reading, Counting(reading["algorithm"], value))
 
 
@@ -208,6 +209,7 @@ def max_delay(value: float | None, reading: Reading) -> float | None:
 
 def free(value: int, reading: Reading) -> int:
     """Units, at least 1, that pass a leaking bucket at once."""
+    whole("free", value, 1)
     return _beside(
         value, reading, Counting(reading["algorithm"], reading["burst"], None, ..., value)
     )
@@ -244,13 +246,16 @@ def _beside(value: T, reading: Reading, counting: Counting) -> T:
 
 def tier(value: object, reading: Reading) -> Any:
     """The source of a request's tier: ``user:ATTRIBUTE``, ``header:NAME`` or a registered name."""
+    found = value if callable(value) else _chooser(text("tier", value))
     if not isinstance(reading["limit"], Mapping):
         raise ValueError(  # noqa: TRY004  # of the other option, that is
             "tier is given without tiers; the limit is then a mapping of them"
         )
-    if callable(value):
-        return value
-    kind, colon, name = text("tier", value).partition(":")
+    return found
+
+
+def _chooser(value: str) -> str:
+    kind, colon, name = value.partition(":")
     if kind == "user" and ATTRIBUTE.fullmatch(name):
         return value
     if kind == "header" and TOKEN.fullmatch(name):
@@ -274,6 +279,7 @@ def limits_of(reading: Reading) -> tuple[tuple[Limit, ...], dict[str, tuple[Limi
 
 def cost_of_rule(value: object, reading: Reading) -> Any:
     """Units per request that every limit can let through, a name or a function."""
+    cost(value, ())  # whatever the limits are
     limits, tiers = limits_of(reading)
     return cost(value, [*limits, *(each for some in tiers.values() for each in some)])
 

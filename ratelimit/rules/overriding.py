@@ -76,10 +76,13 @@ def overrides(values: Mapping[str, Any], reading: Reading) -> dict[str, Override
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"overrides map identities to limits, not {type(values).__name__}")
+    counting, units = counting_of(reading), reading.get("cost", 0)
+    if "by" not in reading:  # nobody knows which identities are meant, but their limits are read
+        for identity, limit in values.items():
+            reading.at((identity,), _override_limits, limit, counting, units)
     by = reading["by"]
     if values and by[0] == "global":
         raise ValueError("overrides are given for 'global'; all requests share its one identity")
-    counting, units = counting_of(reading), reading.get("cost", 0)
     own: dict[str, Override] = {}
     for identity, limit in values.items():
         found = reading.at((identity,), _override_key, identity, by, own)

@@ -1,10 +1,10 @@
 """Options, and the one way to read them: for `Rule`, for `RuleSet` and for rule files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ratelimit.words import near
+from ratelimit.words import near, shown
 
 __all__ = [
     "REQUIRED",
@@ -15,6 +15,7 @@ __all__ = [
     "Options",
     "Place",
     "Reading",
+    "UnknownKey",
     "refuse_unknown",
     "text",
 ]
@@ -34,6 +35,18 @@ class Coded(ValueError):
         self.code = code
 
 
+class UnknownKey(Coded):
+    """A key that a mapping does not have, told where the key stands."""
+
+    def __init__(self, mapping: str, key: object, known: Sequence[str]) -> None:
+        hint = near(str(key), known, write=repr) or f"; known are {', '.join(known)}"
+        super().__init__("unknown-key", f"the key {shown(str(key))} of {mapping} is unknown{hint}")
+
+
+class _Unread(LookupError):
+    """A value that is asked for has a mistake of its own."""
+
+
 class Reading(dict[str, Any]):
     """The values kept of the options that were read so far, and the way to report a mistake."""
 
@@ -47,6 +60,9 @@ class Reading(dict[str, Any]):
         """The option that is being read."""
         self._note = note
 
+    def __missing__(self, key: str) -> Any:
+        raise _Unread(key)
+
     def at(self, place: Place, reads: Callable[..., T], *arguments: Any) -> T | None:
         """The value that a function gives; None for a mistake, which is noted if not raised."""
         if self._note is None:
@@ -57,6 +73,15 @@ class Reading(dict[str, Any]):
             self.failed.add(self.key)
             self._note((self.key, *place), error)
             return None
+
+    def refuse_unknown(self, value: Mapping[Any, Any], known: Sequence[str]) -> None:
+        """Reports the keys of a mapping that are not known."""
+        for key in value:
+            if key not in known:
+                self.at((str(key),), self._unknown, key, known)
+
+    def _unknown(self, key: object, known: Sequence[str]) -> None:
+        raise UnknownKey(self.key, key, known)
 
 
 class Form(NamedTuple):
@@ -82,7 +107,7 @@ class Option:
     default: Any = None
     """Kept where the option is left out; given as it is, it means the same."""
     needs: tuple[str, ...] = ()
-    """Options whose values it is held against: it is not read where one of them has a mistake."""
+    """Options whose values it is held against, as far as they have no mistake; read before it."""
     shows: tuple[str, ...] = ()
     """Other options whose values a mistake may show."""
     code: str = ""
@@ -114,19 +139,23 @@ class Options(dict[str, Option]):
 
         Without ``note`` the first mistake is raised: a ValueError or TypeError in one sentence.
         With it each is noted, and its option is missing in what is returned, as are those of
-        ``failed`` and what needs them.
+        ``failed`` and what cannot be held against them: of that, the mistakes are noted that can
+        be told without.
         """
         reading = Reading(given, note, failed)
         for key in self._order:
             option = self[key]
             value = given.get(key, option.default)
-            if not reading.failed.isdisjoint((key,) if key not in given else option.needs):
+            if key not in given and key in reading.failed:
                 continue
             if value is option.default:
                 reading[key] = value
                 continue
             reading.key = key
-            kept = reading.at((), option.read, value, reading)
+            try:
+                kept = reading.at((), option.read, value, reading)
+            except _Unread:
+                continue
             if key not in reading.failed:
                 reading[key] = kept
         return reading

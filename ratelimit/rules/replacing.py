@@ -1,7 +1,8 @@
 """Rules that take the place of others: what cannot be meant, and the order to ask them in."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ratelimit.rules.rule import Rule
@@ -19,22 +20,30 @@ class Misplaced(NamedTuple):
     message: str
 
 
-def misplaced(rules: Mapping[int, Rule], names: Collection[str] = ()) -> Iterator[Misplaced]:
+def misplaced(
+    rules: Mapping[int, Rule],
+    names: Collection[str] = (),
+    replacing: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> Iterator[Misplaced]:
     """Every name in ``replaces`` that cannot be meant, of rules by their number.
 
-    ``names`` are those of rules beside them, which have a mistake of their own.
+    ``names`` are those of rules beside them, which have a mistake of their own, and ``replacing``
+    the names that all of them replace.
     """
     named = {rule.name: rule for rule in rules.values()}
-    for number, rule in rules.items():
-        for place, name in enumerate(rule.replaces):
-            other = named.get(name)
-            if other is None and name in names:
-                continue
-            if other is None:
+    replaced = {**replacing, **{number: rule.replaces for number, rule in rules.items()}}
+    for number, others in replaced.items():
+        for place, name in enumerate(others):
+            if name not in named and name not in names:
                 hint = near(name, named)
                 message = f"{shown(name)} is not the name of a rule{hint}; name one of this file"
                 yield Misplaced(number, place, "unknown-rule", message)
-            elif other is rule:
+    for number, rule in rules.items():
+        for place, name in enumerate(rule.replaces):
+            other = named.get(name)
+            if other is None:
+                continue
+            if other is rule:
                 message = "a rule cannot replace itself; name another"
                 yield Misplaced(number, place, "replaces-itself", message)
             elif (chosen := _escape(rule, other)) and not rule.names_all_it_counts:

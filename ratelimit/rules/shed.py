@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args
 from ratelimit.limits import parse_duration_us
 from ratelimit.rules.reading import Reading, text
 from ratelimit.rules.values import REGISTERED, Mode
-from ratelimit.words import near, shown
+from ratelimit.words import shown
 
 __all__ = ["PRIORITIES", "Priority", "Shed", "priority", "shed"]
 
@@ -35,22 +35,15 @@ def shed(value: object, reading: Reading) -> Shed | None:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(f"shed is a mapping such as {{'lag': '20ms'}}, not {type(value).__name__}")
-    given: dict[str, Any] = {}
-    for key, each in value.items():
-        reader = _KEYS.get(key)
-        if reader is None:
-            reading.at((key,), _unknown, key)
-        else:
-            given[key] = reading.at((key,), reader, each)
+    reading.refuse_unknown(value, tuple(_KEYS))
+    given: dict[str, Any] = {
+        key: reading.at((key,), reader, value[key]) for key, reader in _KEYS.items() if key in value
+    }
     if "lag" not in value:
         raise ValueError("shed is given without lag, such as 20ms, above which this is overloaded")
     if reading.key in reading.failed:
         return None
     return Shed(given["lag"], given.get("mode", "enforce"))
-
-
-def _unknown(key: object) -> None:
-    raise ValueError(f"shed has no {shown(key)}{near(str(key), _KEYS)}; it has {', '.join(_KEYS)}")
 
 
 def _lag(value: object) -> int:

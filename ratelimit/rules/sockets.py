@@ -5,7 +5,7 @@ from typing import Final, Literal, NamedTuple, NotRequired, Self, TypedDict, get
 
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.rules.reading import Reading, text
-from ratelimit.words import near, shown
+from ratelimit.words import shown
 
 __all__ = ["KEYS", "Messages", "MessagesOptions", "OnExcess", "messages", "most_ahead", "policy_of"]
 
@@ -72,21 +72,12 @@ def messages(value: object, reading: Reading) -> Messages:
             "websocket is a mapping such as {'messages': '10/second'}, not "
             f"{type(value).__name__}"
         )
-    for key in value:
-        reading.at((key,), _known, key)
+    reading.refuse_unknown(value, KEYS)
     found = {key: reading.at((key,), _limit, key, value[key]) for key in KEYS[:2] if key in value}
     on_excess = reading.at(("on_excess",), _on_excess, value.get("on_excess", "close"))
     if not found and reading.key not in reading.failed:
         raise ValueError("websocket limits nothing; give messages, bytes or both")
     return Messages(found.get("messages"), found.get("bytes"), on_excess or "close")
-
-
-def _known(key: object) -> None:
-    if key not in KEYS:
-        name = text("a key of websocket", key)
-        raise ValueError(
-            f"websocket has no key {shown(name)}{near(name, KEYS)}; there are {', '.join(KEYS)}"
-        )
 
 
 def _limit(key: str, value: object) -> Limit:

@@ -1,13 +1,13 @@
 """Stores of counters: the `Store` protocol, and `open_store` from a URI to a store."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from ratelimit.decisions import Check, Decision
 from ratelimit.stores.errors import StoreUnavailable
 from ratelimit.stores.memory import MemoryStore
 
-__all__ = ["MemoryStore", "Store", "StoreUnavailable", "check_uri", "open_store"]
+__all__ = ["ManagedStore", "MemoryStore", "Store", "StoreUnavailable", "check_uri", "open_store"]
 
 
 @runtime_checkable
@@ -33,7 +33,15 @@ class Store(Protocol):
         ...
 
 
-def open_store(uri: str, *, deadline: float = 0.05) -> Store:
+class ManagedStore(Store, Protocol):
+    """A store that ``async with`` closes, as all of ours are."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def open_store(uri: str, *, deadline: float = 0.05) -> ManagedStore:
     """The store at a URI; nothing is opened until it is first asked.
 
     ``memory://``, and what `RedisStore` takes: ``redis://``, ``rediss://`` and ``unix://`` with

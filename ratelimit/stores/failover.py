@@ -140,10 +140,12 @@ class Failover:
                 await self._local.decide([taken])
             else:
                 share = self._share(limit)
+            # A share lets through what the whole would, once; what that never would, it never does.
+            asks = action in (Action.CHARGE, Action.SHADOW)
+            units = cost if asks and cost > limit.capacity else min(cost, share.capacity)
             own.append(
-                Check(share, key, min(cost, share.capacity), rule, action=Action(action),
-                      at_us=at_us, level=level)
-            )  # fmt: skip
+                Check(share, key, units, rule, action=Action(action), at_us=at_us, level=level)
+            )
         decisions = await self._local.decide(own)
         if self._guarded and passes(checks, decisions):
             for check, decision in zip(checks, decisions, strict=True):
@@ -151,6 +153,10 @@ class Failover:
                     if not isinstance(check.limit, Concurrency):  # which its worker tells anyway
                         self._owe(check)
         return tuple(decision._replace(degraded=True) for decision in decisions)
+
+    async def give_back_locally(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        """Returns what was charged at this worker's share, unless the store is asked again."""
+        return () if self._local is None else await self._local.decide(checks)
 
     def _owe(self, check: Check) -> None:
         """Remembers a counter to charge once the store is back, as far as there is room."""

@@ -84,6 +84,7 @@ class MemoryStore:
         runtime: Runtime | None = None,
     ) -> None:
         whole("max_keys", max_keys, 1)
+        require_clock(clock)
         self._max_keys = max_keys
         if clock is not None:
             self.clock = clock
@@ -120,7 +121,7 @@ class MemoryStore:
         elif len(checks) > _MOST_CHECKS:
             raise ValueError(f"{len(checks)} checks in one request; at most {_MOST_CHECKS}")
         clock = self.clock
-        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else read_clock(clock)
         counters: list[str] = []
         arguments: list[int | bytes] = []
         for limit, key, cost, rule, action, at_us, level in checks:
@@ -143,7 +144,7 @@ class MemoryStore:
         """
         limits, counters, cost, action = alike
         clock = self.clock
-        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        now_us = (self._start_ns + monotonic_ns()) // 1000 if clock is None else read_clock(clock)
         decide = self._alike  # read before the kinds, which are of the same Lua or of a later one
         kind = self._kinds.get(counters)
         reply = None
@@ -238,7 +239,7 @@ class MemoryStore:
 
     def _now_us(self) -> int:
         clock = self.clock
-        return (self._start_ns + monotonic_ns()) // 1000 if clock is None else _read(clock)
+        return (self._start_ns + monotonic_ns()) // 1000 if clock is None else read_clock(clock)
 
     async def aclose(self) -> None:
         """Gives the memory back; a later decision starts afresh."""
@@ -302,7 +303,16 @@ class MemoryStore:
             )
 
 
-def _read(clock: Clock) -> int:
+def require_clock(clock: object) -> None:
+    """Raises TypeError for what is neither a function nor None."""
+    if clock is not None and not callable(clock):
+        raise TypeError(
+            f"the clock is a function that gives microseconds, not {type(clock).__name__}"
+        )
+
+
+def read_clock(clock: Clock) -> int:
+    """The time by a clock of the caller's; raises for what are no microseconds since the epoch."""
     now_us = clock()
     if type(now_us) is not int:
         raise TypeError(f"the clock gives whole microseconds, not {type(now_us).__name__}")

@@ -813,6 +813,8 @@ def test_a_limit_on_a_class_or_a_generator_or_on_no_function_is_refused() -> Non
             limit("1/minute")(function)
     with pytest.raises(TypeError, match=r"^@limit goes on an endpoint, not on str$"):
         limit("1/minute")("text")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^@exempt goes on an endpoint, not on str$"):
+        exempt("text")  # type: ignore[arg-type]
 
 
 def test_a_limit_that_makes_no_rule_is_refused_where_it_is_written() -> None:
@@ -829,6 +831,7 @@ def test_a_limit_that_makes_no_rule_is_refused_where_it_is_written() -> None:
         ({"limit": "1/minute", "skip": True}, TypeError),
         ({"limit": "1/minute", "by": []}, ValueError),
         ({"limit": "1/minute", "by": 7}, TypeError),
+        ({"limit": "1/minute", "limiter": "memory://"}, TypeError),
     ]:
         with pytest.raises(error):
             limit(**options)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from ratelimit import (
     RateLimiter,
     RateLimitExceeded,
     RateLimitMiddleware,
+    Reservation,
     Rule,
     exempt,
     limit,
@@ -360,6 +361,48 @@ async def test_dependencies_with_one_scope_share_it() -> None:
     for path in ("/a", "/b"):
         app.get(path)(lambda: "ok")
     assert await statuses(app, "/a", "/b", "/a") == [200, 200, 429]
+
+
+async def test_the_same_limit_in_one_scope_counts_once_per_request_wherever_it_is_written() -> None:
+    """On the application, on a route and on its endpoint; another cost is another limit."""
+    app = fastapi(dependencies=[Depends(RateLimit("3/minute", scope="shared"))])
+
+    @app.get("/", dependencies=[Depends(RateLimit("3/minute", scope="shared"))])
+    @limit("3/minute", scope="shared")
+    async def endpoint() -> str:
+        return "ok"
+
+    answer = await ask(app)
+    assert answer.headers["ratelimit-policy"] == '"shared";q=3;w=60'
+    assert answer.headers["ratelimit"] == '"shared";r=2'
+    assert await statuses(app, "/", "/", "/") == [200, 200, 429]
+
+    app = fastapi(dependencies=[Depends(RateLimit("4/minute", scope="shared"))])
+
+    @app.get("/")
+    @limit("4/minute", scope="shared", cost=2)
+    async def dear() -> str:
+        return "ok"
+
+    assert (await ask(app)).headers["ratelimit"].startswith('"shared.2";r=1')
+
+
+async def test_two_reservations_in_one_scope_are_each_their_own() -> None:
+    """An endpoint commits what it was given by its own handle, whatever another one took."""
+    app = fastapi(
+        dependencies=[Depends(RateLimit("12/minute", scope="units", unit="units", cost=3))]
+    )
+
+    @app.get("/")
+    async def endpoint(
+        units: Annotated[
+            Reservation, Depends(RateLimit("12/minute", scope="units", unit="units", cost=3))
+        ],
+    ) -> None:
+        await units.commit(1)
+
+    assert (await ask(app)).headers["ratelimit"].startswith('"units.2";r=6')
+    assert (await ask(app)).headers["ratelimit"].startswith('"units.2";r=2')
 
 
 async def test_two_dependencies_that_count_by_different_things_both_count() -> None:

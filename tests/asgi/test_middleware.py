@@ -42,6 +42,12 @@ from tests.support.asgi import (
 FIXED = "fixed_window"
 
 
+def test_a_middleware_without_a_limiter_is_refused_when_it_is_built() -> None:
+    for given in (None, "rules.yaml", RateLimiter):
+        with pytest.raises(TypeError, match=r"^limiter is a RateLimiter, not (NoneType|str|type)$"):
+            RateLimitMiddleware(Inner(), limiter=given)  # type: ignore[arg-type]
+
+
 def guarded(*rules: Rule, **changes: Any) -> RateLimitMiddleware:
     return RateLimitMiddleware(Inner(), limiter(*rules, **changes))
 

@@ -14,7 +14,18 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit import RateLimit, RateLimiter, RateLimitMiddleware, Rule, Store, limit
+from ratelimit import (
+    Check,
+    Decision,
+    MemoryStore,
+    RateLimit,
+    RateLimiter,
+    RateLimitMiddleware,
+    Rule,
+    Store,
+    StoreUnavailable,
+    limit,
+)
 from ratelimit.testing import ManualClock
 from tests.support.asgi import CLIENT, Inner, ask, call, limiter, websocket_scope
 
@@ -99,6 +110,23 @@ async def test_only_outcomes_that_are_named_keep_a_charge(store: Store, algorith
     assert await login.left() == 0
     assert await login.post(200) == 429
     assert login.inner.reached == 7
+
+
+class Away(MemoryStore):
+    """A store that answers nothing."""
+
+    async def decide(self, checks: Sequence[Check]) -> tuple[Decision, ...]:
+        raise StoreUnavailable("it is away", kind="refused", scope="server")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_outcomes_decide_what_is_charged_in_process_while_the_store_is_away(
+    algorithm: str,
+) -> None:
+    free: dict[str, Any] = {"free": 2, "max_delay": None} if algorithm == "leaking_bucket" else {}
+    login = Login(Away(), "2/minute", on_store_failure="local", algorithm=algorithm, **free)
+    statuses = [200, 200, 401, 200, 404, 500, 200]
+    assert [await login.post(status) for status in statuses] == [*statuses[:-1], 429]
 
 
 async def test_a_success_forgets_the_failures_of_its_account_alone(store: Store) -> None:
@@ -362,7 +390,7 @@ async def test_failures_are_forgotten_with_their_counter(store: Store, clock: Ma
         ({"charge": {}}, "has no on_status"),
         ({"charge": {"on_status": [600]}}, "'600' is not a status"),
         ({"charge": {"on_status": [True]}}, "is a status such as 401"),
-        ({"charge": {"on_stat": [401]}}, "did you mean on_status"),
+        ({"charge": {"on_stat": [401]}}, "did you mean 'on_status'"),
         ({"charge": [401]}, "charge is a mapping"),
         ({"charge": {"on_status": [401]}, "charge_if": print}, "beside on_status"),
         ({"charge_if": 401}, "a function over the response"),

@@ -53,6 +53,35 @@ async def test_a_message_that_is_longer_is_told_from_a_malformed_one() -> None:
         assert await apart(one_call, port, b"x" * (MOST_BYTES + 1)) == ("0", b"too long")
 
 
+async def test_a_connection_takes_more_calls_than_its_window_has_room_for() -> None:
+    message = b"x" * 16_000  # in one frame, which ends its call
+
+    def ask(port: int) -> list[bytes]:
+        with Caller(port) as caller:
+            return [caller.call(message)[1] for _ in range(3 * calls.WINDOW // len(message))]
+
+    async with serving() as (_, port):
+        assert set(await apart(ask, port)) == {message}
+
+
+async def test_a_call_that_names_no_path_is_answered_and_so_is_the_next() -> None:
+    async def path_of(path: str, _: bytes | None, __: Peer) -> Answered:
+        return Answered(f"<{path}>".encode())
+
+    def ask(port: int) -> list[bytes]:
+        with Caller(port) as caller:
+            caller.h2.config.validate_outbound_headers = False
+            stream = caller.h2.get_next_available_stream_id()
+            fields = [(":method", "POST"), ("content-type", "application/grpc")]
+            caller.h2.send_headers(stream, fields)
+            caller.h2.send_data(stream, b"\0" * 5, end_stream=True)
+            caller.socket.sendall(caller.h2.data_to_send())
+            return [caller.hear(stream)[1], caller.call(b"", "/x")[1]]
+
+    async with serving(path_of) as (_, port):
+        assert await apart(ask, port) == [b"<>", b"</x>"]
+
+
 async def test_all_unfinished_messages_of_a_connection_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -47,7 +47,16 @@ def question(dialect: str, *, without: str = "", **changed: str) -> dict[str, An
 
 def read(dialect: str, scope: dict[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
     """The request of a question, and its paths."""
-    return Reader(DIALECTS[dialect], "x-forwarded-for")(scope)
+    return Reader(DIALECTS[dialect], "x-forwarded-for", by_host=True)(scope)
+
+
+@pytest.mark.parametrize("dialect", ["nginx", "caddy", "traefik"])
+def test_a_host_that_no_rule_asks_for_need_not_be_said(dialect: str) -> None:
+    """And is not taken from the question itself then, which names the service."""
+    reader = Reader(DIALECTS[dialect], "x-forwarded-for", by_host=False)
+    request, _ = reader(question(dialect, without="x-forwarded-host"))
+    assert b"host" not in dict(request["headers"])
+    assert (b"host", b"app.example") in reader(question(dialect))[0]["headers"]
 
 
 def paths_of(uri: str) -> tuple[str, ...]:

@@ -118,6 +118,19 @@ async def test_nobody_but_a_trusted_proxy_is_told_anything(
     assert (await asked(auth, dialect)).status == 200  # nothing was charged
 
 
+async def test_a_proxy_that_does_not_say_the_host_is_unclear_where_a_rule_asks_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    auth = auth_of("nginx", Rule("posts", "1/hour"))
+    assert (await asked(auth, "nginx", without="x-forwarded-host")).status == 200
+    auth.limiter.use(
+        RuleSet((Rule("posts", "9/hour", host="app.example"),), trusted_proxies=(NETWORK,))
+    )
+    assert (await asked(auth, "nginx", without="x-forwarded-host")).status == 403
+    assert "there is no x-forwarded-host" in caplog.text
+    assert (await asked(auth, "nginx")).headers["ratelimit"] == '"posts";r=8'
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_question_that_does_not_say_whose_it_is_is_refused_and_told_once(
     dialect: str, caplog: pytest.LogCaptureFixture

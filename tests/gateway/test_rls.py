@@ -82,6 +82,12 @@ async def test_a_refusal_has_the_fields_and_the_problem_of_the_middleware() -> N
     assert answer.statuses[0]["reset"] == 60.0
 
 
+async def test_the_time_until_a_status_is_over_is_never_told_too_short() -> None:
+    service = service_of(rule("any", "7/minute", "a/b", algorithm="token_bucket"))
+    answer = await asked(service, descriptor([("a", "b")]))
+    assert answer.statuses[0]["reset"] == 9.0  # a seventh of a minute is 8.57 seconds
+
+
 async def test_of_two_descriptors_one_over_the_other_is_not_charged() -> None:
     service = service_of(rule("one", "1/hour", "a/{x}"), rule("many", "5/hour", "b/{x}"))
     a, b = descriptor([("a", "1")]), descriptor([("b", "1")])

@@ -25,7 +25,7 @@ from ratelimit import (
     StoreUnavailable,
     limit,
 )
-from ratelimit.limiter.by_name import MOST_NAMED, no_such_rule
+from ratelimit.limiter.identified import MOST_NAMED, no_such_rule
 from ratelimit.testing import ManualClock
 from tests.support.asgi import ask, http_scope
 from tests.support.asgi import limiter as limiting

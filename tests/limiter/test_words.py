@@ -265,6 +265,8 @@ async def test_a_blocked_identity_is_refused_with_403_and_counted_as_turned_away
     refusal = (await limiter.admit(http_scope(headers=[("x-key", "stolen")]))).refusal
     assert refusal is not None
     assert refusal.status == 403
+    assert b"identity-blocked" in refusal.body
+    assert b"address" not in refusal.body
     assert limiter.counts["keys", "turned-away"] == 1
     assert await admitted(limiter, 3, headers=[("x-key", "mine")]) == 3
 

@@ -18,7 +18,7 @@ from ratelimit import (
     Rule,
     Store,
 )
-from ratelimit.limiter.line import Line, Place
+from ratelimit.limiter.queueing.line import Line, Place
 from tests.support.asgi import http_scope
 from tests.support.servers import Server
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ratelimit import Algorithm, Limit, RateLimiter, RateLimitExceeded, Rule, Store
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.model import Answer, Ask, Model
 

@@ -22,6 +22,7 @@ from ratelimit import Decision, Limit, RateLimitMiddleware
 from ratelimit.responses.headers import (
     Told,
     banned,
+    blocked,
     fields,
     forbid,
     refuse,
@@ -41,6 +42,7 @@ REFUSALS: Final = [
         [Told("api", Decision(Limit("9/minute"), False, 0, 7_000_000, 7_000_000, 0))], ["draft"]
     ),
     forbid(),
+    blocked(),
     unidentified(),
     unavailable(),
     closing(),
@@ -262,6 +264,7 @@ def test_the_page_shows_markup_as_text() -> None:
     ("refusal", "status", "kind"),
     [
         (forbid(), 403, "address-denied"),
+        (blocked(), 403, "identity-blocked"),
         (unidentified(), 403, "identity-missing"),
         (unavailable(), 503, "store-unavailable"),
     ],

@@ -22,6 +22,7 @@ FOUND = {
     "override_pointless": ["pointless-override"] * 2,
     "rules_empty": ["no-rules"],
     "rules_missing": ["no-rules"],
+    "rules_null": ["no-rules"],
 }
 
 

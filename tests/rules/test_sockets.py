@@ -49,7 +49,7 @@ def test_a_regions_share_is_also_that_of_messages() -> None:
         ({"messages": "1/second; 9/hour"}, "it is one limit"),
         ({"bytes": 64_000}, "bytes is text, not int"),
         ({"bytes": "1/second", "on_excess": "wait"}, "it is 'close', 'drop' or 'pause'"),
-        ({"byte": "1/second"}, "did you mean bytes"),
+        ({"byte": "1/second"}, "did you mean 'bytes'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(given: dict[str, Any], words: str) -> None:

@@ -115,6 +115,15 @@ async def test_a_share_of_the_quota_is_let_through_locally(store: Switched, work
     assert share.window_us == (60_000_000 if workers <= 8 else 60_000_000 * 20 // 8)
 
 
+async def test_a_share_passes_what_the_whole_would_and_never_what_that_never_would(
+    store: Switched,
+) -> None:
+    failover = Failover(store, workers=4)
+    (whole,) = await failover.decide_locally([Check(LIMIT, "whole", 8)])
+    (above,) = await failover.decide_locally([Check(LIMIT, "above", 9)])
+    assert (whole.allowed, above.allowed, above.retry_after) == (True, False, None)
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 async def test_what_was_let_through_is_charged_once_afterwards(
     store: Switched, algorithm: Algorithm

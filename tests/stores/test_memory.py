@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.resources import files
 from itertools import product
@@ -17,6 +18,7 @@ import pytest
 from ratelimit.decisions import Alike, Check, Decision, identity_digest
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import MemoryStore
+from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import ManualClock
 
 Runtime = Literal["luajit21", "lua51"]
@@ -363,6 +365,13 @@ async def test_a_clock_that_gives_no_whole_number_is_a_type_error(now: Any) -> N
         await store.decide([Check(MINUTELY, "k")])
     name = type(now).__name__
     assert str(refusal.value) == f"the clock gives whole microseconds, not {name}"
+
+
+@pytest.mark.parametrize("store", [MemoryStore, partial(RedisStore, "redis://localhost")])
+def test_a_clock_that_is_no_function_is_refused_at_once(store: Any) -> None:
+    for clock in (0, "now"):
+        with pytest.raises(TypeError, match=r"^the clock is a function that gives microseconds, "):
+            store(clock=clock)
 
 
 async def test_without_a_clock_the_epoch_goes_on_monotonically() -> None:

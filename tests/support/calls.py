@@ -116,15 +116,18 @@ class Caller:
         }  # fmt: skip
         fields |= {name.replace("_", "-"): value for name, value in changed.items()}
         self.h2.send_headers(stream, list(fields.items()))
+        ended = False
         while raw:
             room = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
             if room == 0:
                 self.socket.sendall(self.h2.data_to_send())
                 self.h2.receive_data(self.socket.recv(65_536))
                 continue
-            self.h2.send_data(stream, raw[:room])
+            self.h2.send_data(stream, raw[:room], end_stream=len(raw) <= room)
             raw = raw[room:]
-        self.h2.end_stream(stream)
+            ended = not raw
+        if not ended:
+            self.h2.end_stream(stream)
         self.socket.sendall(self.h2.data_to_send())
         return stream
 

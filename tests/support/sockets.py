@@ -2,12 +2,18 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
+import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tests.support.asgi import websocket_scope
+from ratelimit import MemoryStore, RateLimiter, RateLimitMiddleware, Rule, RuleSet
+from ratelimit.control.events import Event
+from ratelimit.limiter.sockets.portions import Lease
+from ratelimit.testing import ManualClock, by_hand
+from tests.support.asgi import Counting, websocket_scope
 
 Data = str | bytes
 
@@ -105,3 +111,64 @@ class Listener:
                 return
             data = message.get("text")
             self.heard.append(message["bytes"] if data is None else data)
+
+
+HANDSHAKES = "100/second"
+
+
+@contextmanager
+def clock_of_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
+    """One clock for everything: a pause moves it on."""
+    with by_hand() as clock:
+
+        async def sleep(seconds: float) -> None:
+            clock.advance(seconds)
+            await asyncio.sleep(0)
+
+        monkeypatch.setattr("ratelimit.asgi.sockets.anyio.sleep", sleep)
+        monkeypatch.setattr("ratelimit.asgi.sockets.monotonic", lambda: clock() / 1_000_000)
+        monkeypatch.setattr(Lease, "now", staticmethod(lambda: clock() / 1_000_000))
+        yield clock
+
+
+def rule(messages: str = "3/second", **changes: Any) -> Rule:
+    """A rule of generous handshakes that limits messages, bytes or both."""
+    own = {"messages": messages} if messages else {}
+    websocket = own | {key: changes.pop(key) for key in ("bytes", "on_excess") if key in changes}
+    return Rule("chat", HANDSHAKES, **{"path": "/chat", "websocket": websocket} | changes)
+
+
+class Chat:
+    """A listener behind a middleware, in process or with a store that stands for a distant one."""
+
+    def __init__(self, *rules: Rule, distant: bool = False, store: Any = None, **more: Any) -> None:
+        self.inner = Listener()
+        self.store: Any = store or (Counting(MemoryStore.clock) if distant else MemoryStore())  # type: ignore[arg-type]  # the clock of the test
+        self.events: list[Event] = []
+        self.limiter = RateLimiter(
+            RuleSet(rules, **more), store=self.store, on_event=self.events.append
+        )
+        self.app = RateLimitMiddleware(self.inner, self.limiter)
+
+    def connection(self, path: str = "/chat", **changes: Any) -> Connection:
+        return Connection(self.app, path, **changes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Messages by outcome."""
+        found = self.limiter.counts.items()
+        return {outcome: times for (name, outcome), times in found if name == "chat:messages"}
+
+    @property
+    def trips(self) -> list[list[tuple[int, int]]]:
+        """Cost and action of each check of each trip that is for messages."""
+        return [
+            [(check.cost, check.action) for check in checks]
+            for checks in self.store.asked
+            if "~ws:" in checks[0].rule
+        ]
+
+
+def limit_of(chat: Chat, what: str) -> Any:
+    """The limit on its messages or bytes."""
+    return getattr(chat.limiter.rules.rules[0].websocket, what)

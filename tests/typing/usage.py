@@ -77,7 +77,10 @@ async def stores(check: Check) -> None:
         assert_type(store, MemoryStore)
         assert_type(await store.decide((check,)), tuple[Decision, ...])
         assert_type(store.statistics().keys, int)
-    assert_type(open_store("memory://"), Store)
+    opened: Store = open_store("memory://")
+    await opened.aclose()
+    async with open_store("redis://localhost") as shared:
+        assert_type(await shared.decide((check,)), tuple[Decision, ...])
     MemoryStore(clock=lambda: 0.5)  # type: ignore[arg-type,return-value]  # whole microseconds
 
 

@@ -13,9 +13,9 @@ from ratelimit.decisions import Decision
 from ratelimit.insight.replay.entries import Entry
 from ratelimit.insight.replay.recording import at_once
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.outcomes import Outcomes
 from ratelimit.limiter.reports import Reports
-from ratelimit.limiter.settling import Settler
+from ratelimit.limiter.settling.outcomes import Outcomes
+from ratelimit.limiter.settling.settler import Settler
 from ratelimit.rules.charging import Charge
 from ratelimit.rules.matching import Plan
 from ratelimit.rules.ruleset import RuleSet

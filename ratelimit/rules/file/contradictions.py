@@ -34,8 +34,8 @@ def contradictions(
 ) -> Iterator[Contradiction]:
     """Every contradiction; ``top`` and ``given`` are the keys that the file itself holds.
 
-    ``rules`` are those without mistakes, by their number; ``bad`` the keys of ``top`` with
-    one, ``names`` the names of all rules.
+    ``rules`` are those without mistakes, by their number, and ``given`` the keys of all; ``bad``
+    are the keys of ``top`` with one, ``names`` the names of all rules.
     """
     yield from _of_file(top)
     trusted = bool(
@@ -61,7 +61,8 @@ def contradictions(
                 "to do nothing has mode 'off'",
             )  # fmt: skip
         yield from _of_prefix(rule, keys, at, top.get("ipv6_prefix", IPV6_PREFIX))
-    for number, place, code, message in misplaced(rules, names):
+    replacing = {number: keys.get("replaces", ()) for number, keys in given.items()}
+    for number, place, code, message in misplaced(rules, names, replacing):
         shown = [("rules", each, "name") for each, rule in rules.items() if rule.name in message]
         yield Contradiction(
             code, ("rules", number, "replaces", place), message, (("rules", number, "by"), *shown)

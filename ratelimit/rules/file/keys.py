@@ -78,7 +78,7 @@ FileKeys: Final = _model(
     "The rules, and what holds for all of them.",
     FILE_KEYS,
     version=Literal["1"],
-    rules=list[Any],
+    rules=list[Any] | None,
 )
 
 NEEDED: Final[dict[str, Any]] = {"version": "1", "name": "a"}

@@ -37,7 +37,7 @@ from ratelimit.rules.file.yaml import (
 )
 from ratelimit.rules.options import FILE, RULE
 from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
-from ratelimit.rules.reading import Coded, Note, Options, Place
+from ratelimit.rules.reading import Coded, Note, Options, Place, UnknownKey
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
 
@@ -156,7 +156,7 @@ class _Checker:
         reading = FILE.read(arguments, self.noting(FILE, root, ""), bad)
         node = root.value.get("rules", root)
         given = self.rules(node) if "rules" in root.value else {}
-        rules = {number: rule for number, (rule, _) in given.items()}
+        rules = {number: rule for number, (rule, _) in given.items() if rule is not None}
         keys = {number: one for number, (_, one) in given.items()}
         for found in contradictions(top, rules, keys, bad, set(self.names(node))):
             at, place = root.at("", found.place)
@@ -182,19 +182,18 @@ class _Checker:
             if isinstance(each.value, dict) and "name" in each.value:
                 yield str(each.value["name"].value)
 
-    def rules(self, node: Node) -> dict[int, tuple[Rule, dict[str, Any]]]:
-        """The rules without a mistake, by number, each with the values that the file itself has."""
+    def rules(self, node: Node) -> dict[int, tuple[Rule | None, dict[str, Any]]]:
+        """The rules by number, None for one with a mistake; and the values that the file has."""
         if not isinstance(node.value, list):
             return {}
-        found: dict[int, tuple[Rule, dict[str, Any]]] = {}
+        found: dict[int, tuple[Rule | None, dict[str, Any]]] = {}
         lines: dict[str, int] = {}
         for number, each in enumerate(node.value):
             place = below("rules", number)
             given = self.given(each, place)
             self.name(each, place, lines)
-            rule = None if given is None else self.rule(given)
-            if given is not None and rule is not None:
-                found[number] = rule, given.keys
+            if given is not None:
+                found[number] = self.rule(given), given.keys
         return found
 
     def in_force(self, rules: Mapping[int, Rule], top: Mapping[str, Any], node: Node) -> None:
@@ -375,6 +374,8 @@ class _Checker:
             if option.inside:
                 loc = (option.inside, key.rstrip("_"), *loc[1:])
             at, where = node.at(place, loc)
+            if isinstance(error, UnknownKey):
+                at = node.at("", loc[:-1])[0].keys[str(loc[-1])]
             code = option.code or f"bad-{key.replace('_', '-')}"
             if isinstance(error, Coded):
                 code = error.code

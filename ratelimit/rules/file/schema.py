@@ -86,7 +86,7 @@ def _only_with(key: str, values: list[Any], *, given: bool = False) -> dict[str,
 
 _OWN: Final[Mapping[str, Any]] = {
     "version": {"anyOf": [{"enum": [1, "1"]}, VARIABLE]},
-    "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}},
+    "rules": {"type": ["array", "null"], "items": {"$ref": "#/$defs/rule"}},
     "match": {"$ref": "#/$defs/match"},
 }
 """The shapes of keys whose values have keys of their own, and of the version."""

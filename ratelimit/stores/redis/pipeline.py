@@ -21,6 +21,7 @@ import time
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 from ratelimit.decisions import FIELDS, Check, Decision, assumed, read_reply
@@ -242,15 +243,21 @@ class Link:
     def _write(self, line: Line, groups: list[list[Request]], size: int) -> None:
         """Sends each group's script, all in one write."""
         pack = self._packer.pack
-        if len(groups) == 1 and not groups[0][0].asking:
-            batch = Batch(groups, size, 1)
-            data = pack(groups[0])
-        else:
-            asking = [group[0].asking for group in groups]
-            batch = Batch(groups, size, len(groups) + sum(asking))
-            data = b"".join(
-                [(ASKING if group[0].asking else b"") + pack(group) for group in groups]
-            )
+        try:
+            if len(groups) == 1 and not groups[0][0].asking:
+                batch = Batch(groups, size, 1)
+                data = pack(groups[0])
+            else:
+                asking = [group[0].asking for group in groups]
+                batch = Batch(groups, size, len(groups) + sum(asking))
+                data = b"".join(
+                    [(ASKING if group[0].asking else b"") + pack(group) for group in groups]
+                )
+        except Exception as problem:  # noqa: BLE001  # a clock of the caller's own, which raises
+            for request in chain.from_iterable(groups):
+                if not request.future.done():
+                    request.future.set_exception(problem)
+            return
         self._in_flight += size
         self._send_batch(line, batch, data)
 

@@ -5,12 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Self
 
 from ratelimit.decisions import FIELDS, Check, Decision, decision_of, read_reply
 from ratelimit.runtime.histogram import SECONDS, SIZES, Histogram
 from ratelimit.stores.breaker import PROBE, Breaker
 from ratelimit.stores.errors import StoreUnavailable, explain
+from ratelimit.stores.memory import Clock, read_clock, require_clock
 from ratelimit.stores.redis import failures
 from ratelimit.stores.redis.connect import Target
 from ratelimit.stores.redis.deny_cache import DenyCache
@@ -18,7 +20,6 @@ from ratelimit.stores.redis.names import Address, Remap
 
 __all__ = ["RedisStore"]
 
-Clock = Callable[[], int]
 
 DENIALS_FOR: Final = 600  # seconds in which denials are counted together
 MOST_DENIED: Final = 1_000  # names kept of them
@@ -97,6 +98,9 @@ class RedisStore:
             raise ValueError(f"deadline is {deadline}; it is above 0 s, and at most an hour")
         if type(prefix) is not str or set(prefix) & set("{}"):
             raise ValueError(f"prefix is {prefix!r}; it is text without braces")
+        require_clock(clock)
+        if clock is not None:
+            clock = partial(read_clock, clock)
         self._denials = DenyCache(round(_seconds("deny_cache", deny_cache) * 1_000_000), clock)
         self._caches = deny_cache > 0
         self._prefix = prefix

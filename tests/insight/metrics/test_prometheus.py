@@ -127,6 +127,18 @@ class Away(MemoryStore):
         raise StoreUnavailable("it is away", kind="refused", scope="server")
 
 
+async def test_a_request_that_is_counted_locally_counts_once_for_its_rule() -> None:
+    rule = Rule("a", "2/minute; 100/hour", on_store_failure="local")
+    dear = Rule("b", "2/minute; 100/hour", on_store_failure="local", cost="dear")
+    for one, results in ((rule, {"allowed": 2, "denied": 1}), (dear, {"never": 3})):
+        limiter = RateLimiter([one], store=Away(), costs={"dear": lambda _: 50})
+        registry = scraped(limiter)
+        for _ in range(3):
+            await limiter.admit(scope())
+        for result in ("allowed", "denied", "never"):
+            assert requests(registry, one.name, result) == results.get(result, 0), result
+
+
 async def test_an_outage_is_a_state_and_a_time() -> None:
     limiter = RateLimiter([Rule("a", "1/minute")], store=Away())
     registry = scraped(limiter)

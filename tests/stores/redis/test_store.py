@@ -51,6 +51,36 @@ async def listening(reply: bytes | None) -> AsyncIterator[int]:
         yield listener.sockets[0].getsockname()[1]
 
 
+@pytest.mark.parametrize(
+    ("clock", "error"),
+    [
+        (lambda: 1.5, "^the clock gives whole microseconds, not float$"),
+        (lambda: None, "^the clock gives whole microseconds, not NoneType$"),
+        (lambda: -1, "^the clock gives -1; microseconds since the epoch, below 2\\^52$"),
+        (lambda: 2**52, "^the clock gives 4503599627370496; "),
+        (lambda: 1 // 0, "^integer division or modulo by zero$"),
+    ],
+    ids=["float", "None", "before the epoch", "too late", "raises"],
+)
+@pytest.mark.parametrize("deny_cache", [0, 1])
+async def test_a_clock_that_gives_no_time_fails_each_decision_as_in_process(
+    redis_server: Server, clock: Any, error: str, deny_cache: float
+) -> None:
+    """It is the caller's mistake: told at once, to all who share the trip, and nobody waits."""
+    async with RedisStore(
+        redis_server.url, clock=clock, deadline=5, deny_cache=deny_cache
+    ) as store:
+        found = await asyncio.wait_for(
+            asyncio.gather(
+                *(store.decide([Check(LIMIT, f"{i}")]) for i in range(3)), return_exceptions=True
+            ),
+            30,
+        )
+        for each in found:
+            assert type(each) in (TypeError, ValueError, ZeroDivisionError)
+            assert re.search(error, str(each))
+
+
 async def refused(store: RedisStore) -> StoreUnavailable:
     """How a store says that it cannot decide, which it must within a second of any deadline."""
     started = time.monotonic()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from ratelimit import Check, Limit, MemoryStore
-from ratelimit.limiter.line import Line, Place, ends_at
+from ratelimit.limiter.queueing.line import Line, Place, ends_at
 from ratelimit.testing import ManualClock
 
 

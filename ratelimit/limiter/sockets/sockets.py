@@ -17,8 +17,8 @@ from ratelimit.control.switches import ALL, Switches
 from ratelimit.decisions import Action, Check, Decision, assumed
 from ratelimit.limiter.admission import Admission
 from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.portions import Granted, Kind, Lease
 from ratelimit.limiter.reports import Reports
+from ratelimit.limiter.sockets.portions import Granted, Kind, Lease
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.rules.matching import Matching
 from ratelimit.rules.route_rule import RouteRule, counter_of

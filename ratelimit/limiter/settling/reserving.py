@@ -15,9 +15,9 @@ from typing import Any, Final, Self
 from anyio import from_thread
 
 from ratelimit.decisions import MOST_COST, Action, Check, Decision
-from ratelimit.limiter.charged import Charged, Part
-from ratelimit.limiter.settling import Settler
-from ratelimit.limiter.tokens import Signer
+from ratelimit.limiter.settling.charged import Charged, Part
+from ratelimit.limiter.settling.settler import Settler
+from ratelimit.limiter.settling.tokens import Signer
 from ratelimit.limits import Algorithm, Limit
 from ratelimit.stores import StoreUnavailable
 from ratelimit.words import whole

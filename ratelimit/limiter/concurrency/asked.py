@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ratelimit.decisions import Action, Decision, passes
-from ratelimit.limiter.places import NO_SERIAL, Counter, Place, Worker
+from ratelimit.limiter.concurrency.places import NO_SERIAL, Counter, Place, Worker
 from ratelimit.rules.matching import Plan
 
 __all__ = ["Asked", "Renewal"]

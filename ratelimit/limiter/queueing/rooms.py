@@ -14,7 +14,7 @@ from ratelimit.control.denials import Denials
 from ratelimit.control.events import Events
 from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.admission import Turn
-from ratelimit.limiter.line import Line, Place, ends_at
+from ratelimit.limiter.queueing.line import Line, Place, ends_at
 from ratelimit.rules.ruleset import RuleSet
 
 __all__ = ["Loop", "Queue", "Room", "Wait", "Waits", "clock_us", "in_background"]

@@ -24,7 +24,7 @@ from ratelimit import (
     RuleSet,
     Store,
 )
-from ratelimit.limiter.reserving import Reservation
+from ratelimit.limiter.settling.reserving import Reservation
 from ratelimit.testing import MakeStore, ManualClock
 from tests.support.asgi import ask, call, http_scope
 from tests.support.servers import Server

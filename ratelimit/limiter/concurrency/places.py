@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Action, Check, new_check
-from ratelimit.limiter.threads import when_left
+from ratelimit.limiter.concurrency.threads import when_left
 
 __all__ = ["NO_SERIAL", "Counter", "Place", "Worker"]
 

@@ -6,8 +6,8 @@ from typing import Final
 
 from ratelimit.decisions import Action, Check, Decision
 from ratelimit.limiter.admission import Admission, Turn, count
-from ratelimit.limiter.line import Place
-from ratelimit.limiter.rooms import Loop, Room, Wait, Waits, clock_us, in_background
+from ratelimit.limiter.queueing.line import Place
+from ratelimit.limiter.queueing.rooms import Loop, Room, Wait, Waits, clock_us, in_background
 from ratelimit.limiter.telling import tell_refused
 from ratelimit.limits import Limit
 from ratelimit.responses.headers import Told, refuse

@@ -5,13 +5,14 @@ The law of this module: what could not be given back stays charged, and the log 
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from starlette.responses import Response
 
-from ratelimit.decisions import Check, Decision
-from ratelimit.limiter.settling import Job, Settler
+from ratelimit.decisions import Action, Check, Decision
+from ratelimit.limiter.settling.settler import Job, Settler
 from ratelimit.rules.charging import Charge
 from ratelimit.rules.matching import Plan
 from ratelimit.stores.failures import Failures
@@ -55,11 +56,29 @@ class Outcomes:
             for place, charge in plan.undecided
             if decisions[place].allowed and not decisions[place].degraded and checks[place].cost
         ]
+        return self._outcome(made, resets=method.upper() not in NEVER_RESETS)
+
+    def held_locally(
+        self, charged: Iterable[tuple[str, Check, Decision, Charge]]
+    ) -> "Outcome | None":
+        """Charges in process at the share of a worker, by rule; no success forgets failures there.
+
+        Their decisions tell the share by which they were counted.
+        """
+        made = []
+        for rule, check, decision, charge in charged:
+            if decision.allowed and check.cost and check.action == Action.CHARGE:
+                units = min(check.cost, decision.limit.capacity)
+                own = Check(decision.limit, check.key, units, check.rule)
+                made.append(_Made(rule, own, decision, replace(charge, reset_on=frozenset())))
+        return self._outcome(made, resets=False)
+
+    def _outcome(self, made: list[_Made], *, resets: bool) -> "Outcome | None":
         if not made:
             return None
         for each in made:
             self.open[_counter(each.check)] += 1
-        return Outcome(self, made, resets=method.upper() not in NEVER_RESETS)
+        return Outcome(self, made, resets=resets)
 
     def soon(
         self, plan: Plan, keys: Sequence[str], decisions: Sequence[Decision]

@@ -18,8 +18,8 @@ from typing import Any, Final
 from ratelimit.concurrency import Concurrency
 from ratelimit.decisions import Check, Decision
 from ratelimit.limiter.admission import Admission
-from ratelimit.limiter.asked import Asked, Renewal
-from ratelimit.limiter.places import Counter, Place, Worker
+from ratelimit.limiter.concurrency.asked import Asked, Renewal
+from ratelimit.limiter.concurrency.places import Counter, Place, Worker
 from ratelimit.rules.matching import Plan
 from ratelimit.runtime.background import Background
 from ratelimit.stores import MemoryStore, Store, StoreUnavailable

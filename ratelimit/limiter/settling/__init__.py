@@ -1,0 +1,1 @@
+"""Charges whose cost is known later: estimates that are committed, and outcomes that decide."""
