@@ -9,6 +9,7 @@ from ratelimit.words import near, shown
 __all__ = [
     "REQUIRED",
     "Coded",
+    "Enough",
     "Form",
     "Note",
     "Option",
@@ -84,6 +85,10 @@ class Reading(dict[str, Any]):
         raise UnknownKey(self.key, key, known)
 
 
+class Enough(Exception):  # it ends a reading, and is no error
+    """Raised by a note that takes no more mistakes of an option, of which no more is read then."""
+
+
 class Form(NamedTuple):
     """The way in which a rule file writes a value; `ratelimit.rules.file.forms` knows the kinds."""
 
@@ -154,7 +159,7 @@ class Options(dict[str, Option]):
             reading.key = key
             try:
                 kept = reading.at((), option.read, value, reading)
-            except _Unread:
+            except (_Unread, Enough):
                 continue
             if key not in reading.failed:
                 reading[key] = kept

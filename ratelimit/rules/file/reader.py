@@ -37,7 +37,7 @@ from ratelimit.rules.file.yaml import (
 )
 from ratelimit.rules.options import FILE, RULE
 from ratelimit.rules.overriding import BadIdentity, GivenTwice, is_address
-from ratelimit.rules.reading import Coded, Note, Options, Place, UnknownKey
+from ratelimit.rules.reading import Coded, Enough, Note, Options, Place, UnknownKey
 from ratelimit.rules.rule import Rule, TooManyLimits
 from ratelimit.words import near, shown
 
@@ -417,7 +417,8 @@ class _Checker:
         secret = self.variables(given.node, ("overrides",), _OF_OVERRIDES)
         if len(given.of_list) >= MOST_MISTAKES:
             given.of_list.cut = True
-        elif not self.mistakes.unset.intersection(secret):
+            raise Enough
+        if not self.mistakes.unset.intersection(secret):
             column = listed.limit_column if of_limit else listed.column
             place = below(given.place, "overrides_file")
             given.of_list.add(listed.line, column, place, _hidden(secret) or message, code)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from ratelimit import limits, words
 from ratelimit.limits import Limit
 from ratelimit.rules.file import yaml as yamlfile
 from ratelimit.rules.file.keys import FileKeys, Keys, MatchKeys, RuleKeys
@@ -263,13 +265,23 @@ def test_of_a_rule_file_a_thousand_mistakes_are_told() -> None:
     )
 
 
-def test_a_list_of_overrides_with_many_mistakes_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_list_of_overrides_with_many_mistakes_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[str] = []
+
+    def near(word: str, *arguments: Any) -> str:
+        looked_for.append(word)
+        return words.near(word, *arguments)
+
+    monkeypatch.setattr(limits, "near", near)
     lines = "".join(f"u{number} {number}/minut\n" for number in range(10_000))
     (tmp_path / "list.txt").write_text(lines)
     text = SMALL + "    by: user\n    overrides_file: list.txt\n"
     error = refusal(text, str(tmp_path / "rules.yaml"))
     assert error is not None
     assert "the list has at least 980 more mistakes" in str(error.mistakes[-1])
+    assert len(looked_for) <= yamlfile.MOST_MISTAKES + 1
 
 
 @pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="needs PyYAML with libyaml")
