@@ -124,6 +124,11 @@ class Shedder:
             # The next sample is still to come, behind this request and others.
             self._pressed_at = now
             control.press(late)
+        elif control.shedding and now - self._pressed_at > control.lag / 2:
+            # Between two samples the queue for threads may grow by more than a lag.
+            self._pressed_at = now
+            if foretold := self._lateness.foretold():
+                control.press(foretold)
         route = admission.route
         if route is not None and route.is_exempt:
             return False

@@ -53,6 +53,17 @@ class Lateness:
             self.due = sampler.due
         return True
 
+    def foretold(self) -> float:
+        """Seconds by which one who comes now is late for a thread; 0 where nothing can be told.
+
+        As late as the loop was in its last sample, at least.
+        """
+        try:
+            sampler = self._samplers.get(asyncio.get_running_loop())
+        except RuntimeError:  # not asyncio's
+            return 0.0
+        return 0.0 if sampler is None else sampler.foretold()
+
     def stop(self) -> None:
         """Ends in this event loop, until it is next asked for."""
         try:
@@ -113,7 +124,11 @@ class Queue:
             waited = max(waited, now - self.probed_at)
         elif not waiting:
             self._pace = 0.0  # which was that of a queue that is gone
-        return max(waited, (waiting + 1) * self._pace)
+        return max(waited, self.foretold(waiting))
+
+    def foretold(self, waiting: int) -> float:
+        """The same by the pace alone; 0 where that is not known."""
+        return (waiting + 1) * self._pace
 
 
 class _Sampler:
@@ -127,6 +142,7 @@ class _Sampler:
         self._next: asyncio.Handle | None = None
         self._probe: asyncio.Task[None] | None = None
         self._queue = Queue()
+        self._loop_late = 0.0
         self._threads: CapacityLimiter | None = None
         self.due = 0.0
 
@@ -156,12 +172,18 @@ class _Sampler:
 
     def _second(self) -> None:
         now = monotonic()
-        late = max(0.0, now - self.due)
+        self._loop_late = late = max(0.0, now - self.due)
         if late > EVERY:
             self._queue.stall()
         late = max(late, self._threads_late(now))
         self._wait()
         self._tell(self, now, late)
+
+    def foretold(self) -> float:
+        if self._threads is None:
+            return 0.0
+        late = self._queue.foretold(self._threads.statistics().tasks_waiting)
+        return late and max(late, self._loop_late)
 
     def _threads_late(self, now: float) -> float:
         """Seconds that a request waits for a thread."""

@@ -154,6 +154,18 @@ async def test_a_loop_that_is_blocked_is_noticed_by_the_limiter_itself() -> None
     await limiter.aclose()
 
 
+async def test_a_queue_for_threads_that_grows_between_two_samples_sheds_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = limiting(*BY_PATH, seconds=4)
+    control = shedder_of(limiter).control
+    control.press(0.0)
+    assert control.ceiling > 400
+    monkeypatch.setattr(Lateness, "foretold", lambda _: 30.0)
+    assert await statuses(around(limiter), "/normal") == [503]
+    assert control.ceiling < 110
+
+
 # --- whose priority ------------------------------------------------------------------------------
 
 

@@ -140,6 +140,48 @@ def test_the_pace_of_a_queue_that_is_gone_is_forgotten() -> None:
 
 
 @each_loop
+def test_the_queue_of_this_moment_is_known_between_two_samples(new_loop: Any) -> None:
+    async def job() -> None:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = 1
+        heard = Heard()
+        assert heard.lateness.foretold() == 0
+        heard.lateness.run()
+        ends = [threading.Event() for _ in range(4)]
+
+        def begin(place: int) -> asyncio.Task[bool]:
+            return asyncio.create_task(anyio.to_thread.run_sync(ends[place].wait))
+
+        tasks = [begin(0), begin(1)]
+        await heard.until(lambda late: late > 0)  # of a probe behind the second
+        assert heard.lateness.foretold() == 0
+        tasks += [begin(2), begin(3)]
+        await heard.some(1)
+        ends[0].set()
+        ends[1].set()
+        await asyncio.gather(*tasks[:2])
+        await heard.some(2)
+        one = heard.lateness.foretold()
+        assert one > 0  # though nobody behind the probe has been begun
+        tasks.append(asyncio.create_task(anyio.to_thread.run_sync(ends[3].wait)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert heard.lateness.foretold() > one
+        for each in ends:
+            each.set()
+        await asyncio.gather(*tasks)
+        await heard.some(3)
+        assert heard.lateness.foretold() == 0
+        heard.lateness.stop()
+
+    run_on(new_loop, job)
+
+
+async def test_without_an_event_loop_that_is_measured_nothing_is_foretold() -> None:
+    assert Heard().lateness.foretold() == 0
+
+
+@each_loop
 def test_a_long_stall_is_told_before_what_has_come_meanwhile_begins(new_loop: Any) -> None:
     async def job() -> None:
         heard = Heard()

@@ -101,11 +101,15 @@ def served_by_threads(
     events += [(place * EVERY, 1, 0) for place in range(1, int(seconds / EVERY))]
     events.sort()
     found: list[Request] = []
-    free = threads
+    free, pressed = threads, 0.0
     while events:
         now, kind, _ = heappop(events)
         if kind == 0:
             priority = 0 if chance.random() < 0.2 else 2
+            if control.shedding and now - pressed > control.lag / 2:
+                pressed = now
+                if foretold := queue.foretold(len(waiting)):
+                    control.press(foretold)
             if control.watching and not control.admits(priority * COHORTS + chance.randrange(100)):
                 found.append(Request(now, 0.0, priority, served=False))
             else:
