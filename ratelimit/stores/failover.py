@@ -33,9 +33,15 @@ BEATS: Final = 4  # of one's own, in which all others have had time for one of t
 MOST_OWED: Final = 10_000  # counters charged afterwards with what was admitted meanwhile
 MOST_OWED_BYTES: Final = 2**20  # of their identities, which may be long
 OWED_AT_ONCE: Final = 50
+MOST_ROUNDS: Final = 5  # of charges afterwards, each of what was let through during the one before
 
 # Failures of requests that provably were not sent.
 _NOT_SENT: Final = frozenset({"open", "refused", "name", "no-master"})
+
+_Owed = tuple[Limit, str, str]
+"""A counter that is owed to the store: its limit, identity and rule."""
+_Entry = tuple[Check, Check]
+"""A charge for the store, and that of this worker's share."""
 
 
 @runtime_checkable
@@ -77,7 +83,7 @@ class Failover:
         self._counted: deque[int] = deque(maxlen=BEATS)
         self._local: MemoryStore | None = None
         self._shares: dict[tuple[str, int], Limit] = {}
-        self._owed: set[tuple[Limit, str, str]] = set()
+        self._owed: set[_Owed] = set()
         self._owed_bytes = 0
         self._heartbeat = Background("heartbeat", self._beat)
         self.held: Callable[[Check], int] = lambda _: 0
@@ -196,44 +202,68 @@ class Failover:
         await self.store.aclose()
 
     async def _settle(self) -> None:
-        """Charges the store for everything let through meanwhile: once, and as far as it gets."""
+        """Charges the store for everything let through meanwhile: once, and as far as it gets.
+
+        What is let through while that is under way is counted by the same shares, and charged in
+        another round.
+        """
+        charged: dict[_Owed, int] = {}
+        for _ in range(MOST_ROUNDS):
+            entries = await self._to_settle(charged)
+            if not entries:
+                break
+            unsent = await self._send(entries)
+            if unsent:
+                unsent += await self._to_settle(charged)
+                self._local = None
+                await self._keep_owed(unsent)
+                return
+        self._local = None
+
+    async def _to_settle(self, charged: dict[_Owed, int]) -> list[_Entry]:
+        """The charges that are owed beyond those ``charged``, which then has them too."""
         owed, self._owed, self._owed_bytes = self._owed, set(), 0
+        entries: list[_Entry] = []
         local = self._local
         if local is None:
-            return
-        entries: list[tuple[Check, Check]] = []
-        for limit, key, rule in owed:
+            return entries
+        for each in owed:
+            limit, key, rule = each
             share = self._share(limit)
             # What has left its window since was paid for by waiting.
             (look,) = await local.decide([Check(share, key, 0, rule)])
-            used = share.capacity - look.remaining
+            used = share.capacity - look.remaining - charged.get(each, 0)
             if used > 0:
+                charged[each] = charged.get(each, 0) + used
                 charge = Check(limit, key, used, rule, action=Action.FORCE)
                 entries.append((charge, Check(share, key, used, rule, action=Action.FORCE)))
-        self._local = None
+        return entries
+
+    async def _send(self, entries: Sequence[_Entry]) -> list[_Entry]:
+        """Charges the store; gives those that it has provably not heard of."""
+        unsent: list[_Entry] = []
         for start in range(0, len(entries), OWED_AT_ONCE):
             part = entries[start : start + OWED_AT_ONCE]
             problem: Exception | None = None
-            unsent: list[tuple[Check, Check]] = []
+            lost: list[_Entry] = []
             try:
                 decisions = await self._past([charge for charge, _ in part])
             except StoreUnavailable as error:
                 problem = error
                 if error.kind in _NOT_SENT:
-                    unsent = entries[start:]
+                    return [*unsent, *entries[start:]]
             else:
                 for entry, decision in zip(part, decisions, strict=True):
                     if decision.degraded:  # a shard that is still away
                         problem = getattr(decision, "problem", None)
                         if isinstance(problem, StoreUnavailable) and problem.kind in _NOT_SENT:
-                            unsent.append(entry)
-            await self._keep_owed(unsent)
-            if problem is not None and not unsent:
+                            lost.append(entry)
+            if problem is not None and not lost:
                 _LOG.warning("settle-failed: what was let through is not charged: %s", problem)
-            if problem is not None and len(unsent) == len(entries) - start:
-                return
+            unsent += lost
+        return unsent
 
-    async def _keep_owed(self, entries: Sequence[tuple[Check, Check]]) -> None:
+    async def _keep_owed(self, entries: Sequence[_Entry]) -> None:
         """Counts charges in process again that the store could not take."""
         for charge, own in entries:
             if self._local is None:

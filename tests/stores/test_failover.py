@@ -124,6 +124,48 @@ async def test_a_share_passes_what_the_whole_would_and_never_what_that_never_wou
     assert (whole.allowed, above.allowed, above.retry_after) == (True, False, None)
 
 
+async def test_what_is_let_through_while_it_is_charged_afterwards_has_no_share_of_its_own(
+    store: Switched,
+) -> None:
+    """It comes off the same share, and is charged in the next round."""
+    failover = Failover(store, 2)
+    decide, charged = store.decide, 0
+    passed = sum([(await failover.decide_locally([Check(LIMIT, "k")]))[0].allowed for _ in "123"])
+
+    async def slowly(checks: Sequence[Check]) -> tuple[Decision, ...]:
+        nonlocal passed, charged
+        charged += sum(check.cost for check in checks)
+        for _ in range(4):  # two of them after the share is used up
+            passed += (await failover.decide_locally([Check(LIMIT, "k")]))[0].allowed
+        return await decide(checks)
+
+    failover._past = slowly
+    await failover._settle()
+    assert (passed, charged) == (4, 4)
+    assert (await store.decide([Check(LIMIT, "k", 0)]))[0].remaining == 4
+    assert failover._local is None
+
+
+async def test_what_is_let_through_while_the_store_goes_away_again_stays_owed(
+    store: Switched,
+) -> None:
+    failover = Failover(store, 2)
+    assert (await failover.decide_locally([Check(LIMIT, "k")]))[0].allowed
+    decide = store.decide
+
+    async def gone(checks: Sequence[Check]) -> tuple[Decision, ...]:
+        for key in ("k", "other"):
+            assert (await failover.decide_locally([Check(LIMIT, key)]))[0].allowed
+        raise GONE
+
+    failover._past = gone
+    await failover._settle()
+    failover._past = decide
+    await failover._settle()
+    for key, left in (("k", 6), ("other", 7)):
+        assert (await store.decide([Check(LIMIT, key, 0)]))[0].remaining == left
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 async def test_what_was_let_through_is_charged_once_afterwards(
     store: Switched, algorithm: Algorithm
