@@ -106,7 +106,7 @@ end
 -- Without units, and with a clock that was broken, it only sets the words to the present.
 local function charge(counter, units)
   local count = (counter.own or 0) + units
-  write(counter, (counter.own or units > 0) and min(MOST, count), counter.level + units)
+  write(counter, units > 0 and min(MOST, count), counter.level + units)
   return count > MOST
 end
 

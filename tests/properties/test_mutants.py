@@ -58,7 +58,7 @@ EQUIVALENT: Final = {
     "token_bucket": {
         "elseif last < now then": _SAME_TIME,
         "if level <= limit[2] * token then": _FULL,
-        "local left = passed < ceil(level / limit[3])": _NOTHING,
+        "return passed < ceil(level / limit[3])": _NOTHING,
     },
     "fixed_window": {
         "if last > at then": _SAME_TIME,
@@ -77,8 +77,8 @@ EQUIVALENT: Final = {
     },
     "concurrency": {
         "if other <= counter.now_us then": "a word that ends now is gone either way",
+        "if ends > latest then": "it is written as it is",
         "elseif other > ends then": "it is written as it is",
-        "(counter.own or units > 0) and min(MOST, count)": _NOTHING,
         "if counter.own or units > 0 then": _NOTHING,
     },
     "ban": {
@@ -91,6 +91,8 @@ EQUIVALENT: Final = {
         "#text > 32 and sub(text, 33) + 0": _IN_REDIS,
         "if checks[i].key == key then": _IN_REDIS,
         "type(problem) == 'table'": _IN_REDIS,
+        "own = count < 0": "a kind has checks",
+        "while at < #ARGV do": _IN_REDIS,
         "if stage == JUDGING then": _IN_REDIS,
         "elseif stage == SETTLING then": _IN_REDIS,
     },
@@ -127,6 +129,17 @@ async def decide_at_the_edges() -> None:
         [forced(Concurrency(1), "b", 1), forced(Concurrency(1), "a", 1)]
     )
     assert (other.level == CUT, decision.level == CUT) == (False, True)
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    two = Concurrency(2)
+    await store.decide([Check(two, "a")])
+    clock.advance(5)
+    await store.decide([Check(two, "a", at_us=7, level=9)])
+    clock.advance(-2)  # the other's word lasts for too long now, and is shortened
+    await store.decide([Check(two, "a")])
+    clock.advance(7.5)  # the own word has not grown by that
+    (decision,) = await store.decide([Check(two, "a")])
+    assert decision.allowed
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     queue = Limit("6/minute burst 5", algorithm="leaking_bucket", free=2)

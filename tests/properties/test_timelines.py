@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ratelimit import Check
+from ratelimit.concurrency import Concurrency
 from ratelimit.stores import MemoryStore
 from ratelimit.stores.redis import RedisStore
 from ratelimit.testing import MakeStore, ManualClock
@@ -39,6 +41,24 @@ async def test_a_store_answers_as_the_model_does(make_store: MakeStore) -> None:
     """All five algorithms: costs, several checks, shadows, force, give-backs, clocks that jump."""
     decided = await decide_timelines(make_store, range(FIRST_SEED, FIRST_SEED + 120), 60)
     assert decided >= 5_000
+
+
+async def test_a_refusal_lengthens_no_word_though_the_clock_went_back(
+    make_store: MakeStore,
+) -> None:
+    """It only shortens those that would hold for more than a lease."""
+    clock, two = ManualClock(), Concurrency(2)
+    store = make_store(clock)
+    await store.decide([Check(two, "a")])
+    clock.advance(5)
+    await store.decide([Check(two, "a", at_us=7, level=9)])  # of another worker
+    clock.advance(-2)
+    (refused,) = await store.decide([Check(two, "a")])
+    assert (refused.allowed, refused.reset_after) == (False, 10)
+    clock.advance(7.5)  # beyond the first's lease
+    (decision,) = await store.decide([Check(two, "a")])
+    assert (decision.allowed, decision.remaining) == (True, 0)
+    await store.aclose()
 
 
 @pytest.mark.slow
