@@ -33,8 +33,9 @@ async def test_of_ten_thousand_connections_nothing_is_left(
     on_excess: OnExcess, store: type[MemoryStore], say: Callable[[str], None]
 ) -> None:
     inner = Listener()
-    # All at once, of which 5 a second pass.
-    own: MessagesOptions = {"messages": "100/second burst 5", "bytes": "1000/second"}
+    # All at once, of which 5 pass, however slowly they come; or all, one after the other.
+    messages = f"{'100/second' if on_excess == 'pause' else '1/hour'} burst 5"
+    own: MessagesOptions = {"messages": messages, "bytes": "1000/second"}
     rule = Rule("chat", "1000000/second", websocket={**own, "on_excess": on_excess})
     limiter = RateLimiter([rule], store=store())
     app = RateLimitMiddleware(inner, limiter)
