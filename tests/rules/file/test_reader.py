@@ -275,7 +275,7 @@ def test_a_list_of_overrides_with_many_mistakes_is_not_read_to_its_end(
         return words.near(word, *arguments)
 
     monkeypatch.setattr(limits, "near", near)
-    lines = "".join(f"u{number} {number}/minut\n" for number in range(10_000))
+    lines = "".join(f"u{number} {number}/minut\n" for number in range(100_000))
     (tmp_path / "list.txt").write_text(lines)
     text = SMALL + "    by: user\n    overrides_file: list.txt\n"
     error = refusal(text, str(tmp_path / "rules.yaml"))
